@@ -1,0 +1,140 @@
+"""From texts and a way to number their pieces to model inputs: cut, ended, padded, masked. [spec 2]"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from pegasusx_ref.errors import InputError
+
+PAD, EOS = 0, 1
+
+
+class BatchEncoding(dict[str, Any]):
+    """Model inputs by name, also as attributes, for ``model(**batch)``.
+
+    Attributes:
+        num_truncated_tokens: how many tokens of each text were cut off to keep to the greatest length.
+    """
+
+    def __init__(self, values: dict[str, Any], num_truncated_tokens: Sequence[int]) -> None:
+        super().__init__(values)
+        self.num_truncated_tokens = list(num_truncated_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: Any) -> Self:
+        """Return itself: the model brings its inputs to its device. Here so that transformers' examples run."""
+        return self
+
+
+def encode_batch(
+    to_ids: Callable[[str], list[int]],
+    text: str | Sequence[str],
+    text_pair: str | Sequence[str] | None,
+    max_length: int | None,
+    truncation: bool | None,
+    padding: bool | str | None,
+    return_tensors: str | None,
+) -> BatchEncoding:
+    """Turn texts, or pairs of texts, into model inputs. [spec 2.2]
+
+    Args:
+        to_ids: numbers the pieces of one text, without an end token.
+        text: a text or several.
+        text_pair: as many texts to put after them, or None.
+        max_length: ids at the most, or None.
+        truncation: False leaves long texts whole.
+        padding: see `PegasusTokenizer.__call__`.
+        return_tensors: "np", "pt" or None.
+
+    Raises:
+        InputError: not texts, no texts, or arguments that do not fit.
+    """
+    texts, pairs = _as_list(text), None if text_pair is None else _as_list(text_pair)
+    if not texts:
+        raise InputError("no texts: pass at least one")
+    if pairs is not None and len(pairs) != len(texts):
+        raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass equally many")
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length={max_length} leaves no room for </s>: it must be at least 1")
+
+    rows, cut = [], []
+    for i, one in enumerate(texts):
+        first, second = to_ids(one), [] if pairs is None else to_ids(pairs[i])
+        kept = (len(first), len(second))
+        if max_length is not None and truncation is not False:
+            kept = longest_first(*kept, room=max_length - 1)
+        rows.append([*first[: kept[0]], *second[: kept[1]], EOS])
+        cut.append(len(first) + len(second) - sum(kept))
+
+    length = _padded_length(rows, max_length, padding, return_tensors)
+    masks = [[1] * len(row) for row in rows]
+    values: dict[str, Any] = {"input_ids": _pad(rows, length, PAD), "attention_mask": _pad(masks, length, 0)}
+    if return_tensors is not None:
+        values = {name: _to_tensor(value, return_tensors) for name, value in values.items()}
+    elif isinstance(text, str):
+        values = {name: value[0] for name, value in values.items()}
+    return BatchEncoding(values, cut)
+
+
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _padded_length(
+    rows: list[list[int]], max_length: int | None, padding: bool | str | None, return_tensors: str | None
+) -> int:
+    """Decide how long rows become by padding; 0 leaves them as they are."""
+    if padding is None:
+        padding = return_tensors is not None
+    if padding == "max_length" and max_length is not None:
+        return max_length
+    if padding in (True, "longest"):
+        return max(len(row) for row in rows)
+    if padding in (False, "do_not_pad"):
+        return 0
+    raise InputError(f"padding={padding!r}: choose True, False, or 'max_length' together with max_length")
+
+
+def _pad(rows: list[list[int]], length: int, value: int) -> list[list[int]]:
+    return [row + [value] * (length - len(row)) for row in rows]
+
+
+def _to_tensor(rows: list[list[int]], kind: str) -> Any:
+    if kind not in ("np", "pt"):
+        raise InputError(f"return_tensors={kind!r} is unknown: choose 'np', or 'pt' where torch is installed")
+    if len({len(row) for row in rows}) > 1:
+        raise InputError("texts of different lengths make no array: pass padding=True")
+    array = np.array(rows, dtype=np.int64)
+    if kind == "np":
+        return array
+    try:
+        import torch
+    except ImportError:
+        raise InputError("return_tensors='pt' takes torch: pip install 'pegasusx-ref[torch]', or pass 'np'") from None
+    return torch.from_numpy(array)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Share room between a pair of texts: the longer one is cut until both are equally long.
+
+    Args:
+        first: tokens of the first text.
+        second: tokens of the second text.
+        room: tokens that fit.
+
+    Returns:
+        Tokens to keep of each.
+
+    Source: HF tokenizers, truncation strategy "longest_first"; of an odd room the longer text gets the odd token.
+    """
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second, room // 2)
+    longer = room - shorter
+    return (longer, shorter) if first > second else (shorter, longer)

@@ -1,0 +1,15 @@
+"""The command line: results on stdout, progress and messages on stderr, exit codes 0, 1 (a check failed) and 2."""
+
+import click
+
+import pegasusx_ref
+from pegasusx_ref.cli.summarize import summarize
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pegasusx_ref.__version__, prog_name="pegasusx-ref")
+def main() -> None:
+    """Run PEGASUS-X as its golden reference: every layer in plain NumPy."""
+
+
+main.add_command(summarize)

@@ -1,0 +1,56 @@
+"""Progress on stderr, read off the trace points: the model itself knows nothing of it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.tracing import listen
+
+
+@contextmanager
+def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, max_length: int) -> Iterator[None]:
+    """Show encoder layers and decoded tokens while the block runs, and one line of figures when it is done.
+
+    Args:
+        shown: False shows nothing at all.
+        name: of the document.
+        num_tokens: source tokens.
+        config: for the number of layers.
+        max_length: target tokens at the most.
+    """
+    if not shown:
+        yield
+        return
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    started, first_token, num_decoded = time.perf_counter(), 0.0, 0
+
+    # On a terminal the bars move and vanish; elsewhere only the line of figures is printed.
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        reading = bars.add_task(f"{name}: reading {num_tokens} tokens, layer", total=config.encoder_layers)
+        writing = bars.add_task(f"{name}: writing, token", total=max_length - 1, visible=False)
+
+        def see(point: str, value: Any) -> Any:
+            nonlocal first_token, num_decoded
+            if point == "lm_head":
+                num_decoded += 1
+                first_token = first_token or time.perf_counter()
+                bars.update(writing, completed=num_decoded, visible=True)
+            else:
+                bars.advance(reading)
+            return value
+
+        with listen(see, "encoder.layers.*.tokens.output", "lm_head"):
+            yield
+    ended = time.perf_counter()
+    rate = f", {(num_decoded - 1) / (ended - first_token):.1f} tokens/s" if num_decoded > 1 else ""
+    console.print(
+        f"{name}: read {num_tokens} tokens, wrote {num_decoded} in {ended - started:.1f} s{rate}",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,195 @@
+"""The decoder: causal self-attention, cross-attention to the encoder's tokens, and its caches. [spec 10]"""
+
+from typing import NamedTuple
+
+from pegasusx_ref.backend import Array, Backend
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.layers import feed_forward, normalize, project_heads, project_out
+from pegasusx_ref.tracing import scope, tap
+from pegasusx_ref.weights import Weights
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one decoder layer, as far as they are computed. [spec 10.1]
+
+    A cache is never written into: decoding a token makes a new one, and the old one stays good for another try.
+    """
+
+    self_k_BHLF: Array
+    self_v_BHLF: Array
+    cross_k_BHTF: Array
+    cross_v_BHTF: Array
+
+
+class DecoderCache(NamedTuple):
+    """The caches of all decoder layers: what `past_key_values` is here. [spec 10.2]"""
+
+    layers: tuple[LayerCache, ...]
+    length: int  # target tokens decoded so far, also where there is no layer to hold them
+
+
+def decoder_self_attention(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    x_BLD: Array,
+    key_mask_BX: Array | None,
+    past: LayerCache | None,
+) -> tuple[Array, Array, Array]:
+    """Let every new target token attend to itself and all target tokens before it. [spec 10.3]
+
+    Args:
+        ops: the backend.
+        weights: of one layer's ``self_attn``.
+        config: for the number of heads.
+        x_BLD: normalized hidden states of the new tokens (B, L, D).
+        key_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        past: the layer's cache, or None at the start.
+
+    Returns:
+        What attention adds to the residual stream (B, L, D), and keys and values of all X tokens (B, H, X, F).
+
+    Source: HF `PegasusXAttention.forward`.
+    """
+    H = config.decoder_attention_heads
+    q_BHLF = project_heads(ops, weights, "q_proj", H, x_BLD)
+    k_BHXF = project_heads(ops, weights, "k_proj", H, x_BLD)
+    v_BHXF = project_heads(ops, weights, "v_proj", H, x_BLD)
+    if past is not None:
+        k_BHXF = ops.concatenate([past.self_k_BHLF, k_BHXF], axis=2)
+        v_BHXF = ops.concatenate([past.self_v_BHLF, v_BHXF], axis=2)
+    context_BHLF = ops.attention(q_BHLF, k_BHXF, v_BHXF, key_mask_BX, causal=True)
+    return project_out(ops, weights, context_BHLF), k_BHXF, v_BHXF
+
+
+def decoder_cross_attention(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    x_BLD: Array,
+    encoded_BTD: Array,
+    key_mask_BT: Array | None,
+    past: LayerCache | None,
+) -> tuple[Array, Array, Array]:
+    """Let every new target token attend to the encoder's tokens; their keys and values are computed once. [spec 10.4]
+
+    The global tokens are not among the keys: what they know has reached the decoder through the tokens.
+
+    Args:
+        ops: the backend.
+        weights: of one layer's ``encoder_attn``.
+        config: for the number of heads.
+        x_BLD: normalized hidden states of the new tokens (B, L, D).
+        encoded_BTD: the encoder's output (B, T, D).
+        key_mask_BT: True where a source token is real (B, T); None means everywhere.
+        past: the layer's cache, or None at the start.
+
+    Returns:
+        What attention adds to the residual stream (B, L, D), and the keys and values (B, H, T, F).
+
+    Source: arXiv 2208.04347 section 3.2; HF `PegasusXAttention.forward`.
+    """
+    H = config.decoder_attention_heads
+    q_BHLF = project_heads(ops, weights, "q_proj", H, x_BLD)
+    if past is None:
+        k_BHTF = project_heads(ops, weights, "k_proj", H, encoded_BTD)
+        v_BHTF = project_heads(ops, weights, "v_proj", H, encoded_BTD)
+    else:
+        k_BHTF, v_BHTF = past.cross_k_BHTF, past.cross_v_BHTF
+    context_BHLF = ops.attention(q_BHLF, k_BHTF, v_BHTF, key_mask_BT)
+    return project_out(ops, weights, context_BHLF), k_BHTF, v_BHTF
+
+
+def decoder_layer(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    x_BLD: Array,
+    target_mask_BX: Array | None,
+    encoded_BTD: Array,
+    source_mask_BT: Array | None,
+    past: LayerCache | None,
+) -> tuple[Array, LayerCache]:
+    """Run one decoder layer: self-attention, cross-attention, feed-forward, each after its LayerNorm. [spec 10.5]
+
+    Args:
+        ops: the backend.
+        weights: of this layer.
+        config: the model's configuration.
+        x_BLD: hidden states of the new target tokens (B, L, D).
+        target_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        encoded_BTD: the encoder's output (B, T, D).
+        source_mask_BT: True where a source token is real (B, T); None means everywhere.
+        past: the layer's cache, or None at the start.
+
+    Returns:
+        The hidden states after the layer (B, L, D) and the cache that includes the new tokens.
+
+    Source: HF `PegasusXDecoderLayer.forward`.
+    """
+    x_BLD = tap("input", x_BLD)
+
+    normed_BLD = tap("self_attn_layer_norm", normalize(ops, weights, "self_attn_layer_norm", config, x_BLD))
+    with scope("self_attn"):
+        update_BLD, self_k_BHXF, self_v_BHXF = decoder_self_attention(
+            ops, weights.at("self_attn"), config, normed_BLD, target_mask_BX, past
+        )
+    x_BLD = tap("self_attn_residual", ops.add(x_BLD, update_BLD))
+
+    normed_BLD = tap("encoder_attn_layer_norm", normalize(ops, weights, "encoder_attn_layer_norm", config, x_BLD))
+    with scope("encoder_attn"):
+        update_BLD, cross_k_BHTF, cross_v_BHTF = decoder_cross_attention(
+            ops, weights.at("encoder_attn"), config, normed_BLD, encoded_BTD, source_mask_BT, past
+        )
+    x_BLD = tap("encoder_attn_residual", ops.add(x_BLD, update_BLD))
+
+    x_BLD = feed_forward(ops, weights, config, x_BLD)
+    return x_BLD, LayerCache(self_k_BHXF, self_v_BHXF, cross_k_BHTF, cross_v_BHTF)
+
+
+def decoder(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    embeds_BLD: Array,
+    target_mask_BX: Array | None,
+    encoded_BTD: Array,
+    source_mask_BT: Array | None,
+    past: DecoderCache | None,
+) -> tuple[Array, DecoderCache]:
+    """Run the whole decoder over the new target tokens: positions, all layers, the last LayerNorm. [spec 10.6]
+
+    Args:
+        ops: the backend.
+        weights: of the decoder.
+        config: the model's configuration.
+        embeds_BLD: scaled embeddings of the new target tokens without positions (B, L, D).
+        target_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        encoded_BTD: the encoder's output (B, T, D).
+        source_mask_BT: True where a source token is real (B, T); None means everywhere.
+        past: the cache of the target tokens before these, or None at the start.
+
+    Returns:
+        Hidden states for the head (B, L, D) and the cache that includes the new tokens.
+
+    Source: HF `PegasusXDecoder.forward`.
+    """
+    start = 0 if past is None else past.length
+    with scope("decoder"):
+        x_BLD = tap("embeddings", ops.add_positions(embeds_BLD, start))
+        caches = []
+        for i in range(config.decoder_layers):
+            with scope(f"layers.{i}"):
+                x_BLD, cache = decoder_layer(
+                    ops,
+                    weights.at(f"layers.{i}"),
+                    config,
+                    x_BLD,
+                    target_mask_BX,
+                    encoded_BTD,
+                    source_mask_BT,
+                    None if past is None else past.layers[i],
+                )
+            caches.append(cache)
+        hidden_BLD = tap("layer_norm", normalize(ops, weights, "layer_norm", config, x_BLD))
+        return hidden_BLD, DecoderCache(tuple(caches), start + embeds_BLD.shape[1])

@@ -1,0 +1,173 @@
+"""Encoder and decoder in one model, without a head: arguments checked, arrays taken to the device and back."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pegasusx_ref import inputs
+from pegasusx_ref.backend import Array
+from pegasusx_ref.decoder import DecoderCache, decoder
+from pegasusx_ref.encoder import encoder
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.layers import embed
+from pegasusx_ref.outputs import EncoderOutput, Recorded, patterns
+from pegasusx_ref.pretrained import Pretrained
+from pegasusx_ref.tracing import record, scope
+
+
+class Source(NamedTuple):
+    """The encoder's result on the device."""
+
+    tokens_BTD: Array
+    globals_BGD: Array | None  # None where the caller brought encoder outputs along
+    mask_BT: Array | None
+
+
+class EncoderDecoder(Pretrained):
+    """What both public models have in common."""
+
+    def encode(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        inputs_embeds: Any = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Run the encoder alone, for `encoder_outputs=` of later calls.
+
+        Args:
+            input_ids: token ids (B, T), an array or lists.
+            attention_mask: 1 for a token, 0 for padding (B, T); all tokens where None.
+            inputs_embeds: scaled token embeddings without positions (B, T, D), instead of input_ids.
+            output_hidden_states: give the input of every layer too.
+            output_attentions: give the attention probabilities too.
+
+        Raises:
+            InputError: ids, mask or embeddings that the model cannot take.
+        """
+        with record(*patterns(output_hidden_states, output_attentions)) as trace:
+            source = self._encode(input_ids, attention_mask, inputs_embeds)
+        return self._encoder_output(source, trace, output_hidden_states, output_attentions)
+
+    def _encode(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any) -> Source:
+        embeds_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
+        mask_BT = self._mask("attention_mask", attention_mask, embeds_BTD.shape[:2])
+        tokens_BTD, globals_BGD = encoder(self.ops, self.weights.at("encoder"), self.config, embeds_BTD, mask_BT)
+        return Source(tokens_BTD, globals_BGD, mask_BT)
+
+    def _source(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, encoder_outputs: Any) -> Source:
+        inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
+        if encoder_outputs is None:
+            return self._encode(input_ids, attention_mask, inputs_embeds)
+        is_sequence = isinstance(encoder_outputs, tuple | list)
+        last = encoder_outputs[0] if is_sequence else getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+        host_BTD = inputs.hidden_states("encoder_outputs", last, self.config.d_model)
+        if attention_mask is None:
+            attention_mask = getattr(encoder_outputs, "attention_mask", None)
+        mask_BT = self._mask("attention_mask", attention_mask, host_BTD.shape[:2])
+        return Source(self.ops.asarray(host_BTD), None, mask_BT)
+
+    def _decode(
+        self, source: Source, embeds_BLD: Array, attention_mask: Any, past: DecoderCache | None
+    ) -> tuple[Array, DecoderCache]:
+        B, L, _ = embeds_BLD.shape
+        inputs.same_batch(encoder=source.tokens_BTD.shape[0], decoder=B)
+        past_length = 0 if past is None else self._past_length(past, source)
+        mask_BX = self._mask("decoder_attention_mask", attention_mask, (B, past_length + L))
+        weights = self.weights.at("decoder")
+        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, source.tokens_BTD, source.mask_BT, past)
+
+    def _past_length(self, past: DecoderCache, source: Source) -> int:
+        if not isinstance(past, DecoderCache):
+            raise InputError(
+                f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
+            )
+        cached = {layer.cross_k_BHTF.shape[::2] for layer in past.layers}
+        B, T, _ = source.tokens_BTD.shape
+        if len(past.layers) != self.config.decoder_layers or cached - {(B, T)}:
+            raise InputError(
+                f"past_key_values holds {len(past.layers)} layers over sources of (batch, tokens) {sorted(cached)}: "
+                f"this call has {self.config.decoder_layers} layers and {(B, T)}; it belongs to another source"
+            )
+        return past.length
+
+    def _embed(self, side: str, **given: Any) -> Array:
+        """Embed ids, or check embeddings: `given` holds the arguments for both, ids first."""
+        inputs.exactly_one(**given)
+        (ids_name, ids), (embeds_name, embeds) = given.items()
+        if ids is None:
+            return self.ops.asarray(inputs.hidden_states(embeds_name, embeds, self.config.d_model))
+        ids_BT = self.ops.asarray(inputs.token_ids(ids_name, ids, self.config.vocab_size))
+        with scope(side):
+            return embed(self.ops, self.weights.at(side), self.config, ids_BT)
+
+    def _mask(self, name: str, values: Any, shape: tuple[int, int]) -> Array | None:
+        mask_BX = inputs.mask(name, values, shape)
+        return None if mask_BX is None else self.ops.asarray(mask_BX)
+
+    def _encoder_output(
+        self, source: Source, trace: Mapping[str, Any], hidden_states: bool, attentions: bool
+    ) -> EncoderOutput:
+        recorded = Recorded(self.ops, trace)
+        to_numpy, layers = self.ops.to_numpy, self.config.encoder_layers
+        output = EncoderOutput(
+            last_hidden_state=to_numpy(source.tokens_BTD),
+            attention_mask=None if source.mask_BT is None else to_numpy(source.mask_BT),
+        )
+        if source.globals_BGD is None:
+            return output
+        output.global_hidden_state = to_numpy(source.globals_BGD)
+        if hidden_states:
+            tokens = recorded.layers("encoder.layers.{}.tokens.input", layers)
+            globals_ = recorded.layers("encoder.layers.{}.globals.input", layers)
+            output.hidden_states = (*tokens, output.last_hidden_state)
+            output.global_hidden_states = (*globals_, output.global_hidden_state)
+        if attentions:
+            output.attentions = recorded.encoder_attentions(layers)
+        return output
+
+    def _forward(
+        self,
+        *,
+        input_ids: Any,
+        attention_mask: Any,
+        decoder_input_ids: Any,
+        decoder_attention_mask: Any,
+        inputs_embeds: Any,
+        decoder_inputs_embeds: Any,
+        encoder_outputs: Any,
+        past_key_values: DecoderCache | None,
+        use_cache: bool | None,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> tuple[Array, dict[str, Any]]:
+        """Run encoder and decoder.
+
+        Returns:
+            The decoder's last hidden state (B, L, D) on the device, and the output fields that both models share.
+        """
+        # The target first: an error in it should not cost an encoder run.
+        embeds_BLD = self._embed(
+            "decoder", decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds
+        )
+        with record(*patterns(output_hidden_states, output_attentions)) as trace:
+            source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
+            hidden_BLD, cache = self._decode(source, embeds_BLD, decoder_attention_mask, past_key_values)
+
+        encoded = self._encoder_output(source, trace, output_hidden_states, output_attentions)
+        recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
+        output: dict[str, Any] = {
+            "encoder_last_hidden_state": encoded.last_hidden_state,
+            "encoder_hidden_states": encoded.hidden_states,
+            "encoder_attentions": encoded.attentions,
+        }
+        if self.config.use_cache if use_cache is None else use_cache:
+            output["past_key_values"] = cache
+        if output_hidden_states:
+            states = recorded.layers("decoder.layers.{}.input", layers)
+            output["decoder_hidden_states"] = (*states, self.ops.to_numpy(hidden_BLD))
+        if output_attentions:
+            output["decoder_attentions"] = tuple(recorded.layers("decoder.layers.{}.self_attn.probs", layers))
+            output["cross_attentions"] = tuple(recorded.layers("decoder.layers.{}.encoder_attn.probs", layers))
+        return hidden_BLD, output

@@ -1,0 +1,110 @@
+"""The defaults of `generate`: generation_config.json, then config.json. [spec 12]"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.files import read_json
+
+DEFAULT_NEW_TOKENS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How to decode, under the names of transformers' generation_config.json. [spec 12.1]
+
+    Attributes:
+        max_length: tokens at the most, the start token counted in; None leaves it to max_new_tokens.
+        min_length: tokens at the least, the start token counted in.
+        max_new_tokens: tokens at the most, the start token not counted; goes before max_length.
+        min_new_tokens: tokens at the least, the start token not counted.
+        num_beams: beams; this version decodes greedily, with 1.
+        decoder_start_token_id: what decoding starts from.
+        eos_token_id: the id, or the ids, that end a text.
+        pad_token_id: fills up the rows that end before others.
+        forced_eos_token_id: comes last in a text that reaches max_length without an end.
+        extra: keys of the file that have no field here, written back as they are.
+    """
+
+    max_length: int | None = None
+    min_length: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    num_beams: int | None = None
+    decoder_start_token_id: int = 0
+    eos_token_id: int | list[int] = 1
+    pad_token_id: int = 0
+    forced_eos_token_id: int | list[int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_model_config(cls, config: PegasusXConfig) -> Self:
+        """Take what config.json says of generation, which older checkpoints hold there."""
+        return cls._read(config.to_dict(), keep_extra=False)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, config: PegasusXConfig) -> Self:
+        """Read generation_config.json, or config.json where there is none.
+
+        Raises:
+            CheckpointError: the file is not JSON.
+        """
+        path = folder / "generation_config.json"
+        return cls._read(read_json(path), keep_extra=True) if path.exists() else cls.from_model_config(config)
+
+    @classmethod
+    def _read(cls, values: dict[str, Any], keep_extra: bool) -> Self:
+        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        extra = {name: value for name, value in values.items() if name not in known} if keep_extra else {}
+        return cls(**{name: values[name] for name in known if values.get(name) is not None}, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the entries of a generation_config.json that transformers reads."""
+        values = dataclasses.asdict(self)
+        extra: dict[str, Any] = values.pop("extra")
+        return extra | {name: value for name, value in values.items() if value is not None}
+
+    def updated(self, **changes: Any) -> Self:
+        """Copy with the changes that are not None."""
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def lengths(self) -> tuple[int, int]:
+        """Resolve the four length limits.
+
+        Returns:
+            The least and the greatest number of tokens, the start token counted in.
+
+        Raises:
+            InputError: a limit is not a whole number in range.
+        """
+        for name, least in (("max_length", 2), ("min_length", 0), ("max_new_tokens", 1), ("min_new_tokens", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+        shortest = max(self.min_length or 0, 1 + self.min_new_tokens if self.min_new_tokens else 0)
+        if self.max_new_tokens is not None:
+            longest = 1 + self.max_new_tokens
+        else:
+            longest = self.max_length or 1 + DEFAULT_NEW_TOKENS
+        if shortest > longest:
+            raise InputError(f"at least {shortest} tokens are asked for, but at most {longest}: lower the minimum")
+        return shortest, longest
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The ids that end a text, as a list even where there is one."""
+        return _as_list(self.eos_token_id)
+
+    @property
+    def forced_eos_token_ids(self) -> list[int]:
+        """The ids that end a text of the greatest length, as a list even where there is one or none."""
+        return _as_list(self.forced_eos_token_id)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]

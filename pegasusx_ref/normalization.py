@@ -1,0 +1,24 @@
+"""Layer normalization. [spec 4]"""
+
+import numpy as np
+
+
+def layer_norm(x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> np.ndarray:
+    """Normalize every token to mean 0 and variance 1 over its features, then scale and shift. [spec 4.1]
+
+    The variance is the biased one (divided by D), taken from the centred values, and eps stands inside the root.
+
+    Args:
+        x_BTD: hidden states (B, T, D).
+        weight_D: scale a feature (D,).
+        bias_D: shift a feature (D,).
+        eps: added to the variance; 1e-5 in HF, 1e-12 in the paper's Flax code.
+
+    Returns:
+        Normalized hidden states (B, T, D).
+
+    Source: arXiv 1607.06450; HF `nn.LayerNorm`.
+    """
+    centered_BTD = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
+    variance_BT1 = (centered_BTD**2).mean(axis=-1, keepdims=True)
+    return centered_BTD / np.sqrt(variance_BT1 + eps) * weight_D + bias_D

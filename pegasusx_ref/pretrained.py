@@ -1,0 +1,156 @@
+"""Making models from folders or random numbers, and writing them back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from pegasusx_ref.backend import Backend, get_backend
+from pegasusx_ref.checkpoint import PREFIX, read_weights, write_weights
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.errors import BackendError
+from pegasusx_ref.files import write_json
+from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.weights import Weights, parameter_shapes, random_weights, tie_embeddings
+
+
+class Pretrained:
+    """A configuration, a backend, and the weights on it.
+
+    Args:
+        config: the model's configuration.
+        tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype.
+        ops: the backend; it keeps the weights in its compute dtype.
+        generation_config: defaults of `generate`; those of the configuration where None.
+    """
+
+    has_head: ClassVar[bool]
+
+    def __init__(
+        self,
+        config: PegasusXConfig,
+        tensors: Mapping[str, np.ndarray],
+        ops: Backend,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        self.generation_config = generation_config or GenerationConfig.from_model_config(config)
+        self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
+        self.weights = Weights(tie_embeddings(self._tensors))
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return self.ops.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return self.ops.device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backend: str = "numpy",
+        device: str | int | None = None,
+        dtype: Any = None,
+        *,
+        torch_dtype: Any = None,
+        device_map: str | None = None,
+    ) -> Self:
+        """Load a model folder as transformers writes it.
+
+        Args:
+            folder: holds config.json, the weights, and generation_config.json if any.
+            backend: one of `available_backends()`.
+            device: "cpu", "cuda:0", or 0 for "cuda:0"; None is the backend's first.
+            dtype: "float32" where None; "auto" is the checkpoint's own; NumPy's and torch's dtypes serve too.
+            torch_dtype: the older spelling of `dtype`.
+            device_map: the documentation's spelling of `device`, "auto" in particular.
+
+        Raises:
+            CheckpointError: the folder or a file in it is missing, corrupt or of another model.
+            ConfigError: config.json describes no PEGASUS-X model.
+            BackendError: the backend, the device or the dtype is not to be had.
+        """
+        folder = Path(folder)
+        config = PegasusXConfig.from_pretrained(folder)
+        dtype = dtype if dtype is not None else torch_dtype
+        ops = _backend(backend, device if device is not None else device_map, dtype, config)
+        tensors, config = read_weights(folder, config, cls.has_head)
+        return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
+
+    @classmethod
+    def from_random(
+        cls,
+        config: PegasusXConfig,
+        seed: int = 0,
+        backend: str = "numpy",
+        device: str | int | None = None,
+        dtype: Any = None,
+    ) -> Self:
+        """Make a model with random weights, the same for a seed on every backend and in every dtype.
+
+        Args:
+            config: the model's configuration.
+            seed: 0 or more.
+            backend: one of `available_backends()`.
+            device: see `from_pretrained`.
+            dtype: see `from_pretrained`.
+
+        Raises:
+            BackendError: the backend, the device or the dtype is not to be had.
+        """
+        ops = _backend(backend, device, dtype, config)
+        shapes = parameter_shapes(config, cls.has_head)
+        return cls(config, {name: t for name, t in random_weights(config, seed).items() if name in shapes}, ops)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.
+
+        Args:
+            folder: made where there is none; it may be the one that the model came from.
+        """
+        folder = Path(folder)
+        extra = self.config.extra | {"architectures": [type(self).__name__]}
+        write_weights(folder, self.state_dict(), PREFIX if self.has_head else "")
+        self.config.replace(dtype=self.dtype, extra=extra).save_pretrained(folder)
+        if self.has_head:
+            write_json(folder / "generation_config.json", self.generation_config.to_dict())
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Give all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies."""
+        return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
+
+    def num_parameters(self) -> int:
+        """Count the weights, tied ones once."""
+        return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
+
+
+def _backend(name: str, device: str | int | None, dtype: Any, config: PegasusXConfig) -> Backend:
+    return get_backend(name, device=device, dtype=dtype_name(dtype, config.dtype))
+
+
+def dtype_name(dtype: Any, stored: str | None) -> str:
+    """Spell a dtype as backends do.
+
+    Args:
+        dtype: None, "auto", a name, a NumPy dtype or scalar type, or a torch dtype.
+        stored: the checkpoint's own dtype, which "auto" means.
+
+    Raises:
+        BackendError: it is none of these.
+    """
+    if dtype is None:
+        return "float32"
+    if isinstance(dtype, str):
+        return (stored or "float32") if dtype == "auto" else dtype
+    if str(dtype).startswith("torch."):
+        return str(dtype).removeprefix("torch.")
+    try:
+        return str(np.dtype(dtype).name)
+    except TypeError:
+        raise BackendError(f"dtype {dtype!r} is none: pass a name such as 'float32'") from None

@@ -1,0 +1,60 @@
+"""Reading a safetensors file without copying it, bfloat16 included."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pegasusx_ref.errors import CheckpointError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Map a safetensors file into memory.
+
+    The safetensors library checks the file (header, offsets, length); the tensors are then views of a memory map, so
+    that reading costs nothing until a tensor is used, and nothing is held twice. (The library's own NumPy reader copies
+    every tensor and has no bfloat16.)
+
+    Args:
+        path: the file.
+
+    Returns:
+        Read-only float64, float32, float16 and bfloat16 arrays by name.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or corrupt, or a tensor is of another dtype.
+
+    Source: https://huggingface.co/docs/safetensors, "Format".
+    """
+    try:
+        with safe_open(path, framework="np"):
+            pass
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_size))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
+
+    buffer = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}: expected one of {', '.join(DTYPES)}"
+            )
+        start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
+        # A plain ndarray over the map: np.memmap would pass its subclass on to every result.
+        raw = np.asarray(buffer[start:stop])
+        tensors[name] = raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
