@@ -6,11 +6,13 @@ from pegasusx_ref.errors import BackendError, CheckpointError, ConfigError, Inpu
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
 from pegasusx_ref.tokenizer import PegasusTokenizer
+from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.tracing import listen, record
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TRACE_POINTS",
     "BackendError",
     "CheckpointError",
     "ConfigError",

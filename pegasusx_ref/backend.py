@@ -18,8 +18,8 @@ class Backend(Protocol):
     """What the model needs of an array library: each operation means what the golden function of its name says.
 
     Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
-    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `+`, indexing, `reshape`, `swapaxes`.
-    A backend is constructed with keywords `device` and `dtype` and declares both as class attributes.  [spec 15.1]
+    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `reshape`, `swapaxes`. A backend is
+    constructed with the keywords `device` and `dtype`, and its class declares the `dtypes` to choose from. [spec 15.1]
     """
 
     name: str
@@ -81,13 +81,17 @@ class NumpyBackend:
         """Return the array itself."""
         return array
 
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Add an update to the residual stream."""
+        total: np.ndarray = x + y
+        return total
+
     concatenate = staticmethod(np.concatenate)
     embed_tokens = staticmethod(embedding.embed_tokens)
     add_positions = staticmethod(embedding.add_positions)
     layer_norm = staticmethod(normalization.layer_norm)
     linear = staticmethod(feed_forward.linear)
     activation = staticmethod(feed_forward.activation)
-    add = staticmethod(np.add)
     attention = staticmethod(attention.attention)
     global_local_attention = staticmethod(global_local.global_local_attention)
     log_softmax = staticmethod(head.log_softmax)

@@ -125,12 +125,12 @@ def global_local_attention(
     """Compute both halves of the encoder's attention, the one operation that backends replace. [spec 7.4]
 
     Args:
-        q_BHTF: queries of the tokens (B, H, T, F); k_BHTF, v_BHTF: their keys and values.
-        k_BHTF: see `q_BHTF`.
-        v_BHTF: see `q_BHTF`.
+        q_BHTF: queries of the tokens (B, H, T, F).
+        k_BHTF: keys of the tokens (B, H, T, F).
+        v_BHTF: values of the tokens (B, H, T, F).
         global_q_BHGF: queries of the global tokens (B, H, G, F).
-        global_k_BHGF: keys of the global tokens.
-        global_v_BHGF: values of the global tokens.
+        global_k_BHGF: keys of the global tokens (B, H, G, F).
+        global_v_BHGF: values of the global tokens (B, H, G, F).
         key_mask_BT: True where a token is real (B, T); None means everywhere.
         slices: the blocks, from `block_slices`.
 

@@ -83,7 +83,7 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     x_BTD = _array(name, values)
     if x_BTD.ndim != 3 or x_BTD.shape[2] != width or not x_BTD.size:
         raise InputError(f"{name} has shape {x_BTD.shape}: expected (batch, tokens, d_model={width}), none of them 0")
-    if x_BTD.dtype.kind not in "fVb":  # V: bfloat16 of ml_dtypes
+    if x_BTD.dtype.kind != "f" and x_BTD.dtype.name != "bfloat16":
         raise InputError(f"{name} has dtype {x_BTD.dtype}: expected floating-point numbers")
     return x_BTD
 

@@ -170,7 +170,7 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             min_length: tokens at the least, the start token counted in.
             max_new_tokens: tokens at the most, the start token not counted; goes before max_length; 20 where neither
                 is set.
-            min_new_tokens: tokens at the least, the start token not counted.
+            min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
             num_beams: 1. A checkpoint that asks for more by itself is decoded greedily, with a warning.
             do_sample: False: this version does not sample.
             cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.

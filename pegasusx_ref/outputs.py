@@ -74,7 +74,7 @@ class Seq2SeqModelOutput(ModelOutput):
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Seq2SeqLMOutput(ModelOutput):
     """What `PegasusXForConditionalGeneration` returns: `Seq2SeqModelOutput` with logits instead of hidden states.
 
@@ -84,7 +84,7 @@ class Seq2SeqLMOutput(ModelOutput):
     """
 
     loss: float | None = None
-    logits: np.ndarray | None = None
+    logits: np.ndarray
     past_key_values: DecoderCache | None = None
     decoder_hidden_states: Arrays | None = None
     decoder_attentions: Arrays | None = None

@@ -78,7 +78,8 @@ def wanted(name: str) -> bool:
 def listen(callback: Callable[[str, Any], Any], *patterns: str) -> Iterator[None]:
     """Call `callback(name, value)` at every matching tap inside the block. [spec 16.4]
 
-    Listeners nest: the outermost sees a value first, an inner one sees what the outer ones made of it.
+    Listeners nest: the outermost sees a value first, an inner one sees what the outer ones made of it. They belong to
+    the current context: a thread that is started inside the block sees none unless it runs in a copy of that context.
 
     Args:
         callback: gets the full name and the tensor; what it returns takes the tensor's place.

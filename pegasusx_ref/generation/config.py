@@ -20,7 +20,7 @@ class GenerationConfig:
         max_length: tokens at the most, the start token counted in; None leaves it to max_new_tokens.
         min_length: tokens at the least, the start token counted in.
         max_new_tokens: tokens at the most, the start token not counted; goes before max_length.
-        min_new_tokens: tokens at the least, the start token not counted.
+        min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
         num_beams: beams; this version decodes greedily, with 1.
         decoder_start_token_id: what decoding starts from.
         eos_token_id: the id, or the ids, that end a text.
@@ -84,7 +84,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
-        shortest = max(self.min_length or 0, 1 + self.min_new_tokens if self.min_new_tokens else 0)
+        shortest = self.min_length or 0 if self.min_new_tokens is None else 1 + self.min_new_tokens
         if self.max_new_tokens is not None:
             longest = 1 + self.max_new_tokens
         else:

@@ -52,8 +52,8 @@ def read_weights(folder: Path, config: PegasusXConfig, head: bool) -> tuple[dict
 
 
 def _weight_files(folder: Path) -> list[tuple[Path, Callable[[Path], dict[str, np.ndarray]]]]:
-    from pegasusx_ref.pickle_file import read_pickle
-    from pegasusx_ref.safetensors_file import read_safetensors
+    from pegasusx_ref.checkpoint.pickle_file import read_pickle
+    from pegasusx_ref.checkpoint.safetensors_file import read_safetensors
 
     for file_name, read in ((SAFETENSORS, read_safetensors), (PICKLE, read_pickle)):
         if (folder / file_name).exists():

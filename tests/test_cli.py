@@ -1,0 +1,368 @@
+"""`pegasusx-ref summarize`: summaries on stdout, everything else on stderr, exit codes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pegasusx_ref
+from pegasusx_ref import PegasusTokenizer, PegasusXConfig, PegasusXForConditionalGeneration
+from pegasusx_ref.cli import main
+
+NEW_TOKENS = 8
+LIMIT = ("--max-new-tokens", str(NEW_TOKENS))
+FIGURES = re.compile(r"read (\d+) tokens, wrote (\d+) in \d+\.\d s(, \d+\.\d tokens/s)?$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTokenizer) -> Path:
+    """A checkpoint whose random weights say something else about every document."""
+    folder = tmp_path_factory.mktemp("wordy")
+    config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size, init_std=0.5)
+    PegasusXForConditionalGeneration.from_random(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(prose: str) -> list[str]:
+    return [prose[:800], prose[2000:2600], prose[9000:9300]]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list[Path]:
+    paths = [tmp_path_factory.mktemp("documents") / f"document {i}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def summaries(folder: Path, texts: list[str]) -> list[str]:
+    """What the interface for programs says."""
+    model = PegasusXForConditionalGeneration.from_pretrained(folder)
+    tokenizer = PegasusTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        batch = tokenizer(text, max_length=model.config.max_position_embeddings, return_tensors="np")
+        ids = model.generate(**batch, max_new_tokens=NEW_TOKENS)
+        found.append(" ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split()))
+    assert all(found)
+    assert len(set(found)) == len(found)
+    return found
+
+
+def run(*arguments: object, stdin: bytes | str | None = None) -> Result:
+    result = CliRunner().invoke(main, ["summarize", *map(str, arguments)], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refusal(*arguments: object, stdin: bytes | str | None = None) -> str:
+    """The one line that says what is wrong."""
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert "Traceback" not in line
+    return line.removeprefix("Error: ")
+
+
+# --- summaries -------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_gives_one_line_equal_to_the_api(folder: Path, files: list[Path], summaries: list[str]) -> None:
+    result = run(files[0], "--model", folder, *LIMIT)
+    assert result.exit_code == 0
+    assert result.stdout == summaries[0] + "\n"
+
+
+def test_several_files_give_a_line_each_in_their_order(folder: Path, files: list[Path], summaries: list[str]) -> None:
+    result = run(files[2], files[0], files[1], "--model", folder, *LIMIT)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [summaries[2], summaries[0], summaries[1]]
+
+
+def test_standard_input_is_read_without_a_file_and_for_a_dash(
+    folder: Path, files: list[Path], texts: list[str], summaries: list[str]
+) -> None:
+    for arguments in ((), ("-",)):
+        result = run(*arguments, "--model", folder, *LIMIT, stdin=texts[1])
+        assert result.stdout == summaries[1] + "\n"
+        assert len(FIGURES.findall(result.stderr)) == 1
+    result = run(files[0], "-", "--model", folder, *LIMIT, stdin=texts[1].encode())
+    assert result.stdout.splitlines() == summaries[:2]
+
+
+def test_a_byte_order_mark_is_no_text(folder: Path, files: list[Path], tmp_path: Path, summaries: list[str]) -> None:
+    marked = tmp_path / "marked.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + files[0].read_bytes())
+    result = run(marked, files[0], "--model", folder, *LIMIT)
+    assert result.stdout.splitlines() == [summaries[0]] * 2
+    first, second = re.findall(r"read (\d+) tokens", result.stderr)
+    assert first == second
+
+
+def test_float64_is_computed_in_float64(
+    folder: Path, files: list[Path], summaries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    generate = PegasusXForConditionalGeneration.generate
+
+    def spy(model: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(model.dtype)
+        return generate(model, *arguments, **options)
+
+    monkeypatch.setattr(PegasusXForConditionalGeneration, "generate", spy)
+    result = run(files[0], "--model", folder, "--dtype", "float64", *LIMIT)
+    assert result.stdout == summaries[0] + "\n"
+    assert run(files[0], "--model", folder, "--backend", "numpy", "--device", "cpu", *LIMIT).exit_code == 0
+    assert seen == ["float64", "float32"]
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3, 12])
+def test_max_new_tokens_bounds_the_summary(folder: Path, files: list[Path], new_tokens: int) -> None:
+    result = run(files[1], "--model", folder, "--max-new-tokens", new_tokens, "--min-length", new_tokens + 1)
+    found = FIGURES.search(result.stderr)
+    assert found is not None
+    assert int(found[2]) == new_tokens
+
+
+def test_min_length_keeps_a_summary_from_ending(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    model, tokenizer = (
+        PegasusXForConditionalGeneration.from_pretrained(folder),
+        PegasusTokenizer.from_pretrained(folder),
+    )
+    ids = model.generate(**tokenizer(texts[1], return_tensors="np"), max_new_tokens=NEW_TOKENS)
+    shutil.copytree(folder, tmp_path / "model")
+    defaults = {"max_length": 15, "eos_token_id": int(ids[0, 3])}  # what comes third now ends the text
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
+    ends = list(ids[0]).index(ids[0, 3])
+    short = run("--model", tmp_path / "model", stdin=texts[1])
+    long = run("--model", tmp_path / "model", "--min-length", "9", stdin=texts[1])
+    written = [int(re.findall(r"wrote (\d+)", result.stderr)[0]) for result in (short, long)]
+    assert written[0] == ends < 8 <= written[1]
+
+
+def test_defaults_come_from_the_checkpoints_generation_config(
+    folder: Path, texts: list[str], tmp_path: Path, summaries: list[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    defaults = {"max_length": NEW_TOKENS + 1, "num_beams": 8, "forced_eos_token_id": 1}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
+    result = run("--model", tmp_path / "model", "--no-progress", stdin=texts[0])
+    assert result.stdout == summaries[0] + "\n"
+    assert "8 beams" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+# --- stderr ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_every_document_stand_on_stderr(
+    folder: Path, files: list[Path], texts: list[str], tokenizer: PegasusTokenizer
+) -> None:
+    result = run(files[0], files[2], "--model", folder, *LIMIT)
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 2
+    for line, path, text in zip(lines, (files[0], files[2]), (texts[0], texts[2]), strict=True):
+        assert line.startswith(f"{path}: read ")
+        found = FIGURES.search(line)
+        assert found is not None
+        assert int(found[1]) == len(tokenizer.encode(text))
+        assert 1 <= int(found[2]) <= NEW_TOKENS
+
+
+def test_progress_is_one_line_a_document_where_there_is_no_terminal(folder: Path, files: list[Path]) -> None:
+    result = run(files[0], files[2], "--model", folder, *LIMIT)
+    assert len(result.stderr.splitlines()) == 2  # and no empty ones
+    assert "\x1b" not in result.stderr
+
+
+def test_no_progress_is_silent(folder: Path, files: list[Path], summaries: list[str]) -> None:
+    result = run(*files, "--model", folder, *LIMIT, "--no-progress")
+    assert result.stdout.splitlines() == summaries
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("progress", ["--progress", "--no-progress"])
+def test_long_document_is_cut_with_a_warning_that_counts(
+    folder: Path, prose: str, tmp_path: Path, tokenizer: PegasusTokenizer, progress: str
+) -> None:
+    text = prose[20000:23000]
+    limit = 512
+    ids = tokenizer.encode(text)
+    assert len(ids) > limit + 100
+    path = tmp_path / "long.txt"
+    path.write_text(text, encoding="utf-8")
+    result = run(path, "--model", folder, *LIMIT, progress)
+    assert result.exit_code == 0
+    warning = result.stderr.splitlines()[0]
+    assert warning == (
+        f"Warning: {path} is longer than the model's 512 tokens: the last {len(ids) - limit} were dropped"
+    )
+    model = PegasusXForConditionalGeneration.from_pretrained(folder)
+    expected = model.generate([[*ids[: limit - 1], 1]], max_new_tokens=NEW_TOKENS)
+    summary = " ".join(tokenizer.decode(expected[0], skip_special_tokens=True).split())
+    assert result.stdout == summary + "\n"
+    if progress == "--progress":
+        assert f"{path}: read 512 tokens" in result.stderr
+    else:
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_document_of_just_the_limit_is_whole(
+    folder: Path, prose: str, tmp_path: Path, tokenizer: PegasusTokenizer
+) -> None:
+    ids = tokenizer.encode(prose[20000:23000], max_length=512)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert len(tokenizer.encode(text)) == 512
+    result = run("--model", folder, *LIMIT, "--no-progress", stdin=text)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\t\n", b"\xef\xbb\xbf"])
+def test_empty_input_is_refused(folder: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_bytes(content)
+    assert refusal(path, "--model", folder) == f"{path}: empty, there is nothing to summarize"
+    assert refusal("--model", folder, stdin=content) == "standard input: empty, there is nothing to summarize"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not a UTF-8 text (byte 0 is 0x89)"),
+        ("Grüße".encode("latin-1"), "not a UTF-8 text (byte 2 is 0xfc)"),
+        ("text in UTF-16".encode("utf-16-le"), "a binary file, not a text (it holds a zero byte)"),
+        (b"%PDF\0\1\2", "a binary file, not a text (it holds a zero byte)"),
+    ],
+    ids=["png", "latin-1", "utf-16", "zero byte"],
+)
+def test_binary_file_is_refused(folder: Path, tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "binary"
+    path.write_bytes(content)
+    assert refusal(path, "--model", folder) == f"{path}: {reason}"
+    assert refusal("-", "--model", folder, stdin=content) == f"standard input: {reason}"
+
+
+def test_missing_file_is_refused_before_anything_is_summarized(folder: Path, files: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    assert refusal(files[0], missing, "--model", folder) == f"{missing}: No such file or directory"
+    assert refusal(tmp_path, "--model", folder) == f"{tmp_path}: Is a directory"
+
+
+def test_missing_model_folder_is_refused(files: list[Path], tmp_path: Path) -> None:
+    line = refusal(files[0], "--model", tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in line
+    assert "does not exist" in line
+    assert str(tmp_path / "config.json") in refusal(files[0], "--model", tmp_path)
+
+
+def test_damaged_model_is_refused(folder: Path, files: list[Path], tmp_path: Path) -> None:
+    damaged = tmp_path / "model"
+    shutil.copytree(folder, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert str(weights) in refusal(files[0], "--model", damaged)
+    weights.unlink()
+    assert "no weights found" in refusal(files[0], "--model", damaged)
+    shutil.copy(folder / "model.safetensors", weights)
+    (damaged / "spiece.model").unlink()
+    assert str(damaged / "spiece.model") in refusal(files[0], "--model", damaged)
+
+
+def test_unknown_backend_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:
+    line = refusal(files[0], "--model", folder, "--backend", "abacus")
+    assert "backend 'abacus' is not installed: available here: numpy" in line
+
+
+def test_unknown_dtype_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:
+    line = refusal(files[0], "--model", folder, "--dtype", "float12")
+    assert "'numpy' does not compute in 'float12': it declares float32, float64" in line
+
+
+def test_unknown_device_is_refused(folder: Path, files: list[Path]) -> None:
+    assert "not on 'cuda:3'" in refusal(files[0], "--model", folder, "--device", "cuda:3")
+
+
+def test_tokenizer_of_another_model_is_refused(files: list[Path], tmp_path: Path, tokenizer: PegasusTokenizer) -> None:
+    config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size - 1)
+    PegasusXForConditionalGeneration.from_random(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    line = refusal(files[0], "--model", tmp_path)
+    assert line == f"{tmp_path}: spiece.model has 500 ids, the model 499: they do not belong together"
+
+
+def test_impossible_lengths_are_refused(folder: Path, files: list[Path]) -> None:
+    line = refusal(files[0], "--model", folder, "--min-length", "30", "--max-new-tokens", "9")
+    assert "at least 30 tokens are asked for, but at most 10" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--model",), ("--model", "x", "--no-such-option"), ("--model", "x", "--max-new-tokens", "0")],
+    ids=str,
+)
+def test_bad_usage_exits_with_2_and_says_nothing_on_stdout(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, stdin="A text.")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr
+
+
+# --- the command itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("summarize", "--help")], ids=str)
+def test_help_goes_to_stdout(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    assert "summarize" in result.stdout
+    assert result.stderr == ""
+
+
+def test_version_is_the_packages() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"pegasusx-ref, version {pegasusx_ref.__version__}\n"
+
+
+def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-W", "error", "-m", "pegasusx_ref.cli", "summarize", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+
+
+def test_a_real_process_summarizes_a_pipe_and_files(
+    folder: Path, files: list[Path], texts: list[str], summaries: list[str]
+) -> None:
+    done = process("-", files[2], "--model", folder, *LIMIT, stdin=texts[1].encode())
+    assert done.returncode == 0
+    assert done.stdout.decode().splitlines() == [summaries[1], summaries[2]]
+    lines = [line for line in done.stderr.decode().splitlines() if line]
+    assert len(lines) == 2
+    assert all(FIGURES.search(line) for line in lines)
+
+
+def test_a_real_process_is_silent_on_request(folder: Path, files: list[Path], summaries: list[str]) -> None:
+    done = process(files[0], "--model", folder, *LIMIT, "--no-progress")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, summaries[0] + "\n", b"")
+
+
+def test_a_real_process_refuses_in_one_line(folder: Path, tmp_path: Path) -> None:
+    done = process(tmp_path / "missing.txt", "--model", folder)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == f"Error: {tmp_path / 'missing.txt'}: No such file or directory\n"
+    done = process("--model", folder)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "Error: standard input: empty, there is nothing to summarize\n"

@@ -1,0 +1,93 @@
+"""Scopes and taps name every intermediate tensor; listeners see and may replace them."""
+
+import re
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import batches, configs
+
+from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen, record
+from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing import scope, tap, wanted
+
+
+def pattern_of(name: str) -> str:
+    """Put {i} for a layer's number and {n} for a slice's."""
+    return re.sub(r"local\.\d+", "local.{n}", re.sub(r"layers\.\d+", "layers.{i}", name))
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_the_public_list_names_every_trace_point_and_its_shape(data: st.DataObject) -> None:
+    config = data.draw(configs(encoder_layers=2, decoder_layers=2))
+    batch = data.draw(batches(config))
+    model = PegasusXForConditionalGeneration.from_random(config)
+    with record() as trace:
+        model(**batch._asdict())
+    assert {pattern_of(name) for name in trace} == set(TRACE_POINTS)
+
+    B, T = batch.input_ids.shape
+    sizes = {"B": B, "T": T, "L": batch.decoder_input_ids.shape[1], "G": config.num_global_tokens}
+    sizes |= {"D": config.d_model, "V": config.vocab_size}
+    for name, value in trace.items():
+        letters = TRACE_POINTS[pattern_of(name)]
+        encoder = name.startswith("encoder")
+        heads = config.encoder_attention_heads if encoder else config.decoder_attention_heads
+        widths = {"H": heads, "F": config.d_model // heads}
+        widths["M"] = config.encoder_ffn_dim if encoder else config.decoder_ffn_dim
+        expected = [(sizes | widths).get(letter) for letter in letters]
+        assert len(letters) == value.ndim, name
+        assert all(want in (None, size) for want, size in zip(expected, value.shape, strict=True)), name
+    locals_ = [v for name, v in trace.items() if re.search(r"layers\.0\..*local\.\d+\.probs", name)]
+    assert sum(v.shape[2] for v in locals_) == T
+
+
+def test_values_at_the_trace_points_are_those_of_the_outputs() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    ids = np.random.default_rng(0).integers(0, 256, (2, 19))
+    with record("lm_head", "encoder.layer_norm") as trace:
+        output = model(ids, decoder_input_ids=ids[:, :3])
+    assert list(trace) == ["encoder.layer_norm", "lm_head"]
+    assert trace["lm_head"] is output.logits
+    assert trace["encoder.layer_norm"] is output.encoder_last_hidden_state
+
+
+def test_a_replacement_goes_on_into_the_computation() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    rng = np.random.default_rng(0)
+    ids, other = rng.integers(0, 256, (2, 1, 19))
+    with record("encoder.embeddings") as trace:
+        expected = model(other, decoder_input_ids=ids[:, :3]).logits
+    with listen(lambda name, value: trace["encoder.embeddings"], "encoder.embeddings"):
+        actual = model(ids, decoder_input_ids=ids[:, :3]).logits
+    assert (actual == expected).all()
+
+
+def test_inner_listeners_see_what_outer_ones_made() -> None:
+    seen = []
+
+    def see(name: str, value: int) -> int:
+        seen.append((name, value))
+        return value
+
+    with listen(lambda name, value: value + 1), listen(see, "a.b.*"), scope("a.b"):
+        assert tap("c", 1) == 2
+        assert wanted("c")
+    with listen(see, "a.*"):
+        assert tap("c", 1) == 1
+        assert not wanted("c")
+    assert tap("c", 1) == 1
+    assert seen == [("a.b.c", 2)]
+
+
+def test_scopes_and_listeners_end_with_their_blocks_even_by_errors() -> None:
+    try:
+        with record() as trace, scope("left"):
+            raise KeyError
+    except KeyError:
+        pass
+    with record() as later:
+        tap("x", 1)
+    assert trace == {}
+    assert later == {"x": 1}
