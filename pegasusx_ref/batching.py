@@ -1,6 +1,6 @@
 """From texts and a way to number their pieces to model inputs: cut, ended, padded, masked. [spec 2]"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from pegasusx_ref.errors import InputError
 
 PAD, EOS = 0, 1
+TRUNCATION = (None, True, False, "longest_first", "do_not_truncate")
 
 
 class BatchEncoding(dict[str, Any]):
@@ -37,7 +38,7 @@ def encode_batch(
     text: str | Sequence[str],
     text_pair: str | Sequence[str] | None,
     max_length: int | None,
-    truncation: bool | None,
+    truncation: bool | str | None,
     padding: bool | str | None,
     return_tensors: str | None,
 ) -> BatchEncoding:
@@ -60,14 +61,18 @@ def encode_batch(
         raise InputError("no texts: pass at least one")
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass equally many")
+    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
+        raise InputError(f"max_length={max_length!r} is not a whole number")
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length={max_length} leaves no room for </s>: it must be at least 1")
+    if truncation not in TRUNCATION:
+        raise InputError(f"truncation={truncation!r} is unknown: choose one of {', '.join(map(repr, TRUNCATION))}")
 
     rows, cut = [], []
     for i, one in enumerate(texts):
         first, second = to_ids(one), [] if pairs is None else to_ids(pairs[i])
         kept = (len(first), len(second))
-        if max_length is not None and truncation is not False:
+        if max_length is not None and truncation not in (False, "do_not_truncate"):
             kept = longest_first(*kept, room=max_length - 1)
         rows.append([*first[: kept[0]], *second[: kept[1]], EOS])
         cut.append(len(first) + len(second) - sum(kept))
@@ -83,7 +88,11 @@ def encode_batch(
 
 
 def _as_list(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise InputError(f"expected a text or several, got a {type(texts).__name__}")
+    return list(texts)
 
 
 def _padded_length(

@@ -90,12 +90,12 @@ class PegasusXConfig:
         if self.stagger_local_blocks and self.block_size % 2:
             raise ConfigError(f"block_size={self.block_size} is odd: staggered layers need an even block_size "
                               "(or stagger_local_blocks=false)")  # fmt: skip
-        if self.activation_function not in ACTIVATIONS:
+        if self.activation_function not in list(ACTIVATIONS):
             raise ConfigError(f"activation_function={self.activation_function!r} is unknown: "
                               f"choose one of {', '.join(ACTIVATIONS)}")  # fmt: skip
         for name in ("layer_norm_eps", "init_std"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ConfigError(f"{name}={value!r} must be a number above 0")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
             self._check_token_ids(name)
@@ -105,7 +105,7 @@ class PegasusXConfig:
         if value is None and name == "forced_eos_token_id":
             return
         listed = isinstance(value, list) and name in ("eos_token_id", "forced_eos_token_id")
-        for token_id in value if listed else [value]:
+        for token_id in (value or [None]) if listed else [value]:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise ConfigError(f"{name}={value!r} must be a token id in [0, vocab_size={self.vocab_size})")
 

@@ -60,8 +60,9 @@ class EncoderDecoder(Pretrained):
         inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
         if encoder_outputs is None:
             return self._encode(input_ids, attention_mask, inputs_embeds)
-        is_sequence = isinstance(encoder_outputs, tuple | list)
-        last = encoder_outputs[0] if is_sequence else getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+        last = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+        if isinstance(last, tuple | list) and last:
+            last = last[0]
         host_BTD = inputs.hidden_states("encoder_outputs", last, self.config.d_model)
         if attention_mask is None:
             attention_mask = getattr(encoder_outputs, "attention_mask", None)
@@ -83,12 +84,14 @@ class EncoderDecoder(Pretrained):
             raise InputError(
                 f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
             )
-        cached = {layer.cross_k_BHTF.shape[::2] for layer in past.layers}
-        B, T, _ = source.tokens_BTD.shape
-        if len(past.layers) != self.config.decoder_layers or cached - {(B, T)}:
+        B, T, D = source.tokens_BTD.shape
+        heads = self.config.decoder_attention_heads
+        cached = {tuple(layer.cross_k_BHTF.shape) for layer in past.layers}
+        if len(past.layers) != self.config.decoder_layers or cached - {(B, heads, T, D // heads)}:
             raise InputError(
-                f"past_key_values holds {len(past.layers)} layers over sources of (batch, tokens) {sorted(cached)}: "
-                f"this call has {self.config.decoder_layers} layers and {(B, T)}; it belongs to another source"
+                f"past_key_values holds {len(past.layers)} layers of cross-attention keys {sorted(cached)}, but this "
+                f"call needs {self.config.decoder_layers} of {(B, heads, T, D // heads)} (batch, heads, source tokens, "
+                "features a head): it belongs to another source or model"
             )
         return past.length
 

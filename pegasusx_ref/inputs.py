@@ -6,6 +6,7 @@ import numpy as np
 
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.head import IGNORED_LABEL
+from pegasusx_ref.tensors import to_numpy
 
 
 def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = False) -> np.ndarray:
@@ -119,7 +120,9 @@ def exactly_one(**arguments: Any) -> None:
 
 def _array(name: str, values: Any) -> np.ndarray:
     try:
-        return np.asarray(values)
+        return to_numpy(values)
+    except TypeError as error:
+        raise InputError(f"{name} is no array: {error}") from None
     except ValueError:
         raise InputError(
             f"{name} has rows of different lengths: pad them, for example with tokenizer(texts, return_tensors='np')"

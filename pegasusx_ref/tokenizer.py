@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ class PegasusTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self.vocab_file = Path(vocab_file)
-        self.model_max_length = int(model_max_length)
+        self.model_max_length = model_max_length
         self._config = config or {}
         if not self.vocab_file.is_file():
             raise CheckpointError(
@@ -72,7 +73,10 @@ class PegasusTokenizer:
         config = read_json(config_file) if config_file.exists() else {}
         if config.get("offset", OFFSET) != OFFSET:
             raise CheckpointError(f"{config_file}: offset={config['offset']}, but PEGASUS-X checkpoints have {OFFSET}")
-        return cls(folder / VOCAB_FILE, config.get("model_max_length", NO_LIMIT), config)
+        limit = config.get("model_max_length") or NO_LIMIT
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            raise CheckpointError(f"{config_file}: model_max_length={limit!r} is not a number")
+        return cls(folder / VOCAB_FILE, int(limit), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write spiece.model and tokenizer_config.json, making the folder where there is none."""
@@ -112,7 +116,11 @@ class PegasusTokenizer:
         return [i + OFFSET if i > 1 else i for i in self._pieces.encode_as_ids(text)]
 
     def encode(
-        self, text: str, text_pair: str | None = None, max_length: int | None = None, truncation: bool | None = None
+        self,
+        text: str,
+        text_pair: str | None = None,
+        max_length: int | None = None,
+        truncation: bool | str | None = None,
     ) -> list[int]:
         """Turn one text, or a pair, into ids that end with </s>; see `__call__`."""
         ids: list[int] = self(text, text_pair, max_length=max_length, truncation=truncation)["input_ids"]
@@ -125,7 +133,7 @@ class PegasusTokenizer:
         *,
         text_target: str | Sequence[str] | None = None,
         max_length: int | None = None,
-        truncation: bool | None = None,
+        truncation: bool | str | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
     ) -> BatchEncoding:
@@ -137,6 +145,7 @@ class PegasusTokenizer:
             text_target: as many summaries, encoded as ``labels``.
             max_length: ids at the most, </s> counted in; longer texts are cut at their end.
             truncation: False to leave long texts whole; True to cut to model_max_length where there is no max_length.
+                Of a pair the longer text is cut first.
             padding: True or "longest", "max_length", or False; where None, batches that become arrays are padded.
             return_tensors: "np" for NumPy arrays, "pt" for torch, None for lists.
 
@@ -148,7 +157,7 @@ class PegasusTokenizer:
             InputError: not texts, no texts, or arguments that do not fit.
         """
         options: dict[str, Any] = {
-            "max_length": self.model_max_length if max_length is None and truncation else max_length,
+            "max_length": max_length if max_length is not None or not truncation else self.model_max_length,
             "truncation": truncation,
             "padding": padding,
             "return_tensors": return_tensors,
@@ -168,7 +177,7 @@ class PegasusTokenizer:
         Raises:
             InputError: a negative id, such as -100 from labels.
         """
-        ids = [int(i) for i in (token_ids if isinstance(token_ids, Iterable) else [token_ids])]
+        ids = _integers(token_ids)
         if ids and min(ids) < 0:
             raise InputError(f"token id {min(ids)} is negative: replace ignored labels before decoding")
         if skip_special_tokens:
@@ -198,7 +207,7 @@ class PegasusTokenizer:
         Raises:
             InputError: an id outside the vocabulary.
         """
-        ids = [int(i) for i in ids]
+        ids = _integers(ids)
         if outside := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(f"token id {outside[0]} lies outside the vocabulary [0, {self.vocab_size})")
         return [SPECIAL_TOKENS[i] if i <= UNKNOWN else self._pieces.id_to_piece(i - OFFSET) for i in ids]
@@ -211,3 +220,16 @@ class PegasusTokenizer:
     def get_vocab(self) -> dict[str, int]:
         """Give every token with its id."""
         return {token: i for i, token in enumerate(self.convert_ids_to_tokens(range(self.vocab_size)))}
+
+
+def _integers(ids: Any) -> list[int]:
+    """Take one id or several, as integers of Python, NumPy or torch.
+
+    Raises:
+        InputError: they are something else.
+    """
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    try:
+        return [index(i) for i in ids] if isinstance(ids, Iterable) and not isinstance(ids, bytes) else [index(ids)]
+    except TypeError:
+        raise InputError(f"token ids are integers, one or a flat sequence of them, not {str(ids)[:40]!r}") from None

@@ -21,7 +21,6 @@ from pegasusx_ref import (
     PegasusXForConditionalGeneration,
     PegasusXModel,
 )
-from pegasusx_ref.checkpoint.safetensors_file import read_safetensors
 from pegasusx_ref.weights import parameter_shapes
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -42,7 +41,7 @@ SMALL = PegasusXConfig.preset(
 # A tensor of the model to damage, under its name in the file and in messages.
 VICTIM = "encoder.layers.1.fc1.bias"
 
-Tensors = dict[str, np.ndarray]
+Tensors = dict[str, np.ndarray[Any, Any]]
 
 
 def their_model(transformers: Any, head: bool, dtype: str = "float32", **changes: Any) -> Any:
@@ -235,26 +234,28 @@ def test_position_tables_and_version_marks_are_left_aside(tmp_path: Path) -> Non
     assert set(PegasusXForConditionalGeneration.from_pretrained(tmp_path).state_dict()) == set(parameter_shapes(SMALL))
 
 
-def test_tensors_may_lie_anywhere_in_the_file(tmp_path: Path) -> None:
-    rng = np.random.default_rng(8)
-    tensors: Tensors = {
-        "odd": rng.standard_normal(3).astype(np.float16),  # leaves the next one at an odd multiple of 2
-        "table": rng.standard_normal((4, 5)).astype(np.float32),
-        "wide": rng.standard_normal(7).astype(np.float64),
-    }
-    codes, header, data = {"odd": "F16", "table": "F32", "wide": "F64"}, {}, b""
-    for name, tensor in tensors.items():
+def test_tensors_of_several_dtypes_may_lie_anywhere_in_the_file(tmp_path: Path) -> None:
+    config = SMALL.replace(encoder_ffn_dim=21)
+    tensors = random_tensors(config)
+    # Half-precision tensors of odd length in front leave all others at odd multiples of 2.
+    halves = {f"model.encoder.layers.{i}.fc1.bias" for i in range(2)}
+    tensors |= {name: tensors[name].astype(np.float16) for name in halves}
+    tensors["model.decoder.layer_norm.bias"] = tensors["model.decoder.layer_norm.bias"].astype(np.float64) / 3
+    order = [min(halves), *sorted(set(tensors) - halves), max(halves)]
+    codes = {"float16": "F16", "float32": "F32", "float64": "F64"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name in order:
+        tensor = tensors[name]
         offsets = [len(data), len(data) + tensor.nbytes]
-        header[name] = {"dtype": codes[name], "shape": list(tensor.shape), "data_offsets": offsets}
+        header[name] = {"dtype": codes[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": offsets}
         data += tensor.tobytes()
     text = json.dumps(header).encode()
-    path = tmp_path / "odd.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    found = read_safetensors(path)
-    assert set(found) == set(tensors)
+    (tmp_path / SAFETENSORS).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    config.save_pretrained(tmp_path)
+    found = PegasusXForConditionalGeneration.from_pretrained(tmp_path, dtype="float64").state_dict()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert np.array_equal(found[name], tensor)
+        assert found[name.removeprefix("model.")].tobytes() == tensor.astype(np.float64).tobytes(), name
 
 
 def test_old_torch_format_is_read_too(transformers: Any, tmp_path: Path) -> None:

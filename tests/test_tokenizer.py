@@ -31,15 +31,30 @@ def theirs(transformers: Any, tokenizer_folder: Path) -> Any:
     return transformers.PegasusTokenizer.from_pretrained(tokenizer_folder)
 
 
-@pytest.fixture(scope="module")
-def words(prose: str) -> list[str]:
-    return sorted(set(re.findall(r"[A-Za-z]+[.,;]?", prose)))
+class Words(list[str]):
+    """Words to draw from by numbers, so that Hypothesis prints numbers and not the whole list."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} words>"
+
+    def text(self, numbers: list[int]) -> str:
+        return " ".join(self[number % len(self)] for number in numbers)
 
 
 @pytest.fixture(scope="module")
-def short_words(words: list[str], tokenizer: PegasusTokenizer) -> list[str]:
+def words(prose: str, tokenizer: PegasusTokenizer) -> Words:
+    """Words of real prose, some with punctuation, all of whose characters the vocabulary knows."""
+    found = sorted(set(re.findall(r"[A-Za-z]+[.,;]?", prose)))
+    return Words(word for word in found if 105 not in tokenizer.text_to_ids(word))
+
+
+@pytest.fixture(scope="module")
+def short_words(words: Words, tokenizer: PegasusTokenizer) -> Words:
     """Words that are one token each, wherever they stand."""
-    return [word for word in words if tokenizer.tokenize(word) == ["▁" + word]]
+    return Words(word for word in words if tokenizer.tokenize(word) == ["▁" + word])
+
+
+NUMBERS = st.integers(0, 10_000)
 
 
 # --- ids -------------------------------------------------------------------------------------------------------------
@@ -95,15 +110,16 @@ def test_encoding_any_text_is_sentencepiece_moved_and_ended(
     assert min([*ids[:-1], 105]) == 105  # nothing typed in a text becomes a special token
 
 
-@given(data=st.data())
+@given(start=st.integers(0, 400_000), length=st.integers(1, 3000))
 def test_encoding_real_prose_is_sentencepiece_moved_and_ended(
-    tokenizer: PegasusTokenizer, pieces: Any, prose: str, data: st.DataObject
+    tokenizer: PegasusTokenizer, pieces: Any, prose: str, start: int, length: int
 ) -> None:
-    start = data.draw(st.integers(0, len(prose) - 1))
-    text = prose[start : start + data.draw(st.integers(1, 3000))]
-    ids = tokenizer.encode(text)
-    assert ids == as_defined(pieces, text)
-    assert tokenizer.tokenize(text) == pieces.encode_as_pieces(text)
+    start %= len(prose)
+    text = prose[start : start + length]
+    assert tokenizer.encode(text) == as_defined(pieces, text)
+    known = {pieces.id_to_piece(i) for i in range(pieces.get_piece_size())}
+    expected = [piece if piece in known else "<unk>" for piece in pieces.encode_as_pieces(text)]
+    assert tokenizer.tokenize(text) == expected
 
 
 def test_neighbouring_unknown_characters_are_one_id(tokenizer: PegasusTokenizer) -> None:
@@ -134,7 +150,7 @@ def test_single_text_gives_flat_lists_and_a_list_gives_rows(tokenizer: PegasusTo
     assert tokenizer("the list of names", return_tensors="np").input_ids.shape == (1, len(ids))
 
 
-def test_padding_fills_on_the_right_and_is_masked(tokenizer: PegasusTokenizer, words: list[str]) -> None:
+def test_padding_fills_on_the_right_and_is_masked(tokenizer: PegasusTokenizer, words: Words) -> None:
     texts = [" ".join(words[40:47]), "the", " ".join(words[90:93])]
     whole = [tokenizer.encode(text) for text in texts]
     longest = max(len(row) for row in whole)
@@ -190,12 +206,11 @@ def test_targets_become_labels(tokenizer: PegasusTokenizer) -> None:
     assert batch.input_ids.shape == (2, 4)
 
 
-@given(data=st.data())
+@given(rows=st.lists(st.lists(NUMBERS, max_size=8), min_size=1, max_size=4))
 def test_batches_equal_those_of_transformers(
-    tokenizer: PegasusTokenizer, theirs: Any, words: list[str], data: st.DataObject
+    tokenizer: PegasusTokenizer, theirs: Any, words: Words, rows: list[list[int]]
 ) -> None:
-    text = st.lists(st.sampled_from(words), max_size=8).map(" ".join)
-    texts = data.draw(st.lists(text, min_size=1, max_size=4))
+    texts = [words.text(row) for row in rows]
     ours = tokenizer(texts, padding=True)
     expected = theirs(texts, padding=True)
     assert ours.input_ids == expected["input_ids"]
@@ -219,7 +234,7 @@ def test_truncation_keeps_the_first_ids_and_the_end(tokenizer: PegasusTokenizer,
         assert tokenizer(prose[500:900], max_length=limit).num_truncated_tokens == [0]
 
 
-def test_each_text_counts_its_own_truncated_tokens(tokenizer: PegasusTokenizer, words: list[str]) -> None:
+def test_each_text_counts_its_own_truncated_tokens(tokenizer: PegasusTokenizer, words: Words) -> None:
     texts = [" ".join(words[10:30]), "the", " ".join(words[60:64])]
     batch = tokenizer(texts, max_length=8, return_tensors="np")
     assert batch.num_truncated_tokens == [max(0, len(tokenizer.encode(text)) - 8) for text in texts]
@@ -227,7 +242,7 @@ def test_each_text_counts_its_own_truncated_tokens(tokenizer: PegasusTokenizer, 
     assert batch.input_ids.shape == (3, 8)
 
 
-def test_truncation_true_uses_the_tokenizers_own_limit(tokenizer_folder: Path, words: list[str]) -> None:
+def test_truncation_true_uses_the_tokenizers_own_limit(tokenizer_folder: Path, words: Words) -> None:
     short = PegasusTokenizer(tokenizer_folder / "spiece.model", model_max_length=6)
     text = " ".join(words[20:30])
     whole = short.encode(text)
@@ -247,36 +262,28 @@ def test_pairs_stand_one_after_the_other(tokenizer: PegasusTokenizer, theirs: An
     assert rows == [expected, [*tokenizer.text_to_ids("of"), *tokenizer.text_to_ids("to"), 1]]
 
 
-@given(data=st.data(), first=st.integers(0, 12), second=st.integers(0, 12), limit=st.integers(1, 26))
+@given(first=st.lists(NUMBERS, max_size=12), second=st.lists(NUMBERS, max_size=12), limit=st.integers(1, 26))
 def test_pair_truncation_equals_that_of_transformers(
-    tokenizer: PegasusTokenizer,
-    theirs: Any,
-    short_words: list[str],
-    data: st.DataObject,
-    first: int,
-    second: int,
-    limit: int,
+    tokenizer: PegasusTokenizer, theirs: Any, short_words: Words, first: list[int], second: list[int], limit: int
 ) -> None:
     assert len(short_words) > 50
-    one, two = (
-        " ".join(data.draw(st.lists(st.sampled_from(short_words), min_size=n, max_size=n))) for n in (first, second)
-    )
-    assert len(tokenizer.encode(one, two)) == first + second + 1
+    one, two, total = short_words.text(first), short_words.text(second), len(first) + len(second) + 1
+    assert len(tokenizer.encode(one, two)) == total
     ours = tokenizer(one, two, max_length=limit)
     expected = theirs(one, two, max_length=limit, truncation="longest_first")
     assert ours.input_ids == expected["input_ids"]
     assert ours.attention_mask == expected["attention_mask"]
-    assert ours.num_truncated_tokens == [max(0, first + second + 1 - limit)]
+    assert ours.num_truncated_tokens == [max(0, total - limit)]
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-@given(data=st.data())
+@given(numbers=st.lists(NUMBERS, max_size=20))
 def test_decoding_ordinary_text_equals_transformers(
-    tokenizer: PegasusTokenizer, theirs: Any, words: list[str], data: st.DataObject
+    tokenizer: PegasusTokenizer, theirs: Any, words: Words, numbers: list[int]
 ) -> None:
-    text = " ".join(data.draw(st.lists(st.sampled_from(words), max_size=20)))
+    text = words.text(numbers)
     ids = [0, *tokenizer.encode(text), 0, 0]
     for skip in (False, True):
         assert tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
@@ -491,9 +498,7 @@ def test_another_offset_is_refused(tokenizer_folder: Path, tmp_path: Path, offse
     assert f"tokenizer_config.json: offset={offset}, but PEGASUS-X checkpoints have 103" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[1]", '"text"', '{"model_max_length": "long"}', '{"model_max_length": null}']
-)
+@pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"model_max_length": "long"}'])
 def test_bad_tokenizer_configuration_is_named(tokenizer_folder: Path, tmp_path: Path, content: str) -> None:
     shutil.copy(tokenizer_folder / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)

@@ -61,9 +61,10 @@ def _weight_files(folder: Path) -> list[tuple[Path, Callable[[Path], dict[str, n
         index = folder / f"{file_name}.index.json"
         if index.exists():
             weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
+            shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+            if not shards or not all(isinstance(shard, str) for shard in shards):
                 raise CheckpointError(f"{index}: has no 'weight_map' that says which file holds which tensor")
-            return [(folder / shard, read) for shard in sorted(set(weight_map.values()))]
+            return [(folder / shard, read) for shard in sorted(shards)]
     raise CheckpointError(
         f"{folder}: no weights found; expected {SAFETENSORS} or {PICKLE}, or shards with {SAFETENSORS}.index.json or "
         f"{PICKLE}.index.json"

@@ -1,12 +1,15 @@
 """Reading pytorch_model.bin, which takes torch."""
 
+import pickle
 import zipfile
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from pegasusx_ref.errors import CheckpointError
+from pegasusx_ref.tensors import to_numpy
+
+DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -33,16 +36,23 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
     try:
         # Only the newer of torch's two formats, a zip archive, can be mapped into memory.
         entries = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises whatever the unpickler meets
+    except pickle.UnpicklingError:  # torch's own advice here is to run the file's code, which nobody should follow
+        reason = "damaged, or holding more than tensors; none of its code was run"
+        raise CheckpointError(f"{path}: not a complete file of torch.save ({reason})") from None
+    except Exception as error:  # torch raises whatever the reader meets
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a complete file of torch.save ({reason})") from None
 
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: holds a {type(entries).__name__}, not a dictionary of tensors by name")
     tensors = {}
-    for name, tensor in dict(entries).items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: entry {name!r} is no floating-point tensor")
-        if tensor.dtype == torch.bfloat16:
-            tensors[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        else:
-            tensors[name] = tensor.numpy()
+    for name, tensor in entries.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{path}: entry {name!r} is a {type(tensor).__name__}, not a tensor with a name")
+        if str(tensor.dtype) not in DTYPES or tensor.layout != torch.strided:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.layout}, {tensor.dtype}: "
+                f"expected a dense one of {', '.join(DTYPES)}"
+            )
+        tensors[name] = to_numpy(tensor)
     return tensors

@@ -31,7 +31,8 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
     started, first_token, num_decoded = time.perf_counter(), 0.0, 0
 
     # On a terminal the bars move and vanish; elsewhere only the line of figures is printed.
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as bars:
         reading = bars.add_task(f"{name}: reading {num_tokens} tokens, layer", total=config.encoder_layers)
         writing = bars.add_task(f"{name}: writing, token", total=max_length - 1, visible=False)
 
