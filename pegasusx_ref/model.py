@@ -171,7 +171,8 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             max_new_tokens: tokens at the most, the start token not counted; goes before max_length; 20 where neither
                 is set.
             min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
-            num_beams: 1. A checkpoint that asks for more by itself is decoded greedily, with a warning.
+            num_beams: 1. A checkpoint that asks for beams or sampling by itself is decoded greedily, with a warning
+                unless this is given.
             do_sample: False: this version does not sample.
             cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
 
@@ -185,10 +186,11 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             raise InputError(
                 f"num_beams={num_beams!r}, do_sample={do_sample!r}: this version decodes greedily, num_beams=1"
             )
-        if num_beams is None and (self.generation_config.num_beams or 1) > 1:
+        not_followed = self.generation_config.not_followed()
+        if not_followed and num_beams is None:
+            settings = ", ".join(f"{name}={value!r}" for name, value in not_followed.items())
             warnings.warn(
-                f"the checkpoint asks for num_beams={self.generation_config.num_beams}; this version decodes greedily "
-                "(num_beams=1 says that this is meant)",
+                f"the checkpoint asks for {settings}; this version decodes greedily (num_beams=1: as meant)",
                 stacklevel=2,
             )
         config = self.generation_config.updated(

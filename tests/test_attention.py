@@ -125,6 +125,15 @@ def test_masked_keys_weigh_exactly_nothing_and_hold_anything() -> None:
     assert_close("context", attention(q, k, v, mask), expected, OPERATION)
 
 
+def test_masked_keys_weigh_nothing_beside_any_score() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.uniform(0.5, 1, (1, 1, n, 4)) for n in (3, 5, 5))
+    k *= -1e12  # no score of a visible key comes near zero
+    mask = np.array([[True, False, True, False, True]])
+    expected = attention(q, k[:, :, mask[0]], v[:, :, mask[0]])
+    assert_close("context", attention(q, k, v, mask), expected, OPERATION)
+
+
 def test_a_query_without_any_key_averages_evenly() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 2, n, 4)) for n in (3, 5, 5))

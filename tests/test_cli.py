@@ -159,7 +159,7 @@ def test_defaults_come_from_the_checkpoints_generation_config(
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     result = run("--model", tmp_path / "model", "--no-progress", stdin=texts[0])
     assert result.stdout == summaries[0] + "\n"
-    assert "8 beams" in result.stderr
+    assert "num_beams=8; decoding greedily" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

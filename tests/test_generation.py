@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import Batch, batches, configs, seeds
 from twins import to_torch, transformers_twin
 
-from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration
+from pegasusx_ref import ConfigError, InputError, PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.generation import GenerationConfig, greedy_search
 from pegasusx_ref.generation.scores import forbid_early_end, force_end
 
@@ -130,19 +130,26 @@ def test_defaults_come_from_the_folder(model_folder: Any, tmp_path: Any) -> None
     assert PegasusXForConditionalGeneration.from_pretrained(tmp_path).generate(ids).shape == (1, 5)
 
 
+@pytest.mark.parametrize("ids", [{"eos_token_id": "1"}, {"pad_token_id": -1}, {"forced_eos_token_id": [1, 2.0]}])
+def test_bad_token_ids_are_refused(ids: dict[str, Any]) -> None:
+    (name,) = ids
+    with pytest.raises(ConfigError, match=f"{name}=.* must be a token id"):
+        GenerationConfig(**ids)
+
+
 def test_without_any_limit_20_new_tokens() -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
     assert model.generate([[7, 8, 9]], min_length=21).shape == (1, 21)
 
 
 def test_beams_are_refused_when_asked_for_and_warned_about_when_configured() -> None:
-    config = PegasusXConfig.preset("tiny", extra={"num_beams": 8})
+    config = PegasusXConfig.preset("tiny", extra={"num_beams": 8, "no_repeat_ngram_size": 3, "do_sample": False})
     model = PegasusXForConditionalGeneration.from_random(config)
     with pytest.raises(InputError, match="num_beams=2"):
         model.generate([[7]], num_beams=2)
     with pytest.raises(InputError, match="do_sample=True"):
         model.generate([[7]], do_sample=True)
-    with pytest.warns(UserWarning, match="num_beams=8"):
+    with pytest.warns(UserWarning, match="num_beams=8, no_repeat_ngram_size=3; this"):
         model.generate([[7]], max_new_tokens=1)
     model.generate([[7]], max_new_tokens=1, num_beams=1, cache_implementation="static")
 

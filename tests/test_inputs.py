@@ -384,6 +384,19 @@ def test_labels_that_are_all_ignored_are_an_error(model: Any) -> None:
     assert np.isfinite(model(SOURCE, labels=replaced(np.full((2, 5), -100), 7)).loss)
 
 
+def test_labels_are_what_is_predicted_after_those_before_them(model: Any) -> None:
+    labels = np.where(RNG.random((2, 5)) < 0.3, -100, TARGET)
+    labels[0, :2] = (-100, 9)
+    seen = np.array([[0, *(0 if label == -100 else label for label in row[:-1])] for row in labels])
+    given = model(SOURCE, labels=labels)
+    shifted = model(SOURCE, decoder_input_ids=seen, labels=labels)
+    assert np.array_equal(given.logits, shifted.logits)
+    logits = given.logits - np.log(np.exp(given.logits).sum(axis=2, keepdims=True))
+    terms = [logits[b, t, labels[b, t]] for b, t in np.argwhere(labels != -100)]
+    assert 1 < len(terms) < labels.size
+    assert given.loss == shifted.loss == pytest.approx(-np.mean(terms), rel=1e-12)
+
+
 @pytest.mark.parametrize("length", [4, 6])
 def test_labels_of_another_length_are_an_error(model: Any, length: int) -> None:
     labels = RNG.integers(0, V, (2, length))

@@ -412,6 +412,12 @@ def test_saving_over_the_source_folder_keeps_the_model(tokenizer_folder: Path, t
     assert (tmp_path / "spiece.model").read_bytes() == (tokenizer_folder / "spiece.model").read_bytes()
 
 
+def test_saving_replaces_the_model_of_another_tokenizer(tokenizer: PegasusTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"what lay here before")
+    tokenizer.save_pretrained(tmp_path)
+    assert PegasusTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
 def test_without_a_configuration_there_is_no_limit(tokenizer: PegasusTokenizer, prose: str) -> None:
     whole = tokenizer.encode(prose[:20000])
     assert len(whole) > 5000

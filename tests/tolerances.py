@@ -40,5 +40,6 @@ def assert_close(name: str, actual: Any, expected: Any, tolerance: float) -> Non
     difference = np.where(np.isnan(a) | np.isnan(b), np.inf, np.abs(a - b))
     index = tuple(int(i) for i in np.unravel_index(np.argmax(difference), a.shape))
     raise AssertionError(
-        f"{name}{list(index)}: {a[index]!r}, expected {b[index]!r}; relative error {error:.2e} > {tolerance:.0e}"
+        f"{name}{list(index)}: {float(a[index])!r}, expected {float(b[index])!r}; "
+        f"relative error {error:.2e} > {tolerance:.0e}"
     )

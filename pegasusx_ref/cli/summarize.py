@@ -50,8 +50,9 @@ def summarize(
                 f"{folder}: spiece.model has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
                 "they do not belong together"
             )
-        if (beams := model.generation_config.num_beams or 1) > 1:
-            click.echo(f"Note: the checkpoint asks for {beams} beams; decoding greedily", err=True)
+        if not_followed := model.generation_config.not_followed():
+            settings = ", ".join(f"{name}={value!r}" for name, value in not_followed.items())
+            click.echo(f"Note: the checkpoint asks for {settings}; decoding greedily", err=True)
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_length": min_length}
         _, max_length = model.generation_config.updated(**limits).lengths()
         longest = model.config.max_position_embeddings

@@ -6,15 +6,34 @@ from pathlib import Path
 from typing import Any, Self
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import ConfigError, InputError
 from pegasusx_ref.files import read_json
 
 DEFAULT_NEW_TOKENS = 20
+# Settings of transformers that change which token is chosen, with the value at which they do not.
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "do_sample": False,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "forced_bos_token_id": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """How to decode, under the names of transformers' generation_config.json. [spec 12.1]
+
+    Raises:
+        ConfigError: a token id that is none.
 
     Attributes:
         max_length: tokens at the most, the start token counted in; None leaves it to max_new_tokens.
@@ -40,6 +59,13 @@ class GenerationConfig:
     forced_eos_token_id: int | list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            for token_id in _as_list(value):
+                if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                    raise ConfigError(f"{name}={value!r} must be a token id, a whole number of at least 0")
+
     @classmethod
     def from_model_config(cls, config: PegasusXConfig) -> Self:
         """Take what config.json says of generation, which older checkpoints hold there."""
@@ -58,7 +84,7 @@ class GenerationConfig:
     @classmethod
     def _read(cls, values: dict[str, Any], keep_extra: bool) -> Self:
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        extra = {name: value for name, value in values.items() if name not in known} if keep_extra else {}
+        extra = {name: value for name, value in values.items() if name not in known and (keep_extra or name in NEUTRAL)}
         return cls(**{name: values[name] for name in known if values.get(name) is not None}, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +96,13 @@ class GenerationConfig:
     def updated(self, **changes: Any) -> Self:
         """Copy with the changes that are not None."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def not_followed(self) -> dict[str, Any]:
+        """Name the settings that would change the tokens and that this version, which decodes greedily, leaves out."""
+        asked = self.extra | {"num_beams": self.num_beams}
+        return {
+            name: asked[name] for name, neutral in NEUTRAL.items() if asked.get(name) not in (None, [], {}, neutral)
+        }
 
     def lengths(self) -> tuple[int, int]:
         """Resolve the four length limits.
