@@ -19,7 +19,8 @@ class Backend(Protocol):
 
     Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
     operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `reshape`, `swapaxes`. A backend is
-    constructed with the keywords `device` and `dtype`, and its class declares the `dtypes` to choose from. [spec 15.1]
+    constructed with the keywords `device`, as users give it to `get_backend`, and `dtype`, one of the `dtypes` that its
+    class declares. [spec 15.1]
     """
 
     name: str
@@ -65,10 +66,11 @@ class NumpyBackend:
 
     name = "numpy"
     dtypes = ("float32", "float64")
-    devices = ("cpu",)
 
-    def __init__(self, device: str, dtype: str) -> None:
-        self.device = device
+    def __init__(self, device: str | int | None, dtype: str) -> None:
+        if device not in (None, "auto", "cpu"):
+            raise BackendError(f"backend 'numpy' runs on device 'cpu' only, not on {device!r}")
+        self.device = "cpu"
         self.dtype = dtype
 
     def asarray(self, array: np.ndarray) -> np.ndarray:
@@ -112,7 +114,7 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: str
 
     Args:
         name: one of `available_backends()`; nothing is ever chosen in its place.
-        device: "cpu", "cuda:0", …; None is the backend's first one.
+        device: "cpu", "cuda:0", 0 for the same, "auto"; None is the backend's first one.
         dtype: what it computes in: "float64", "float32", … as the backend declares.
 
     Raises:
@@ -133,7 +135,5 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: str
             f"backend {name!r} does not compute in {dtype!r}: it declares {', '.join(backend_class.dtypes)} "
             "(weights stored in another dtype are converted on load)"
         )
-    if name == "numpy" and device not in (None, "cpu", "auto"):
-        raise BackendError(f"backend 'numpy' runs on device 'cpu' only, not on {device!r}")
-    backend: Backend = backend_class(device="cpu" if name == "numpy" else device, dtype=dtype)
+    backend: Backend = backend_class(device=device, dtype=dtype)
     return backend

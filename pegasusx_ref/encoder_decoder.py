@@ -9,9 +9,9 @@ from pegasusx_ref.decoder import DecoderCache, decoder
 from pegasusx_ref.encoder import encoder
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.layers import embed
-from pegasusx_ref.outputs import EncoderOutput, Recorded, patterns
+from pegasusx_ref.outputs import EncoderOutput, Recorded, recording
 from pegasusx_ref.pretrained import Pretrained
-from pegasusx_ref.tracing import record, scope
+from pegasusx_ref.tracing import scope
 
 
 class Source(NamedTuple):
@@ -46,7 +46,7 @@ class EncoderDecoder(Pretrained):
         Raises:
             InputError: ids, mask or embeddings that the model cannot take.
         """
-        with record(*patterns(output_hidden_states, output_attentions)) as trace:
+        with recording(output_hidden_states, output_attentions) as trace:
             source = self._encode(input_ids, attention_mask, inputs_embeds)
         return self._encoder_output(source, trace, output_hidden_states, output_attentions)
 
@@ -154,11 +154,14 @@ class EncoderDecoder(Pretrained):
         embeds_BLD = self._embed(
             "decoder", decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds
         )
-        with record(*patterns(output_hidden_states, output_attentions)) as trace:
+        with recording(output_hidden_states, output_attentions) as trace:
             source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
             hidden_BLD, cache = self._decode(source, embeds_BLD, decoder_attention_mask, past_key_values)
 
-        encoded = self._encoder_output(source, trace, output_hidden_states, output_attentions)
+        if isinstance(encoder_outputs, EncoderOutput):
+            encoded = encoder_outputs
+        else:
+            encoded = self._encoder_output(source, trace, output_hidden_states, output_attentions)
         recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
         output: dict[str, Any] = {
             "encoder_last_hidden_state": encoded.last_hidden_state,

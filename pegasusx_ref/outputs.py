@@ -1,6 +1,7 @@
 """What a model returns: the fields that transformers gives, read off the trace points. [spec 16]"""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.decoder import DecoderCache
+from pegasusx_ref.tracing import record
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -125,6 +127,7 @@ class Recorded:
         return {"global": self._ops.to_numpy(self._trace[f"{place}.global.probs"]), "local": local}
 
 
-def patterns(hidden_states: bool, attentions: bool) -> tuple[str, ...]:
-    """Name the trace points to record for the optional outputs; a pattern that matches nothing where there are none."""
-    return HIDDEN_STATES * hidden_states + ATTENTIONS * attentions or ("",)
+def recording(hidden_states: bool, attentions: bool) -> AbstractContextManager[dict[str, Any]]:
+    """Record the trace points of the optional outputs, and listen to nothing where none is asked for."""
+    patterns = HIDDEN_STATES * hidden_states + ATTENTIONS * attentions
+    return record(*patterns) if patterns else nullcontext({})

@@ -122,7 +122,10 @@ class Pretrained:
             write_json(folder / "generation_config.json", self.generation_config.to_dict())
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Give all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies."""
+        """Give all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
+
+        They may be the model's own arrays: copy before writing into one.
+        """
         return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
 
     def num_parameters(self) -> int:

@@ -3,13 +3,14 @@
 import re
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, configs
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen, record
 from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.tracing import scope, tap, wanted
+from pegasusx_ref.tracing import Listener, scope, tap, wanted
 
 
 def pattern_of(name: str) -> str:
@@ -41,6 +42,23 @@ def test_the_public_list_names_every_trace_point_and_its_shape(data: st.DataObje
         assert all(want in (None, size) for want, size in zip(expected, value.shape, strict=True)), name
     locals_ = [v for name, v in trace.items() if re.search(r"layers\.0\..*local\.\d+\.probs", name)]
     assert sum(v.shape[2] for v in locals_) == T
+
+
+def test_encoder_outputs_pass_on_what_they_hold() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    ids = np.random.default_rng(0).integers(0, 256, (2, 19))
+    encoded = model.encode(ids, output_hidden_states=True, output_attentions=True)
+    output = model(encoder_outputs=encoded, decoder_input_ids=ids[:, :3])
+    assert output.encoder_hidden_states is encoded.hidden_states
+    assert output.encoder_attentions is encoded.attentions
+
+
+def test_without_a_listener_no_name_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    monkeypatch.setattr(Listener, "wants", lambda self, name: pytest.fail("someone listens"))
+    model([[7, 8, 9]], decoder_input_ids=[[0]])
+    with record(), pytest.raises(pytest.fail.Exception):
+        model.encode([[7, 8, 9]])
 
 
 def test_values_at_the_trace_points_are_those_of_the_outputs() -> None:
