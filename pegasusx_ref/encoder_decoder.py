@@ -1,7 +1,8 @@
 """Encoder and decoder in one model, without a head: arguments checked, arrays taken to the device and back."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pegasusx_ref import inputs
 from pegasusx_ref.backend import Array
@@ -15,11 +16,11 @@ from pegasusx_ref.tracing import scope
 
 
 class Source(NamedTuple):
-    """The encoder's result on the device."""
+    """A source that is checked and on the device, but not encoded yet unless the caller brought encoder outputs."""
 
-    tokens_BTD: Array
-    globals_BGD: Array | None  # None where the caller brought encoder outputs along
+    states_BTD: Array  # embeddings, or the encoder's result
     mask_BT: Array | None
+    is_encoded: bool
 
 
 class EncoderDecoder(Pretrained):
@@ -46,45 +47,45 @@ class EncoderDecoder(Pretrained):
         Raises:
             InputError: ids, mask or embeddings that the model cannot take.
         """
+        inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        source = self._source(input_ids, attention_mask, inputs_embeds, None)
         with recording(output_hidden_states, output_attentions) as trace:
-            source = self._encode(input_ids, attention_mask, inputs_embeds)
-        return self._encoder_output(source, trace, output_hidden_states, output_attentions)
-
-    def _encode(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any) -> Source:
-        embeds_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
-        mask_BT = self._mask("attention_mask", attention_mask, embeds_BTD.shape[:2])
-        tokens_BTD, globals_BGD = encoder(self.ops, self.weights.at("encoder"), self.config, embeds_BTD, mask_BT)
-        return Source(tokens_BTD, globals_BGD, mask_BT)
+            tokens_BTD, globals_BGD = self._encode(source)
+        return self._encoder_output(
+            source, tokens_BTD, globals_BGD, Recorded(self.ops, trace), output_hidden_states, output_attentions
+        )
 
     def _source(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, encoder_outputs: Any) -> Source:
         inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
         if encoder_outputs is None:
-            return self._encode(input_ids, attention_mask, inputs_embeds)
-        last = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
-        if isinstance(last, tuple | list) and last:
-            last = last[0]
-        host_BTD = inputs.hidden_states("encoder_outputs", last, self.config.d_model)
-        if attention_mask is None:
-            attention_mask = getattr(encoder_outputs, "attention_mask", None)
-        mask_BT = self._mask("attention_mask", attention_mask, host_BTD.shape[:2])
-        return Source(self.ops.asarray(host_BTD), None, mask_BT)
+            states_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
+        else:
+            last = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+            if isinstance(last, tuple | list) and last:
+                last = last[0]
+            states_BTD = self.ops.asarray(inputs.hidden_states("encoder_outputs", last, self.config.d_model))
+            if attention_mask is None:
+                attention_mask = getattr(encoder_outputs, "attention_mask", None)
+        mask_BT = self._mask("attention_mask", attention_mask, states_BTD.shape[:2])
+        return Source(states_BTD, mask_BT, is_encoded=encoder_outputs is not None)
+
+    def _encode(self, source: Source) -> tuple[Array, Array | None]:
+        if source.is_encoded:
+            return source.states_BTD, None
+        return encoder(self.ops, self.weights.at("encoder"), self.config, source.states_BTD, source.mask_BT)
 
     def _decode(
-        self, source: Source, embeds_BLD: Array, attention_mask: Any, past: DecoderCache | None
+        self, tokens_BTD: Array, source: Source, embeds_BLD: Array, mask_BX: Array | None, past: DecoderCache | None
     ) -> tuple[Array, DecoderCache]:
-        B, L, _ = embeds_BLD.shape
-        inputs.same_batch(encoder=source.tokens_BTD.shape[0], decoder=B)
-        past_length = 0 if past is None else self._past_length(past, source)
-        mask_BX = self._mask("decoder_attention_mask", attention_mask, (B, past_length + L))
         weights = self.weights.at("decoder")
-        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, source.tokens_BTD, source.mask_BT, past)
+        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, tokens_BTD, source.mask_BT, past)
 
-    def _past_length(self, past: DecoderCache, source: Source) -> int:
+    def _check_past(self, past: DecoderCache, source: Source) -> None:
         if not isinstance(past, DecoderCache):
             raise InputError(
                 f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
             )
-        B, T, D = source.tokens_BTD.shape
+        B, T, D = source.states_BTD.shape
         heads = self.config.decoder_attention_heads
         cached = {tuple(layer.cross_k_BHTF.shape) for layer in past.layers}
         if len(past.layers) != self.config.decoder_layers or cached - {(B, heads, T, D // heads)}:
@@ -93,7 +94,6 @@ class EncoderDecoder(Pretrained):
                 f"call needs {self.config.decoder_layers} of {(B, heads, T, D // heads)} (batch, heads, source tokens, "
                 "features a head): it belongs to another source or model"
             )
-        return past.length
 
     def _embed(self, side: str, **given: Any) -> Array:
         """Embed ids, or check embeddings: `given` holds the arguments for both, ids first."""
@@ -110,17 +110,22 @@ class EncoderDecoder(Pretrained):
         return None if mask_BX is None else self.ops.asarray(mask_BX)
 
     def _encoder_output(
-        self, source: Source, trace: Mapping[str, Any], hidden_states: bool, attentions: bool
+        self,
+        source: Source,
+        tokens_BTD: Array,
+        globals_BGD: Array | None,
+        recorded: Recorded,
+        hidden_states: bool,
+        attentions: bool,
     ) -> EncoderOutput:
-        recorded = Recorded(self.ops, trace)
         to_numpy, layers = self.ops.to_numpy, self.config.encoder_layers
         output = EncoderOutput(
-            last_hidden_state=to_numpy(source.tokens_BTD),
+            last_hidden_state=to_numpy(tokens_BTD),
             attention_mask=None if source.mask_BT is None else to_numpy(source.mask_BT),
         )
-        if source.globals_BGD is None:
+        if globals_BGD is None:
             return output
-        output.global_hidden_state = to_numpy(source.globals_BGD)
+        output.global_hidden_state = to_numpy(globals_BGD)
         if hidden_states:
             tokens = recorded.layers("encoder.layers.{}.tokens.input", layers)
             globals_ = recorded.layers("encoder.layers.{}.globals.input", layers)
@@ -144,25 +149,38 @@ class EncoderDecoder(Pretrained):
         use_cache: bool | None,
         output_hidden_states: bool,
         output_attentions: bool,
+        labels: np.ndarray | None = None,
     ) -> tuple[Array, dict[str, Any]]:
         """Run encoder and decoder.
 
         Returns:
             The decoder's last hidden state (B, L, D) on the device, and the output fields that both models share.
         """
-        # The target first: an error in it should not cost an encoder run.
+        # Everything is checked before the encoder runs: an error should not cost minutes.
         embeds_BLD = self._embed(
             "decoder", decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds
         )
-        with recording(output_hidden_states, output_attentions) as trace:
-            source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
-            hidden_BLD, cache = self._decode(source, embeds_BLD, decoder_attention_mask, past_key_values)
+        B, L, _ = embeds_BLD.shape
+        if labels is not None and labels.shape != (B, L):
+            raise InputError(f"labels have shape {labels.shape}, but the target {(B, L)}")
+        source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        inputs.same_batch(encoder=source.states_BTD.shape[0], decoder=B)
+        if past_key_values is not None:
+            self._check_past(past_key_values, source)
+        past_length = 0 if past_key_values is None else past_key_values.length
+        mask_BX = self._mask("decoder_attention_mask", decoder_attention_mask, (B, past_length + L))
 
+        with recording(output_hidden_states, output_attentions) as trace:
+            tokens_BTD, globals_BGD = self._encode(source)
+            hidden_BLD, cache = self._decode(tokens_BTD, source, embeds_BLD, mask_BX, past_key_values)
+
+        recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
         if isinstance(encoder_outputs, EncoderOutput):
             encoded = encoder_outputs
         else:
-            encoded = self._encoder_output(source, trace, output_hidden_states, output_attentions)
-        recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
+            encoded = self._encoder_output(
+                source, tokens_BTD, globals_BGD, recorded, output_hidden_states, output_attentions
+            )
         output: dict[str, Any] = {
             "encoder_last_hidden_state": encoded.last_hidden_state,
             "encoder_hidden_states": encoded.hidden_states,

@@ -133,12 +133,11 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            labels=labels,
         )
         logits_BLV = tap("lm_head", self.ops.linear(hidden_BLD, self.weights["lm_head.weight"]))
         loss = None
         if labels is not None:
-            if labels.shape != tuple(logits_BLV.shape[:2]):
-                raise InputError(f"labels have shape {labels.shape}, but the target {tuple(logits_BLV.shape[:2])}")
             loss = float(self.ops.cross_entropy(logits_BLV, self.ops.asarray(labels)))
         return Seq2SeqLMOutput(loss=loss, logits=self.ops.to_numpy(logits_BLV), **output)
 
@@ -198,13 +197,14 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
         )
         config.lengths()  # an error in them should not cost an encoder run
         source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        tokens_BTD, _ = self._encode(source)
         cache: DecoderCache | None = None
 
         def next_logits(ids_B1: np.ndarray) -> np.ndarray:
             nonlocal cache
             embeds_B1D = self._embed("decoder", decoder_input_ids=ids_B1, decoder_inputs_embeds=None)
-            hidden_B1D, cache = self._decode(source, embeds_B1D, None, cache)
+            hidden_B1D, cache = self._decode(tokens_BTD, source, embeds_B1D, None, cache)
             logits_B1V = tap("lm_head", self.ops.linear(hidden_B1D, self.weights["lm_head.weight"]))
             return self.ops.to_numpy(logits_B1V)[:, -1]
 
-        return greedy_search(next_logits, source.tokens_BTD.shape[0], config)
+        return greedy_search(next_logits, tokens_BTD.shape[0], config)

@@ -79,7 +79,7 @@ def _resolve_ties(
     if not config.tie_word_embeddings or not present:
         return tensors, config
     table = tensors.pop(present[0])
-    differing = [name for name in present[1:] if not _equal(tensors[name], table)]
+    differing = [name for name in present[1:] if not np.array_equal(tensors[name], table, equal_nan=True)]
     for name in set(present[1:]) - set(differing):
         del tensors[name]
     tensors[EMBEDDING] = table
@@ -91,10 +91,6 @@ def _resolve_ties(
         stacklevel=4,
     )
     return tie_embeddings(tensors), config.replace(tie_word_embeddings=False)
-
-
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
 
 
 def _check(

@@ -17,6 +17,9 @@ class UsageError(click.ClickException):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
@@ -42,7 +45,7 @@ def summarize(
     Prints one line a document. Decoding is greedy; defaults come from the checkpoint's generation_config.json.
     """
     try:
-        documents = [(str(path), read_text(path)) for path in files or (Path("-"),)]
+        documents = [read_document(path) for path in files or (Path("-"),)]
         model = PegasusXForConditionalGeneration.from_pretrained(folder, backend, device, dtype)
         tokenizer = PegasusTokenizer.from_pretrained(folder)
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -70,11 +73,14 @@ def summarize(
             click.echo(" ".join(summary.split()))
             sys.stdout.flush()
     except PegasusXError as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        raise UsageError(str(error)) from None
 
 
-def read_text(path: Path) -> str:
+def read_document(path: Path) -> tuple[str, str]:
     """Read a document, or standard input for "-".
+
+    Returns:
+        What to call it, and its text.
 
     Raises:
         UsageError: it cannot be read, is no UTF-8 text, or is empty.
@@ -91,4 +97,4 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{name}: a binary file, not a text (it holds a zero byte)")
     if not text.strip():
         raise UsageError(f"{name}: empty, there is nothing to summarize")
-    return text
+    return name, text
