@@ -18,7 +18,7 @@ class Backend(Protocol):
     """What the model needs of an array library: each operation means what the golden function of its name says.
 
     Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
-    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `reshape`, `swapaxes`. A backend is
+    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, `reshape`, `swapaxes`. One is
     constructed with the keywords `device`, as users give it to `get_backend`, and `dtype`, one of the `dtypes` that its
     class declares. [spec 15.1]
     """
@@ -69,13 +69,13 @@ class NumpyBackend:
 
     def __init__(self, device: str | int | None, dtype: str) -> None:
         if device not in (None, "auto", "cpu"):
-            raise BackendError(f"backend 'numpy' runs on device 'cpu' only, not on {device!r}")
+            raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {device!r}")
         self.device = "cpu"
         self.dtype = dtype
 
     def asarray(self, array: np.ndarray) -> np.ndarray:
         """Up-cast half precision exactly; an array already in the compute dtype is not copied."""
-        if array.dtype.kind in "bi":
+        if array.dtype.kind in "biu":
             return array
         return array.astype(self.dtype, copy=False)
 
@@ -109,13 +109,13 @@ def available_backends() -> list[str]:
     return ["numpy", *sorted(_installed().keys() - {"numpy"})]
 
 
-def get_backend(name: str = "numpy", device: str | int | None = None, dtype: str = "float32") -> Backend:
+def get_backend(name: str = "numpy", device: str | int | None = None, dtype: Any = "float32") -> Backend:
     """Make a backend ready to compute. [spec 15.4]
 
     Args:
         name: one of `available_backends()`; nothing is ever chosen in its place.
         device: "cpu", "cuda:0", 0 for the same, "auto"; None is the backend's first one.
-        dtype: what it computes in: "float64", "float32", … as the backend declares.
+        dtype: what it computes in, as the backend declares: "float64", "float32", …, or NumPy's or torch's own.
 
     Raises:
         BackendError: an unknown backend, a device that it does not run on, or a dtype that it does not compute in.
@@ -129,7 +129,7 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: str
             f"backend {name!r} is not installed: available here: {', '.join(available_backends())} "
             f"(others are found by the entry-point group {ENTRY_POINT_GROUP!r})"
         )
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
         raise BackendError(
             f"backend {name!r} does not compute in {dtype!r}: it declares {', '.join(backend_class.dtypes)} "
@@ -137,3 +137,20 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: str
         )
     backend: Backend = backend_class(device=device, dtype=dtype)
     return backend
+
+
+def dtype_name(dtype: Any) -> str:
+    """Spell a dtype as backends do.
+
+    Args:
+        dtype: a name, a NumPy dtype or scalar type, or a torch dtype.
+
+    Raises:
+        BackendError: it is none of these.
+    """
+    if isinstance(dtype, str) or str(dtype).startswith("torch."):
+        return str(dtype).removeprefix("torch.")
+    try:
+        return str(np.dtype(dtype).name)
+    except TypeError:
+        raise BackendError(f"dtype {dtype!r} is none: pass a name such as 'float32'") from None

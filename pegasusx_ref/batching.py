@@ -8,6 +8,7 @@ import numpy as np
 from pegasusx_ref.errors import InputError
 
 PAD, EOS = 0, 1
+NO_LIMIT = 10**30  # what transformers writes for "no greatest length"
 TRUNCATION = (None, True, False, "longest_first", "do_not_truncate")
 
 
@@ -61,7 +62,7 @@ def encode_batch(
         raise InputError("no texts: pass at least one")
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass equally many")
-    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
+    if max_length is not None and (isinstance(max_length, bool) or not hasattr(max_length, "__index__")):
         raise InputError(f"max_length={max_length!r} is not a whole number")
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length={max_length} leaves no room for </s>: it must be at least 1")
@@ -101,7 +102,7 @@ def _padded_length(
     """Decide how long rows become by padding; 0 leaves them as they are."""
     if padding is None:
         padding = return_tensors is not None
-    if padding == "max_length" and max_length is not None:
+    if padding == "max_length" and max_length is not None and max_length < NO_LIMIT:
         return max_length
     if padding in (True, "longest"):
         return max(len(row) for row in rows)

@@ -97,6 +97,8 @@ class PegasusXConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ConfigError(f"{name}={value!r} must be a number above 0")
+        if self.dtype is not None and not isinstance(self.dtype, str):
+            raise ConfigError(f"dtype={self.dtype!r} must be a name such as 'float32'")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
             self._check_token_ids(name)
 

@@ -15,12 +15,19 @@ from pegasusx_ref.pretrained import Pretrained
 from pegasusx_ref.tracing import scope
 
 
-class Source(NamedTuple):
-    """A source that is checked and on the device, but not encoded yet unless the caller brought encoder outputs."""
+class Embedded(NamedTuple):
+    """A source that is checked and on the device, ready for the encoder."""
 
-    states_BTD: Array  # embeddings, or the encoder's result
+    embeds_BTD: Array
     mask_BT: Array | None
-    is_encoded: bool
+
+
+class Encoded(NamedTuple):
+    """A source after the encoder."""
+
+    tokens_BTD: Array
+    mask_BT: Array | None
+    globals_BGD: Array | None = None  # the caller's encoder outputs come without
 
 
 class EncoderDecoder(Pretrained):
@@ -50,49 +57,49 @@ class EncoderDecoder(Pretrained):
         inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds)
         source = self._source(input_ids, attention_mask, inputs_embeds, None)
         with recording(output_hidden_states, output_attentions) as trace:
-            tokens_BTD, globals_BGD = self._encode(source)
-        return self._encoder_output(
-            source, tokens_BTD, globals_BGD, Recorded(self.ops, trace), output_hidden_states, output_attentions
-        )
+            encoded = self._encoded(source)
+        return self._encoder_output(encoded, Recorded(self.ops, trace), output_hidden_states, output_attentions)
 
-    def _source(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, encoder_outputs: Any) -> Source:
+    def _source(
+        self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, encoder_outputs: Any
+    ) -> Embedded | Encoded:
         inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
         if encoder_outputs is None:
-            states_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
-        else:
-            last = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
-            if isinstance(last, tuple | list) and last:
-                last = last[0]
-            states_BTD = self.ops.asarray(inputs.hidden_states("encoder_outputs", last, self.config.d_model))
-            if attention_mask is None:
-                attention_mask = getattr(encoder_outputs, "attention_mask", None)
-        mask_BT = self._mask("attention_mask", attention_mask, states_BTD.shape[:2])
-        return Source(states_BTD, mask_BT, is_encoded=encoder_outputs is not None)
+            embeds_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
+            return Embedded(embeds_BTD, self._mask("attention_mask", attention_mask, embeds_BTD.shape[:2]))
+        states = inputs.encoder_states(encoder_outputs)
+        tokens_BTD = self.ops.asarray(inputs.hidden_states("encoder_outputs", states, self.config.d_model))
+        if attention_mask is None:
+            attention_mask = getattr(encoder_outputs, "attention_mask", None)
+        return Encoded(tokens_BTD, self._mask("attention_mask", attention_mask, tokens_BTD.shape[:2]))
 
-    def _encode(self, source: Source) -> tuple[Array, Array | None]:
-        if source.is_encoded:
-            return source.states_BTD, None
-        return encoder(self.ops, self.weights.at("encoder"), self.config, source.states_BTD, source.mask_BT)
+    def _encoded(self, source: Embedded | Encoded) -> Encoded:
+        if isinstance(source, Encoded):
+            return source
+        weights = self.weights.at("encoder")
+        tokens_BTD, globals_BGD = encoder(self.ops, weights, self.config, source.embeds_BTD, source.mask_BT)
+        return Encoded(tokens_BTD, source.mask_BT, globals_BGD)
 
     def _decode(
-        self, tokens_BTD: Array, source: Source, embeds_BLD: Array, mask_BX: Array | None, past: DecoderCache | None
+        self, source: Encoded, embeds_BLD: Array, mask_BX: Array | None, past: DecoderCache | None
     ) -> tuple[Array, DecoderCache]:
         weights = self.weights.at("decoder")
-        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, tokens_BTD, source.mask_BT, past)
+        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, source.tokens_BTD, source.mask_BT, past)
 
-    def _check_past(self, past: DecoderCache, source: Source) -> None:
+    def _check_past(self, past: DecoderCache, states_BTD: Array) -> None:
         if not isinstance(past, DecoderCache):
             raise InputError(
                 f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
             )
-        B, T, D = source.states_BTD.shape
+        B, T, D = states_BTD.shape
         heads = self.config.decoder_attention_heads
-        cached = {tuple(layer.cross_k_BHTF.shape) for layer in past.layers}
-        if len(past.layers) != self.config.decoder_layers or cached - {(B, heads, T, D // heads)}:
+        expected = {((B, heads, T, D // heads), str(states_BTD.dtype))}
+        cached = {(tuple(layer.cross_k_BHTF.shape), str(layer.cross_k_BHTF.dtype)) for layer in past.layers}
+        if len(past.layers) != self.config.decoder_layers or cached - expected:
             raise InputError(
                 f"past_key_values holds {len(past.layers)} layers of cross-attention keys {sorted(cached)}, but this "
-                f"call needs {self.config.decoder_layers} of {(B, heads, T, D // heads)} (batch, heads, source tokens, "
-                "features a head): it belongs to another source or model"
+                f"call needs {self.config.decoder_layers} of {sorted(expected)} (batch, heads, source tokens, features "
+                "a head): it belongs to another source or model"
             )
 
     def _embed(self, side: str, **given: Any) -> Array:
@@ -110,22 +117,16 @@ class EncoderDecoder(Pretrained):
         return None if mask_BX is None else self.ops.asarray(mask_BX)
 
     def _encoder_output(
-        self,
-        source: Source,
-        tokens_BTD: Array,
-        globals_BGD: Array | None,
-        recorded: Recorded,
-        hidden_states: bool,
-        attentions: bool,
+        self, source: Encoded, recorded: Recorded, hidden_states: bool, attentions: bool
     ) -> EncoderOutput:
         to_numpy, layers = self.ops.to_numpy, self.config.encoder_layers
         output = EncoderOutput(
-            last_hidden_state=to_numpy(tokens_BTD),
+            last_hidden_state=to_numpy(source.tokens_BTD),
             attention_mask=None if source.mask_BT is None else to_numpy(source.mask_BT),
         )
-        if globals_BGD is None:
+        if source.globals_BGD is None:
             return output
-        output.global_hidden_state = to_numpy(globals_BGD)
+        output.global_hidden_state = to_numpy(source.globals_BGD)
         if hidden_states:
             tokens = recorded.layers("encoder.layers.{}.tokens.input", layers)
             globals_ = recorded.layers("encoder.layers.{}.globals.input", layers)
@@ -164,23 +165,21 @@ class EncoderDecoder(Pretrained):
         if labels is not None and labels.shape != (B, L):
             raise InputError(f"labels have shape {labels.shape}, but the target {(B, L)}")
         source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
-        inputs.same_batch(encoder=source.states_BTD.shape[0], decoder=B)
+        inputs.same_batch(encoder=source[0].shape[0], decoder=B)
         if past_key_values is not None:
-            self._check_past(past_key_values, source)
+            self._check_past(past_key_values, source[0])
         past_length = 0 if past_key_values is None else past_key_values.length
         mask_BX = self._mask("decoder_attention_mask", decoder_attention_mask, (B, past_length + L))
 
         with recording(output_hidden_states, output_attentions) as trace:
-            tokens_BTD, globals_BGD = self._encode(source)
-            hidden_BLD, cache = self._decode(tokens_BTD, source, embeds_BLD, mask_BX, past_key_values)
+            source = self._encoded(source)
+            hidden_BLD, cache = self._decode(source, embeds_BLD, mask_BX, past_key_values)
 
         recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
         if isinstance(encoder_outputs, EncoderOutput):
             encoded = encoder_outputs
         else:
-            encoded = self._encoder_output(
-                source, tokens_BTD, globals_BGD, recorded, output_hidden_states, output_attentions
-            )
+            encoded = self._encoder_output(source, recorded, output_hidden_states, output_attentions)
         output: dict[str, Any] = {
             "encoder_last_hidden_state": encoded.last_hidden_state,
             "encoder_hidden_states": encoded.hidden_states,

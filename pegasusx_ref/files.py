@@ -1,6 +1,9 @@
-"""The JSON files of a checkpoint folder."""
+"""The files of a checkpoint folder: JSON, and writing any file as a whole."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,5 +30,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON object, sorted by key, making the folder where there is none."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that `path` is either the old file or the whole new one.
+
+    A link is replaced, not what it points to, which may be a shared cache; and whoever has the old file mapped into
+    memory keeps it.
+
+    Args:
+        path: the file; its folder is made where there is none.
+
+    Returns:
+        A context manager that gives the path to write to; it takes the file's place when the block ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.touch()
+    mode = unfinished.stat().st_mode
+    try:
+        yield unfinished
+        unfinished.chmod(mode)  # some writers narrow it
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

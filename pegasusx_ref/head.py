@@ -35,7 +35,7 @@ def cross_entropy(logits_BLV: np.ndarray, labels_BL: np.ndarray) -> np.ndarray:
     counted_BL = labels_BL != IGNORED_LABEL
     targets_BL1 = np.where(counted_BL, labels_BL, 0)[:, :, None]
     log_probs_BL = np.take_along_axis(log_softmax(logits_BLV), targets_BL1, axis=2)[:, :, 0]
-    return -np.where(counted_BL, log_probs_BL, 0).sum() / counted_BL.sum()
+    return -log_probs_BL[counted_BL].mean()
 
 
 def shift_tokens_right(labels_BL: np.ndarray, pad_token_id: int, decoder_start_token_id: int) -> np.ndarray:

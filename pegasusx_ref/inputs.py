@@ -89,6 +89,17 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     return x_BTD
 
 
+def encoder_states(outputs: Any) -> Any:
+    """Find the encoder's last hidden state in what a user passes as encoder outputs.
+
+    Args:
+        outputs: an output of `encode` or of a whole model, transformers' included, a tuple, or the states themselves.
+    """
+    for name in ("encoder_last_hidden_state", "last_hidden_state"):
+        outputs = getattr(outputs, name, outputs)
+    return outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs
+
+
 def same_batch(**batches: int) -> None:
     """Check that several arguments hold equally many sequences.
 

@@ -170,8 +170,8 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             max_new_tokens: tokens at the most, the start token not counted; goes before max_length; 20 where neither
                 is set.
             min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
-            num_beams: 1. A checkpoint that asks for beams or sampling by itself is decoded greedily, with a warning
-                unless this is given.
+            num_beams: 1. A checkpoint that asks for beams, sampling or penalties by itself is decoded greedily, with a
+                warning that names them; 1 says that greedy decoding is meant instead of beams.
             do_sample: False: this version does not sample.
             cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
 
@@ -185,26 +185,26 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             raise InputError(
                 f"num_beams={num_beams!r}, do_sample={do_sample!r}: this version decodes greedily, num_beams=1"
             )
-        not_followed = self.generation_config.not_followed()
-        if not_followed and num_beams is None:
-            settings = ", ".join(f"{name}={value!r}" for name, value in not_followed.items())
-            warnings.warn(
-                f"the checkpoint asks for {settings}; this version decodes greedily (num_beams=1: as meant)",
-                stacklevel=2,
-            )
         config = self.generation_config.updated(
-            max_length=max_length, min_length=min_length, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
+            max_length=max_length,
+            min_length=min_length,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
         )
-        config.lengths()  # an error in them should not cost an encoder run
-        source = self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs)
-        tokens_BTD, _ = self._encode(source)
+        if settings := config.not_followed():
+            warnings.warn(f"the checkpoint asks for {settings}; this version decodes greedily", stacklevel=2)
+        shortest, longest = config.lengths()
+        if shortest > longest:
+            warnings.warn(f"at least {shortest} tokens are asked for, but at most {longest}: {longest}", stacklevel=2)
+        source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         cache: DecoderCache | None = None
 
         def next_logits(ids_B1: np.ndarray) -> np.ndarray:
             nonlocal cache
             embeds_B1D = self._embed("decoder", decoder_input_ids=ids_B1, decoder_inputs_embeds=None)
-            hidden_B1D, cache = self._decode(tokens_BTD, source, embeds_B1D, None, cache)
+            hidden_B1D, cache = self._decode(source, embeds_B1D, None, cache)
             logits_B1V = tap("lm_head", self.ops.linear(hidden_B1D, self.weights["lm_head.weight"]))
             return self.ops.to_numpy(logits_B1V)[:, -1]
 
-        return greedy_search(next_logits, tokens_BTD.shape[0], config)
+        return greedy_search(next_logits, source.tokens_BTD.shape[0], config)

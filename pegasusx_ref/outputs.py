@@ -14,13 +14,16 @@ from pegasusx_ref.tracing import record
 Arrays = tuple[np.ndarray, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelOutput:
     """Named results; like in transformers, also by string and by position among those that are not None."""
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Give the fields that are not None, in order."""
         return tuple(value for f in fields(self) if (value := getattr(self, f.name)) is not None)
+
+    def __contains__(self, name: object) -> bool:
+        return getattr(self, name, None) is not None if isinstance(name, str) else False
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
@@ -30,7 +33,7 @@ class ModelOutput:
         return getattr(self, key)
 
 
-@dataclass
+@dataclass(eq=False)
 class EncoderOutput(ModelOutput):
     """What the encoder found; `encoder_outputs=` takes it back.
 
@@ -51,7 +54,7 @@ class EncoderOutput(ModelOutput):
     attention_mask: np.ndarray | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
     """What `PegasusXModel` returns.
 
@@ -76,7 +79,7 @@ class Seq2SeqModelOutput(ModelOutput):
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Seq2SeqLMOutput(ModelOutput):
     """What `PegasusXForConditionalGeneration` returns: `Seq2SeqModelOutput` with logits instead of hidden states.
 
@@ -96,7 +99,7 @@ class Seq2SeqLMOutput(ModelOutput):
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
 
 
-HIDDEN_STATES = ("*.layers.*.input", "encoder.layer_norm", "decoder.layer_norm")
+HIDDEN_STATES = ("*.layers.*.input",)
 ATTENTIONS = ("*.probs",)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from pegasusx_ref.backend import Backend, get_backend
 from pegasusx_ref.checkpoint import PREFIX, read_weights, write_weights
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import InputError
 from pegasusx_ref.files import write_json
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.weights import Weights, parameter_shapes, random_weights, tie_embeddings
@@ -37,6 +37,7 @@ class Pretrained:
         self.config = config
         self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
+        self.generation_config.check_ids(config.vocab_size)
         self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
 
@@ -103,7 +104,10 @@ class Pretrained:
 
         Raises:
             BackendError: the backend, the device or the dtype is not to be had.
+            InputError: a seed below 0.
         """
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+            raise InputError(f"seed={seed!r} must be a whole number of at least 0")
         ops = _backend(backend, device, dtype, config)
         shapes = parameter_shapes(config, cls.has_head)
         return cls(config, {name: t for name, t in random_weights(config, seed).items() if name in shapes}, ops)
@@ -134,26 +138,6 @@ class Pretrained:
 
 
 def _backend(name: str, device: str | int | None, dtype: Any, config: PegasusXConfig) -> Backend:
-    return get_backend(name, device=device, dtype=dtype_name(dtype, config.dtype))
-
-
-def dtype_name(dtype: Any, stored: str | None) -> str:
-    """Spell a dtype as backends do.
-
-    Args:
-        dtype: None, "auto", a name, a NumPy dtype or scalar type, or a torch dtype.
-        stored: the checkpoint's own dtype, which "auto" means.
-
-    Raises:
-        BackendError: it is none of these.
-    """
-    if dtype is None:
-        return "float32"
-    if isinstance(dtype, str):
-        return (stored or "float32") if dtype == "auto" else dtype
-    if str(dtype).startswith("torch."):
-        return str(dtype).removeprefix("torch.")
-    try:
-        return str(np.dtype(dtype).name)
-    except TypeError:
-        raise BackendError(f"dtype {dtype!r} is none: pass a name such as 'float32'") from None
+    if isinstance(dtype, str) and dtype == "auto":
+        dtype = config.dtype
+    return get_backend(name, device=device, dtype="float32" if dtype is None else dtype)

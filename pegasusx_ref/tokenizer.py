@@ -7,15 +7,14 @@ from operator import index
 from pathlib import Path
 from typing import Any, Self
 
-from pegasusx_ref.batching import EOS, PAD, BatchEncoding, encode_batch
+from pegasusx_ref.batching import EOS, NO_LIMIT, PAD, BatchEncoding, encode_batch
 from pegasusx_ref.errors import CheckpointError, InputError
-from pegasusx_ref.files import read_json, write_json
+from pegasusx_ref.files import read_json, replacing, write_json
 
 VOCAB_FILE = "spiece.model"
 OFFSET = 103  # how far SentencePiece's ids are moved up, to make room for what pre-training reserved
 UNKNOWN = 2 + OFFSET
 SPECIAL_TOKENS = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, OFFSET)), "<unk>"]
-NO_LIMIT = 10**30  # what transformers writes for "no greatest length"
 
 
 class PegasusTokenizer:
@@ -73,9 +72,10 @@ class PegasusTokenizer:
         config = read_json(config_file) if config_file.exists() else {}
         if config.get("offset", OFFSET) != OFFSET:
             raise CheckpointError(f"{config_file}: offset={config['offset']}, but PEGASUS-X checkpoints have {OFFSET}")
-        limit = config.get("model_max_length") or NO_LIMIT
-        if isinstance(limit, bool) or not isinstance(limit, int | float):
-            raise CheckpointError(f"{config_file}: model_max_length={limit!r} is not a number")
+        limit = config.get("model_max_length")
+        limit = NO_LIMIT if limit is None else limit
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 1 <= limit < float("inf"):
+            raise CheckpointError(f"{config_file}: model_max_length={limit!r} must be a number of at least 1")
         return cls(folder / VOCAB_FILE, int(limit), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -85,7 +85,8 @@ class PegasusTokenizer:
         fixed = {"tokenizer_class": "PegasusTokenizer", "offset": OFFSET}
         write_json(folder / "tokenizer_config.json", self._config | limit | fixed)
         if not (folder / VOCAB_FILE).exists() or not (folder / VOCAB_FILE).samefile(self.vocab_file):
-            shutil.copyfile(self.vocab_file, folder / VOCAB_FILE)
+            with replacing(folder / VOCAB_FILE) as unfinished:
+                shutil.copyfile(self.vocab_file, unfinished)
 
     @property
     def vocab_size(self) -> int:
@@ -199,21 +200,25 @@ class PegasusTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Cut a text into pieces, "▁" standing for a space."""
-        return self.convert_ids_to_tokens(self.text_to_ids(text))
+        return list(self.convert_ids_to_tokens(self.text_to_ids(text)))
 
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
-        """Name ids.
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """Name one id or several.
 
         Raises:
             InputError: an id outside the vocabulary.
         """
+        if not isinstance(ids, Iterable):
+            return self.convert_ids_to_tokens([ids])[0]
         ids = _integers(ids)
         if outside := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(f"token id {outside[0]} lies outside the vocabulary [0, {self.vocab_size})")
         return [SPECIAL_TOKENS[i] if i <= UNKNOWN else self._pieces.id_to_piece(i - OFFSET) for i in ids]
 
-    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
-        """Number tokens; what the vocabulary does not hold is 105, `<unk>`."""
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
+        """Number one token or several; what the vocabulary does not hold is 105, `<unk>`."""
+        if isinstance(tokens, str):
+            return self.convert_tokens_to_ids([tokens])[0]
         special = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
         return [special[t] if t in special else self._pieces.piece_to_id(t) + OFFSET for t in tokens]
 

@@ -1,8 +1,8 @@
 """Public names for intermediate tensors: scopes give the place, taps mark the values, listeners see them. [spec 16]
 
 The model opens a scope a layer, an operation taps what it computes, and together they spell a name such as
-``encoder.layers.0.self_attn.local.3.probs`` (all of them: `pegasusx_ref.trace_points`). Nobody listening costs one
-context-variable look-up a tap. A listener may replace the value, and the computation goes on with the replacement.
+``encoder.layers.0.self_attn.local.3.probs`` (all of them: `pegasusx_ref.trace_points`). Where nobody listens, a
+tap costs one look-up. A listener may replace the value, and the computation goes on with the replacement.
 """
 
 from collections.abc import Callable, Iterator

@@ -85,7 +85,7 @@ def test_a_row_changes_exactly_when_a_key_that_it_sees_changes(core: Core, data:
     sees = np.zeros_like(changed)
     sees[b] = core.visible[b, :, key]
     assert not (changed & ~sees).any(), "a row sees a key that the index map hides"
-    if np.abs(core.heads[0]).max() < 10:  # with huge scores a visible key may weigh nothing
+    if max(np.abs(head).max() for head in core.heads) < 6:  # with huge scores a visible key may weigh nothing
         assert (changed == sees).all(), "a row misses a key that the index map shows"
 
 

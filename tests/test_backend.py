@@ -75,3 +75,13 @@ def test_torch_dtypes_serve_too(model_folder: Any) -> None:
         PegasusXForConditionalGeneration.from_pretrained(model_folder, torch_dtype=torch.bfloat16)
     with pytest.raises(BackendError, match="does not compute in 'nonsense'"):
         PegasusXForConditionalGeneration.from_pretrained(model_folder, dtype="nonsense")
+
+
+def test_unsigned_ids_stay_integers() -> None:
+    assert get_backend("numpy").asarray(np.array([3], dtype=np.uint16)).dtype == np.uint16
+
+
+def test_get_backend_takes_numpys_dtypes() -> None:
+    assert get_backend("numpy", dtype=np.float64).dtype == "float64"
+    with pytest.raises(BackendError, match="dtype <object"):
+        get_backend("numpy", dtype=object())

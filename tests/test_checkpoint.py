@@ -787,3 +787,37 @@ def test_safetensors_need_no_torch(folder: Path, monkeypatch: pytest.MonkeyPatch
         warnings.simplefilter("error")
         again = PegasusXForConditionalGeneration.from_pretrained(folder)
     assert again.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("model_class", [PegasusXForConditionalGeneration, PegasusXModel])
+def test_copies_that_differ_load_with_and_without_a_head(tmp_path: Path, model_class: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / SAFETENSORS)
+    tensors["model.encoder.embed_tokens.weight"] = tensors["model.shared.weight"] + np.float32(1)
+    save_file(tensors, tmp_path / SAFETENSORS, metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match=r"encoder\.embed_tokens\.weight differ"):
+        model = model_class.from_pretrained(tmp_path)
+    assert (model.weights["encoder.embed_tokens.weight"] == tensors["model.encoder.embed_tokens.weight"]).all()
+    assert (model.weights["decoder.embed_tokens.weight"] == tensors["model.shared.weight"]).all()
+
+
+def test_saving_over_links_leaves_what_they_point_to(tmp_path: Path) -> None:
+    """A hub cache's snapshot is a folder of links to blobs that other snapshots share."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny")).save_pretrained(blobs)
+    snapshot.mkdir()
+    before = {file.name: file.read_bytes() for file in blobs.iterdir()}
+    for name in before:
+        (snapshot / name).symlink_to(blobs / name)
+    PegasusXForConditionalGeneration.from_pretrained(snapshot, dtype="float64").save_pretrained(snapshot)
+    assert {file.name: file.read_bytes() for file in blobs.iterdir()} == before
+    assert PegasusXConfig.from_pretrained(snapshot).dtype == "float64"
+
+
+def test_saved_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny")).save_pretrained(tmp_path)
+    (tmp_path / "ordinary").touch()
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert len(set(modes.values())) == 1, modes

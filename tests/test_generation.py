@@ -1,5 +1,8 @@
 """Greedy decoding: token by token what transformers writes."""
 
+import json
+import shutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -109,10 +112,7 @@ def test_score_processors_equal_transformers(transformers: ModuleType, length: i
     assert (scores == before).all()
 
 
-def test_defaults_come_from_the_folder(model_folder: Any, tmp_path: Any) -> None:
-    import json
-    import shutil
-
+def test_defaults_come_from_the_folder(model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "generation_config.json"
     ids = [[120, 130, 140, 1]]
@@ -130,16 +130,69 @@ def test_defaults_come_from_the_folder(model_folder: Any, tmp_path: Any) -> None
     assert PegasusXForConditionalGeneration.from_pretrained(tmp_path).generate(ids).shape == (1, 5)
 
 
-@pytest.mark.parametrize("ids", [{"eos_token_id": "1"}, {"pad_token_id": -1}, {"forced_eos_token_id": [1, 2.0]}])
-def test_bad_token_ids_are_refused(ids: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "ids", [{"eos_token_id": "1"}, {"pad_token_id": -1}, {"forced_eos_token_id": [1, 2.0]}, {"eos_token_id": 256}]
+)
+def test_bad_token_ids_are_refused(model_folder: Path, tmp_path: Path, ids: dict[str, Any]) -> None:
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    config = PegasusXConfig.from_pretrained(model_folder)
+    ids = {name: config.vocab_size if value == 256 else value for name, value in ids.items()}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ids))
     (name,) = ids
-    with pytest.raises(ConfigError, match=f"{name}=.* must be a token id"):
-        GenerationConfig(**ids)
+    with pytest.raises(ConfigError, match=f"{name}=.* must be a token id in"):
+        PegasusXForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("written", [{"eos_token_id": None}, {}, {"eos_token_id": 1}])
+def test_ids_that_the_file_lacks(transformers: ModuleType, tmp_path: Path, written: dict[str, Any]) -> None:
+    """Without an end token nothing but the length ends a text; other ids are those of config.json."""
+    ids: dict[str, Any] = {"decoder_start_token_id": 7, "forced_eos_token_id": None}
+    config = PegasusXConfig.preset("tiny", vocab_size=10, init_std=1.0, **ids)
+    for seed in range(50):  # until a model wants to say </s> early
+        model = PegasusXForConditionalGeneration.from_random(config, seed)
+        early = model.generate([[7, 8, 9]], max_new_tokens=8)
+        if early.shape[1] < 9:
+            break
+    assert early.shape[1] < 9
+    assert early[0, 0] == 7
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(written))
+    again = PegasusXForConditionalGeneration.from_pretrained(tmp_path).generate([[7, 8, 9]], max_new_tokens=8)
+    assert again.shape[1] == (early.shape[1] if written.get("eos_token_id") else 9)
+
+    (tmp_path / "generation_config.json").write_text(json.dumps(written | {"decoder_start_token_id": 7}))
+    twin = transformers.PegasusXForConditionalGeneration.from_pretrained(tmp_path)
+    theirs = twin.generate(to_torch(np.array([[7, 8, 9]])), max_new_tokens=8)
+    assert again.tolist() == theirs.tolist()
+
+
+def test_num_beams_1_speaks_for_beams_alone() -> None:
+    config = PegasusXConfig.preset("tiny", extra={"num_beams": 8, "no_repeat_ngram_size": 3})
+    model = PegasusXForConditionalGeneration.from_random(config)
+    with pytest.warns(UserWarning, match="asks for no_repeat_ngram_size=3; this"):
+        model.generate([[7]], max_new_tokens=1, num_beams=1)
+
+
+def test_where_the_least_length_is_above_the_greatest_the_greatest_decides(transformers: ModuleType) -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"), dtype="float64")
+    with pytest.warns(UserWarning, match="at least 9 tokens are asked for, but at most 4"):
+        ours = model.generate([[7, 8]], max_new_tokens=3, min_length=9)
+    with pytest.warns(UserWarning, match="Unfeasible length constraints"):
+        theirs = transformers_twin(transformers, model).generate(
+            to_torch(np.array([[7, 8]])), max_new_tokens=3, min_length=9, do_sample=False
+        )
+    assert ours.tolist() == theirs.tolist()
 
 
 def test_without_any_limit_20_new_tokens() -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
     assert model.generate([[7, 8, 9]], min_length=21).shape == (1, 21)
+
+
+def test_the_documentations_cache_argument_is_accepted() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    static = model.generate([[7, 8]], max_new_tokens=3, cache_implementation="static")
+    assert (static == model.generate([[7, 8]], max_new_tokens=3)).all()
 
 
 def test_beams_are_refused_when_asked_for_and_warned_about_when_configured() -> None:
@@ -151,7 +204,6 @@ def test_beams_are_refused_when_asked_for_and_warned_about_when_configured() -> 
         model.generate([[7]], do_sample=True)
     with pytest.warns(UserWarning, match="num_beams=8, no_repeat_ngram_size=3; this"):
         model.generate([[7]], max_new_tokens=1)
-    model.generate([[7]], max_new_tokens=1, num_beams=1, cache_implementation="static")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +213,6 @@ def test_beams_are_refused_when_asked_for_and_warned_about_when_configured() -> 
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"min_length": -1}, "min_length=-1"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5"),
-        ({"max_new_tokens": 3, "min_length": 9}, "at least 9 tokens are asked for, but at most 4"),
     ],
 )
 def test_impossible_lengths_are_refused_before_the_encoder_runs(limits: dict[str, Any], message: str) -> None:

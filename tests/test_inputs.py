@@ -437,7 +437,7 @@ def test_cache_of_another_source_is_an_error(either: Any, source: np.ndarray) ->
     past = either(SOURCE, decoder_input_ids=TARGET).past_key_values
     target = TARGET[: len(source)]
     message = message_of(lambda: either(source, decoder_input_ids=target, past_key_values=past))
-    assert "past_key_values holds 2 layers of cross-attention keys [(2, 4, 21, 8)]" in message
+    assert "past_key_values holds 2 layers of cross-attention keys [((2, 4, 21, 8), 'float64')]" in message
     assert f"({source.shape[0]}, 4, {source.shape[1]}, 8)" in message
 
 
@@ -526,3 +526,30 @@ def test_cache_is_given_when_asked_for(use_cache: bool | None, configured: bool)
     assert (output.past_key_values is not None) is (configured if use_cache is None else use_cache)
     scored = model(SOURCE, labels=TARGET, use_cache=use_cache)
     assert (scored.past_key_values is not None) is bool(use_cache)
+
+
+def test_cache_of_another_dtype_is_an_error(model: Any) -> None:
+    past = model(SOURCE, decoder_input_ids=TARGET).past_key_values
+    single = PegasusXForConditionalGeneration.from_random(CONFIG, dtype="float32")
+    message = message_of(lambda: single(SOURCE, decoder_input_ids=TARGET, past_key_values=past))
+    assert "float64" in message
+    assert "float32" in message
+
+
+def test_a_whole_models_output_serves_as_encoder_outputs(model: Any) -> None:
+    output = model(SOURCE, decoder_input_ids=TARGET)
+    again = model(encoder_outputs=output, decoder_input_ids=TARGET)
+    assert np.array_equal(again.logits, output.logits)
+
+
+def test_outputs_know_which_fields_they_hold(model: Any) -> None:
+    output = model(SOURCE, decoder_input_ids=TARGET)
+    assert "logits" in output
+    assert "loss" not in output
+    assert "nonsense" not in output
+    assert output == output
+
+
+def test_a_seed_below_zero_is_an_error() -> None:
+    with pytest.raises(InputError, match="seed=-1 must be"):
+        PegasusXForConditionalGeneration.from_random(CONFIG, seed=-1)

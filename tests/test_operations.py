@@ -121,3 +121,8 @@ def test_labels_shift_right_behind_the_start_token() -> None:
     labels = np.array([[5, 6, -100, -100], [7, -100, 8, 1]])
     assert shift_tokens_right(labels, pad_token_id=0, decoder_start_token_id=3).tolist() == [[3, 5, 6, 0], [3, 7, 0, 8]]
     assert labels[0, 2] == -100  # the caller's labels stay
+
+
+def test_the_loss_keeps_the_dtype() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 3, 5)).astype(np.float32)
+    assert cross_entropy(logits, np.array([[2, -100, 1]])).dtype == np.float32

@@ -504,7 +504,10 @@ def test_another_offset_is_refused(tokenizer_folder: Path, tmp_path: Path, offse
     assert f"tokenizer_config.json: offset={offset}, but PEGASUS-X checkpoints have 103" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"model_max_length": "long"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '"text"', '{"model_max_length": "long"}', '{"model_max_length": Infinity}', '{"model_max_length": 0}'],
+)
 def test_bad_tokenizer_configuration_is_named(tokenizer_folder: Path, tmp_path: Path, content: str) -> None:
     shutil.copy(tokenizer_folder / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
@@ -593,3 +596,18 @@ def test_torch_tensors_without_torch_say_what_to_install(
 def test_unknown_argument_is_a_type_error_that_names_it(tokenizer: PegasusTokenizer) -> None:
     with pytest.raises(TypeError, match="add_special_token"):
         tokenizer("the list", add_special_token=False)  # type: ignore[call-arg]
+
+
+def test_single_tokens_and_ids_are_translated(tokenizer: PegasusTokenizer) -> None:
+    assert tokenizer.convert_tokens_to_ids("</s>") == 1
+    assert tokenizer.convert_ids_to_tokens(1) == "</s>"
+    assert tokenizer.convert_tokens_to_ids(["</s>", "<pad>"]) == [1, 0]
+
+
+def test_padding_to_no_limit_is_an_error(tokenizer: PegasusTokenizer) -> None:
+    with pytest.raises(InputError, match="'max_length' together with max_length"):
+        tokenizer("the list", truncation=True, padding="max_length")
+
+
+def test_numpys_integers_are_lengths_too(tokenizer: PegasusTokenizer) -> None:
+    assert len(tokenizer("the list of names", max_length=np.int64(3))["input_ids"]) == 3  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Reading and writing the weights of a model folder, as transformers writes and reads them. [spec 14]"""
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import CheckpointError
-from pegasusx_ref.files import read_json
-from pegasusx_ref.weights import EMBEDDING, EMBEDDING_COPIES, parameter_shapes, tie_embeddings
+from pegasusx_ref.files import read_json, replacing
+from pegasusx_ref.weights import EMBEDDING, EMBEDDING_COPIES, parameter_shapes
 
 PREFIX = "model."
 SAFETENSORS = "model.safetensors"
@@ -40,13 +39,15 @@ def read_weights(folder: Path, config: PegasusXConfig, head: bool) -> tuple[dict
     for path, read in _weight_files(folder):
         for full_name, tensor in read(path).items():
             name = full_name.removeprefix(PREFIX)
-            if name.endswith(UNREAD) or (name == "lm_head.weight" and not head):
+            if name.endswith(UNREAD):
                 continue
             if name in files:
                 raise CheckpointError(f"{path}: tensor {full_name!r} is also in {files[name].name}")
             tensors[name] = tensor
             files[name] = path
     tensors, config = _resolve_ties(tensors, config, folder)
+    if not head:
+        tensors.pop("lm_head.weight", None)
     _check(tensors, files, folder, parameter_shapes(config, head))
     return tensors, config
 
@@ -90,7 +91,9 @@ def _resolve_ties(
         "is stored, as transformers does (tie_word_embeddings=false says so)",
         stacklevel=4,
     )
-    return tie_embeddings(tensors), config.replace(tie_word_embeddings=False)
+    for name in EMBEDDING_COPIES:
+        tensors.setdefault(name, table)
+    return tensors, config.replace(tie_word_embeddings=False)
 
 
 def _check(
@@ -120,15 +123,9 @@ def write_weights(folder: Path, tensors: Mapping[str, Any], prefix: str) -> None
     """
     from safetensors.numpy import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     named = {
         name if name == "lm_head.weight" else prefix + name: np.ascontiguousarray(tensor)
         for name, tensor in tensors.items()
     }
-    # The tensors may be views of the very file that is replaced: a new file leaves the old map alone.
-    unfinished = folder / f".{SAFETENSORS}.{os.getpid()}"
-    try:
+    with replacing(folder / SAFETENSORS) as unfinished:
         save_file(named, unfinished, metadata={"format": "pt"})
-        unfinished.replace(folder / SAFETENSORS)
-    finally:
-        unfinished.unlink(missing_ok=True)

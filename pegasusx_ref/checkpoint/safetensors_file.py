@@ -35,6 +35,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     Source: https://huggingface.co/docs/safetensors, "Format".
     """
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing, although the index names it")
     try:
         with safe_open(path, framework="np"):
             pass

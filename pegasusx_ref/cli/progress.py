@@ -27,7 +27,7 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
         yield
         return
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     started, first_token, num_decoded = time.perf_counter(), 0.0, 0
 
     # On a terminal the bars move and vanish; elsewhere only the line of figures is printed.

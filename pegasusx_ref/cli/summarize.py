@@ -6,19 +6,10 @@ from typing import Any
 
 import click
 
+from pegasusx_ref.cli.messages import UsageError, plainly
 from pegasusx_ref.cli.progress import progress
-from pegasusx_ref.errors import PegasusXError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tokenizer import PegasusTokenizer
-
-
-class UsageError(click.ClickException):
-    """Something that the user can mend: one line on stderr, exit code 2."""
-
-    exit_code = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @click.command()
@@ -44,7 +35,7 @@ def summarize(
 
     Prints one line a document. Decoding is greedy; defaults come from the checkpoint's generation_config.json.
     """
-    try:
+    with plainly():
         documents = [read_document(path) for path in files or (Path("-"),)]
         model = PegasusXForConditionalGeneration.from_pretrained(folder, backend, device, dtype)
         tokenizer = PegasusTokenizer.from_pretrained(folder)
@@ -53,27 +44,31 @@ def summarize(
                 f"{folder}: spiece.model has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
                 "they do not belong together"
             )
-        if not_followed := model.generation_config.not_followed():
-            settings = ", ".join(f"{name}={value!r}" for name, value in not_followed.items())
-            click.echo(f"Note: the checkpoint asks for {settings}; decoding greedily", err=True)
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_length": min_length}
-        _, max_length = model.generation_config.updated(**limits).lengths()
-        longest = model.config.max_position_embeddings
         for name, text in documents:
-            batch = tokenizer(text, max_length=longest, return_tensors="np")
-            if batch.num_truncated_tokens[0]:
-                click.echo(
-                    f"Warning: {name} is longer than the model's {longest} tokens: "
-                    f"the last {batch.num_truncated_tokens[0]} were dropped",
-                    err=True,
-                )
-            with progress(shown, name, batch.input_ids.shape[1], model.config, max_length):
-                ids = model.generate(**batch, num_beams=1, **limits)
-            summary = tokenizer.decode(ids[0], skip_special_tokens=True)
-            click.echo(" ".join(summary.split()))
+            click.echo(summarize_document(name, text, model, tokenizer, limits, shown))
             sys.stdout.flush()
-    except PegasusXError as error:
-        raise UsageError(str(error)) from None
+
+
+def summarize_document(
+    name: str,
+    text: str,
+    model: PegasusXForConditionalGeneration,
+    tokenizer: PegasusTokenizer,
+    limits: dict[str, Any],
+    shown: bool,
+) -> str:
+    """Summarize one document in one line, with progress and a warning where it is too long on stderr."""
+    longest = model.config.max_position_embeddings
+    batch = tokenizer(text, max_length=longest, return_tensors="np")
+    if cut := batch.num_truncated_tokens[0]:
+        click.echo(
+            f"Warning: {name} is longer than the model's {longest} tokens: the last {cut} were dropped", err=True
+        )
+    _, max_length = model.generation_config.updated(**limits).lengths()
+    with progress(shown, name, batch.input_ids.shape[1], model.config, max_length):
+        ids = model.generate(**batch, **limits)
+    return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
 
 
 def read_document(path: Path) -> tuple[str, str]:
