@@ -47,12 +47,21 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
+    """Let each query see its own position and those before it; the queries are the last of the keys. [spec 6.7]
+
+    Args:
+        num_queries: L.
+        num_keys: X, at least L; more where a cache holds earlier ones.
+
+    Returns:
+        Booleans (1, L, X), True where query l may see key x: x <= l + X - L.
+    """
+    return np.tri(num_queries, num_keys, num_keys - num_queries, dtype=bool)[None]
+
+
 def attention(
-    q_BHLF: np.ndarray,
-    k_BHXF: np.ndarray,
-    v_BHXF: np.ndarray,
-    key_mask_BX: np.ndarray | None = None,
-    causal: bool = False,
+    q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
 ) -> np.ndarray:
     """Let every query take the average of the values, weighted by how well the keys fit it. [spec 6.4]
 
@@ -63,25 +72,22 @@ def attention(
         q_BHLF: queries (B, H, L, F).
         k_BHXF: keys (B, H, X, F).
         v_BHXF: values (B, H, X, F).
-        key_mask_BX: True where a key may be attended to (B, X); None means everywhere.
-        causal: query l sees the keys 0 .. l + X - L only: the queries are the last L of X tokens.
+        visible: True where a query may attend to a key: (B, L, X), with 1 for B or L where it is the same for all;
+            None means everywhere.
 
     Returns:
         Attended values (B, H, L, F).
 
     Source: arXiv 1706.03762 section 3.2.1; HF `eager_attention_forward`.
     """
-    B, H, L, F = q_BHLF.shape
+    B, H, _, F = q_BHLF.shape
     X = k_BHXF.shape[2]
     assert k_BHXF.shape == v_BHXF.shape == (B, H, X, F), "keys and values must match the queries"
 
     scores_BHLX = (q_BHLF * F**-0.5) @ k_BHXF.swapaxes(2, 3)
-    lowest = np.finfo(scores_BHLX.dtype).min
-    if key_mask_BX is not None:
-        scores_BHLX = np.where(key_mask_BX[:, None, None, :], scores_BHLX, lowest)
-    if causal:
-        visible_LX = np.tri(L, X, X - L, dtype=bool, like=q_BHLF)
-        scores_BHLX = np.where(visible_LX, scores_BHLX, lowest)
+    if visible is not None:
+        lowest = np.finfo(scores_BHLX.dtype).min
+        scores_BHLX = np.where(visible[:, None], scores_BHLX, lowest)
     scores_BHLX = tap("scores", scores_BHLX)
 
     probs_BHLX = tap("probs", softmax(scores_BHLX))

@@ -25,7 +25,7 @@ class DecoderCache(NamedTuple):
     """The caches of all decoder layers: what `past_key_values` is here. [spec 10.2]"""
 
     layers: tuple[LayerCache, ...]
-    length: int  # target tokens decoded so far, also where there is no layer to hold them
+    length: int  # target tokens that are in the caches, also where there is no layer to hold them
 
 
 def decoder_self_attention(
@@ -33,17 +33,17 @@ def decoder_self_attention(
     weights: Weights,
     config: PegasusXConfig,
     x_BLD: Array,
-    key_mask_BX: Array | None,
+    visible: Array | None,
     past: LayerCache | None,
 ) -> tuple[Array, Array, Array]:
-    """Let every new target token attend to itself and all target tokens before it. [spec 10.3]
+    """Let every new target token attend to itself and the target tokens before it. [spec 10.3]
 
     Args:
         ops: the backend.
         weights: of one layer's ``self_attn``.
         config: for the number of heads.
         x_BLD: normalized hidden states of the new tokens (B, L, D).
-        key_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
         past: the layer's cache, or None at the start.
 
     Returns:
@@ -58,7 +58,7 @@ def decoder_self_attention(
     if past is not None:
         k_BHXF = ops.concatenate([past.self_k_BHLF, k_BHXF], axis=2)
         v_BHXF = ops.concatenate([past.self_v_BHLF, v_BHXF], axis=2)
-    context_BHLF = ops.attention(q_BHLF, k_BHXF, v_BHXF, key_mask_BX, causal=True)
+    context_BHLF = ops.attention(q_BHLF, k_BHXF, v_BHXF, visible)
     return project_out(ops, weights, context_BHLF), k_BHXF, v_BHXF
 
 
@@ -96,7 +96,8 @@ def decoder_cross_attention(
         v_BHTF = project_heads(ops, weights, "v_proj", H, encoded_BTD)
     else:
         k_BHTF, v_BHTF = past.cross_k_BHTF, past.cross_v_BHTF
-    context_BHLF = ops.attention(q_BHLF, k_BHTF, v_BHTF, key_mask_BT)
+    visible = None if key_mask_BT is None else key_mask_BT[:, None]
+    context_BHLF = ops.attention(q_BHLF, k_BHTF, v_BHTF, visible)
     return project_out(ops, weights, context_BHLF), k_BHTF, v_BHTF
 
 
@@ -105,7 +106,7 @@ def decoder_layer(
     weights: Weights,
     config: PegasusXConfig,
     x_BLD: Array,
-    target_mask_BX: Array | None,
+    visible: Array | None,
     encoded_BTD: Array,
     source_mask_BT: Array | None,
     past: LayerCache | None,
@@ -117,7 +118,7 @@ def decoder_layer(
         weights: of this layer.
         config: the model's configuration.
         x_BLD: hidden states of the new target tokens (B, L, D).
-        target_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
         encoded_BTD: the encoder's output (B, T, D).
         source_mask_BT: True where a source token is real (B, T); None means everywhere.
         past: the layer's cache, or None at the start.
@@ -132,7 +133,7 @@ def decoder_layer(
     normed_BLD = tap("self_attn_layer_norm", normalize(ops, weights, "self_attn_layer_norm", config, x_BLD))
     with scope("self_attn"):
         update_BLD, self_k_BHXF, self_v_BHXF = decoder_self_attention(
-            ops, weights.at("self_attn"), config, normed_BLD, target_mask_BX, past
+            ops, weights.at("self_attn"), config, normed_BLD, visible, past
         )
     x_BLD = tap("self_attn_residual", ops.add(x_BLD, update_BLD))
 
@@ -151,20 +152,23 @@ def decoder(
     ops: Backend,
     weights: Weights,
     config: PegasusXConfig,
-    embeds_BLD: Array,
-    target_mask_BX: Array | None,
+    x_BLD: Array,
+    visible: Array | None,
     encoded_BTD: Array,
     source_mask_BT: Array | None,
     past: DecoderCache | None,
 ) -> tuple[Array, DecoderCache]:
-    """Run the whole decoder over the new target tokens: positions, all layers, the last LayerNorm. [spec 10.6]
+    """Run the whole decoder over the new target tokens: all layers, then the last LayerNorm. [spec 10.6]
+
+    The new tokens need not follow each other: those of several beams stand side by side, and `visible` tells which
+    history is whose.
 
     Args:
         ops: the backend.
         weights: of the decoder.
         config: the model's configuration.
-        embeds_BLD: scaled embeddings of the new target tokens without positions (B, L, D).
-        target_mask_BX: True where a target token, past or new, is real (B, X); None means everywhere.
+        x_BLD: scaled embeddings of the new target tokens with positions (B, L, D).
+        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
         encoded_BTD: the encoder's output (B, T, D).
         source_mask_BT: True where a source token is real (B, T); None means everywhere.
         past: the cache of the target tokens before these, or None at the start.
@@ -174,9 +178,7 @@ def decoder(
 
     Source: HF `PegasusXDecoder.forward`.
     """
-    start = 0 if past is None else past.length
     with scope("decoder"):
-        x_BLD = tap("embeddings", ops.add_positions(embeds_BLD, start))
         caches = []
         for i in range(config.decoder_layers):
             with scope(f"layers.{i}"):
@@ -185,11 +187,12 @@ def decoder(
                     weights.at(f"layers.{i}"),
                     config,
                     x_BLD,
-                    target_mask_BX,
+                    visible,
                     encoded_BTD,
                     source_mask_BT,
                     None if past is None else past.layers[i],
                 )
             caches.append(cache)
         hidden_BLD = tap("layer_norm", normalize(ops, weights, "layer_norm", config, x_BLD))
-        return hidden_BLD, DecoderCache(tuple(caches), start + embeds_BLD.shape[1])
+        length = x_BLD.shape[1] + (0 if past is None else past.length)
+        return hidden_BLD, DecoderCache(tuple(caches), length)

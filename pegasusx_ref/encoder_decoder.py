@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pegasusx_ref import inputs
+from pegasusx_ref.attention import causal_mask
 from pegasusx_ref.backend import Array
 from pegasusx_ref.decoder import DecoderCache, decoder
 from pegasusx_ref.encoder import encoder
@@ -12,7 +13,7 @@ from pegasusx_ref.errors import InputError
 from pegasusx_ref.layers import embed
 from pegasusx_ref.outputs import EncoderOutput, Recorded, recording
 from pegasusx_ref.pretrained import Pretrained
-from pegasusx_ref.tracing import scope
+from pegasusx_ref.tracing import scope, tap
 
 
 class Embedded(NamedTuple):
@@ -80,11 +81,23 @@ class EncoderDecoder(Pretrained):
         tokens_BTD, globals_BGD = encoder(self.ops, weights, self.config, source.embeds_BTD, source.mask_BT)
         return Encoded(tokens_BTD, source.mask_BT, globals_BGD)
 
+    def _placed(self, embeds_BLD: Array, start: int) -> Array:
+        with scope("decoder"):
+            return tap("embeddings", self.ops.add_positions(embeds_BLD, start))
+
     def _decode(
-        self, source: Encoded, embeds_BLD: Array, mask_BX: Array | None, past: DecoderCache | None
+        self, source: Encoded, x_BLD: Array, visible: Array | None, past: DecoderCache | None
     ) -> tuple[Array, DecoderCache]:
         weights = self.weights.at("decoder")
-        return decoder(self.ops, weights, self.config, embeds_BLD, mask_BX, source.tokens_BTD, source.mask_BT, past)
+        return decoder(self.ops, weights, self.config, x_BLD, visible, source.tokens_BTD, source.mask_BT, past)
+
+    def _visible_targets(self, attention_mask: Any, B: int, L: int, past_length: int) -> Array | None:
+        """Combine causality and the target's mask, on the host; None where each new token may see all."""
+        X = past_length + L
+        mask_BX = inputs.mask("decoder_attention_mask", attention_mask, (B, X))
+        if mask_BX is None:
+            return None if L == 1 else self.ops.asarray(causal_mask(L, X))
+        return self.ops.asarray(causal_mask(L, X) & mask_BX[:, None])
 
     def _check_past(self, past: DecoderCache, states_BTD: Array) -> None:
         if not isinstance(past, DecoderCache):
@@ -169,11 +182,12 @@ class EncoderDecoder(Pretrained):
         if past_key_values is not None:
             self._check_past(past_key_values, source[0])
         past_length = 0 if past_key_values is None else past_key_values.length
-        mask_BX = self._mask("decoder_attention_mask", decoder_attention_mask, (B, past_length + L))
+        visible = self._visible_targets(decoder_attention_mask, B, L, past_length)
 
         with recording(output_hidden_states, output_attentions) as trace:
             source = self._encoded(source)
-            hidden_BLD, cache = self._decode(source, embeds_BLD, mask_BX, past_key_values)
+            x_BLD = self._placed(embeds_BLD, past_length)
+            hidden_BLD, cache = self._decode(source, x_BLD, visible, past_key_values)
 
         recorded, layers = Recorded(self.ops, trace), self.config.decoder_layers
         if isinstance(encoder_outputs, EncoderOutput):

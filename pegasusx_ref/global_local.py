@@ -104,12 +104,12 @@ def see_globals(key_mask_BX: np.ndarray | None, global_k_BHGF: np.ndarray) -> np
         global_k_BHGF: keys of the global tokens (B, H, G, F), for their number G.
 
     Returns:
-        A mask (B, G + X), or None where there was none.
+        What every query may see (B, 1, G + X), or None where there was no mask.
     """
     if key_mask_BX is None:
         return None
     num_globals = global_k_BHGF.shape[2]
-    return np.pad(key_mask_BX, ((0, 0), (num_globals, 0)), constant_values=True)
+    return np.pad(key_mask_BX, ((0, 0), (num_globals, 0)), constant_values=True)[:, None]
 
 
 def global_local_attention(

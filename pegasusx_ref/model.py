@@ -1,18 +1,14 @@
 """The two models that users call: ids in, hidden states, logits or generated ids out."""
 
-import warnings
 from typing import Any
-
-import numpy as np
 
 from pegasusx_ref import inputs
 from pegasusx_ref.decoder import DecoderCache
 from pegasusx_ref.encoder_decoder import EncoderDecoder
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.generation import greedy_search
+from pegasusx_ref.generator import Generator
 from pegasusx_ref.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
-from pegasusx_ref.tracing import tap
 
 
 class PegasusXModel(EncoderDecoder):
@@ -71,7 +67,7 @@ class PegasusXModel(EncoderDecoder):
         return Seq2SeqModelOutput(last_hidden_state=self.ops.to_numpy(hidden_BLD), **output)
 
 
-class PegasusXForConditionalGeneration(EncoderDecoder):
+class PegasusXForConditionalGeneration(Generator):
     """PEGASUS-X with its language-model head: logits, loss, and `generate`."""
 
     has_head = True
@@ -135,76 +131,8 @@ class PegasusXForConditionalGeneration(EncoderDecoder):
             output_attentions=output_attentions,
             labels=labels,
         )
-        logits_BLV = tap("lm_head", self.ops.linear(hidden_BLD, self.weights["lm_head.weight"]))
+        logits_BLV = self._logits(hidden_BLD)
         loss = None
         if labels is not None:
             loss = float(self.ops.cross_entropy(logits_BLV, self.ops.asarray(labels)))
         return Seq2SeqLMOutput(loss=loss, logits=self.ops.to_numpy(logits_BLV), **output)
-
-    def generate(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        inputs_embeds: Any = None,
-        encoder_outputs: Any = None,
-        max_length: int | None = None,
-        min_length: int | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        num_beams: int | None = None,
-        do_sample: bool = False,
-        cache_implementation: str | None = None,
-    ) -> np.ndarray:
-        """Write a text for each source, greedily: always the most probable next token.
-
-        What is None comes from generation_config.json, or from config.json where there is none.
-
-        Args:
-            input_ids: source token ids (B, T), an array or lists.
-            attention_mask: 1 for a source token, 0 for padding (B, T); all tokens where None.
-            inputs_embeds: see `PegasusXModel`.
-            encoder_outputs: see `PegasusXModel`.
-            max_length: tokens at the most, the start token counted in.
-            min_length: tokens at the least, the start token counted in.
-            max_new_tokens: tokens at the most, the start token not counted; goes before max_length; 20 where neither
-                is set.
-            min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
-            num_beams: 1. A checkpoint that asks for beams, sampling or penalties by itself is decoded greedily, with a
-                warning that names them; 1 says that greedy decoding is meant instead of beams.
-            do_sample: False: this version does not sample.
-            cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
-
-        Returns:
-            int64 ids (B, L), the start token first, rows that end early filled with the padding id.
-
-        Raises:
-            InputError: arguments that the model cannot take, or that do not fit each other.
-        """
-        if do_sample or (num_beams is not None and num_beams != 1):
-            raise InputError(
-                f"num_beams={num_beams!r}, do_sample={do_sample!r}: this version decodes greedily, num_beams=1"
-            )
-        config = self.generation_config.updated(
-            max_length=max_length,
-            min_length=min_length,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-        )
-        if settings := config.not_followed():
-            warnings.warn(f"the checkpoint asks for {settings}; this version decodes greedily", stacklevel=2)
-        shortest, longest = config.lengths()
-        if shortest > longest:
-            warnings.warn(f"at least {shortest} tokens are asked for, but at most {longest}: {longest}", stacklevel=2)
-        source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
-        cache: DecoderCache | None = None
-
-        def next_logits(ids_B1: np.ndarray) -> np.ndarray:
-            nonlocal cache
-            embeds_B1D = self._embed("decoder", decoder_input_ids=ids_B1, decoder_inputs_embeds=None)
-            hidden_B1D, cache = self._decode(source, embeds_B1D, None, cache)
-            logits_B1V = tap("lm_head", self.ops.linear(hidden_B1D, self.weights["lm_head.weight"]))
-            return self.ops.to_numpy(logits_B1V)[:, -1]
-
-        return greedy_search(next_logits, source.tokens_BTD.shape[0], config)

@@ -99,6 +99,19 @@ class Seq2SeqLMOutput(ModelOutput):
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
 
 
+@dataclass(eq=False)
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with return_dict_in_generate=True.
+
+    Attributes:
+        sequences: int64 ids (B R, L).
+        sequences_scores: scores of the texts that beam search found (B R,), log-probability / length^length_penalty.
+    """
+
+    sequences: np.ndarray
+    sequences_scores: np.ndarray | None = None
+
+
 HIDDEN_STATES = ("*.layers.*.input",)
 ATTENTIONS = ("*.probs",)
 

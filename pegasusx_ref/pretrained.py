@@ -37,7 +37,7 @@ class Pretrained:
         self.config = config
         self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
-        self.generation_config.check_ids(config.vocab_size)
+        self.generation_config.check(config.vocab_size)
         self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import lengths, seeds
 from tolerances import OPERATION, assert_close
 
-from pegasusx_ref.attention import attention, merge_heads, softmax, split_heads
+from pegasusx_ref.attention import attention, causal_mask, merge_heads, softmax, split_heads
 from pegasusx_ref.global_local import block_slices, global_local_attention
 from pegasusx_ref.verification import dense_attention_oracle, token_attention_oracle, visible_keys
 
@@ -108,7 +108,7 @@ def test_the_edges_of_staggered_blocks_lie_in_the_middle_of_even_ones() -> None:
 def test_causal_queries_see_the_past_and_themselves(B: int, L: int, past: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((B, 2, n, 3)) for n in (L, past + L, past + L))
-    whole = attention(q, k, v, causal=True)
+    whole = attention(q, k, v, causal_mask(L, past + L))
     for i in range(L):
         seen = past + i + 1
         alone = attention(q[:, :, i : i + 1], k[:, :, :seen], v[:, :, :seen])
@@ -122,7 +122,7 @@ def test_masked_keys_weigh_exactly_nothing_and_hold_anything() -> None:
     expected = attention(q, k[:, :, mask[0]], v[:, :, mask[0]])
     k[:, :, ~mask[0]] = 1e150
     v[:, :, ~mask[0]] = -1e150
-    assert_close("context", attention(q, k, v, mask), expected, OPERATION)
+    assert_close("context", attention(q, k, v, mask[:, None]), expected, OPERATION)
 
 
 def test_masked_keys_weigh_nothing_beside_any_score() -> None:
@@ -131,7 +131,7 @@ def test_masked_keys_weigh_nothing_beside_any_score() -> None:
     k *= -1e12  # no score of a visible key comes near zero
     mask = np.array([[True, False, True, False, True]])
     expected = attention(q, k[:, :, mask[0]], v[:, :, mask[0]])
-    assert_close("context", attention(q, k, v, mask), expected, OPERATION)
+    assert_close("context", attention(q, k, v, mask[:, None]), expected, OPERATION)
 
 
 def test_a_query_without_any_key_averages_evenly() -> None:
@@ -139,7 +139,7 @@ def test_a_query_without_any_key_averages_evenly() -> None:
     q, k, v = (rng.standard_normal((1, 2, n, 4)) for n in (3, 5, 5))
     nothing = np.zeros((1, 5), dtype=bool)
     even = np.broadcast_to(v.mean(axis=2, keepdims=True), (1, 2, 3, 4))
-    assert_close("context", attention(q, k, v, nothing), even, OPERATION)
+    assert_close("context", attention(q, k, v, nothing[:, None]), even, OPERATION)
 
 
 def test_keys_and_values_must_match() -> None:

@@ -59,6 +59,10 @@ def summaries(folder: Path, texts: list[str]) -> list[str]:
     return found
 
 
+def load(folder: Path) -> tuple[PegasusTokenizer, PegasusXForConditionalGeneration]:
+    return PegasusTokenizer.from_pretrained(folder), PegasusXForConditionalGeneration.from_pretrained(folder)
+
+
 def run(*arguments: object, stdin: bytes | str | None = None) -> Result:
     result = CliRunner().invoke(main, ["summarize", *map(str, arguments)], input=stdin)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -156,12 +160,24 @@ def test_defaults_come_from_the_checkpoints_generation_config(
     folder: Path, texts: list[str], tmp_path: Path, summaries: list[str]
 ) -> None:
     shutil.copytree(folder, tmp_path / "model")
-    defaults = {"max_length": NEW_TOKENS + 1, "num_beams": 8, "forced_eos_token_id": 1}
+    defaults = {"max_length": NEW_TOKENS + 1, "num_beams": 1, "suppress_tokens": [3], "forced_eos_token_id": 1}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     result = run("--model", tmp_path / "model", "--no-progress", stdin=texts[0])
     assert result.stdout == summaries[0] + "\n"
-    assert "num_beams=8; this version decodes greedily" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr == "Note: the checkpoint asks for suppress_tokens=[3], which is not followed here\n"
+
+
+def test_beams_are_asked_for_by_the_checkpoint_or_the_option(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    options = ("--no-progress", "--max-new-tokens", "12")
+    by_option = run("--model", folder, "--num-beams", "4", "--length-penalty", "2.0", *options, stdin=texts[0])
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 4, "length_penalty": 2.0}))
+    by_checkpoint = run("--model", tmp_path / "model", *options, stdin=texts[0])
+    assert by_option.stdout == by_checkpoint.stdout
+    tokenizer, model = load(folder)
+    ids = model.generate(**tokenizer(texts[0], return_tensors="np"), num_beams=4, length_penalty=2.0, max_new_tokens=12)
+    assert by_option.stdout.split() == tokenizer.decode(ids[0], skip_special_tokens=True).split()
 
 
 # --- stderr ----------------------------------------------------------------------------------------------------------

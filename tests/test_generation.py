@@ -1,10 +1,11 @@
-"""Greedy decoding: token by token what transformers writes."""
+"""Decoding: token by token what transformers writes, greedily and with beams; sampling by its distribution."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,22 +14,28 @@ from hypothesis import strategies as st
 from strategies import Batch, batches, configs, seeds
 from twins import to_torch, transformers_twin
 
-from pegasusx_ref import ConfigError, InputError, PegasusXConfig, PegasusXForConditionalGeneration
-from pegasusx_ref.generation import GenerationConfig, greedy_search
-from pegasusx_ref.generation.scores import forbid_early_end, force_end
+from pegasusx_ref import ConfigError, InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen
+from pegasusx_ref.generation import GenerationConfig, search
+from pegasusx_ref.generation.scores import (
+    forbid_early_end,
+    forbid_repeated_ngrams,
+    force_end,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    scale_temperature,
+)
+from pegasusx_ref.head import log_softmax
 
-UNLIKELY_TIE = 1e-6  # transformers compares logits in float32, so a smaller gap may be decided by its rounding
+GAP = 1e-5  # transformers compares scores in float32: where the deciding gap is smaller, its rounding may decide
 
 
-@st.composite
-def limits(draw: st.DrawFn) -> dict[str, Any]:
+def length_limits(draw: st.DrawFn) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if draw(st.booleans()):
-        values["max_new_tokens"] = draw(st.integers(1, 12))
-    elif draw(st.booleans()):
         values["max_length"] = draw(st.integers(2, 12))
     else:
-        values["max_new_tokens"] = 20
+        values["max_new_tokens"] = draw(st.integers(1, 14))
     longest = values.get("max_length") or 1 + values["max_new_tokens"]
     if draw(st.booleans()):
         values["min_length"] = draw(st.integers(0, longest))
@@ -37,79 +44,225 @@ def limits(draw: st.DrawFn) -> dict[str, Any]:
     return values
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(st.data())
-def test_tokens_equal_transformers(transformers: ModuleType, data: st.DataObject) -> None:
-    eos = data.draw(st.sampled_from([1, [1], [1, 3], [4, 2, 1]]))
-    forced = data.draw(st.sampled_from([None, 1, [1, 4]]))
-    config = data.draw(configs(decoder_layers=2, init_std=1.0, eos_token_id=eos, forced_eos_token_id=forced))
-    batch: Batch = data.draw(batches(config))
-    kwargs = data.draw(limits())
-    model = PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64")
-    ours = model.generate(batch.input_ids, batch.attention_mask, **kwargs)
+@st.composite
+def settings_of(draw: st.DrawFn) -> dict[str, Any]:
+    values = length_limits(draw)
+    if draw(st.booleans()):
+        values["no_repeat_ngram_size"] = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        values["encoder_no_repeat_ngram_size"] = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        values["repetition_penalty"] = draw(st.sampled_from([0.8, 1.2, 2.0]))
+    return values
 
-    logits = model(batch.input_ids, batch.attention_mask, ours).logits
-    best = np.sort(logits, axis=-1)[:, :, -2:]
-    assume((best[..., 1] - best[..., 0] > UNLIKELY_TIE).all())
 
-    twin = transformers_twin(transformers, model)
-    mask = np.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-    theirs = twin.generate(
-        to_torch(batch.input_ids), attention_mask=to_torch(mask), num_beams=1, do_sample=False, **kwargs
-    )
-    assert ours.tolist() == theirs.tolist()
+class Case(NamedTuple):
+    model: PegasusXForConditionalGeneration
+    batch: Batch
+    settings: dict[str, Any]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    eos = draw(st.sampled_from([1, [1], [1, 3], [4, 2, 1]]))
+    forced = draw(st.sampled_from([None, 1, [1, 4]]))
+    config = draw(configs(decoder_layers=2, init_std=1.0, eos_token_id=eos, forced_eos_token_id=forced))
+    model = PegasusXForConditionalGeneration.from_random(config, draw(seeds), dtype="float64")
+    return Case(model, draw(batches(config)), draw(settings_of()))
+
+
+def their_generate(transformers: ModuleType, case: Case, **more: Any) -> Any:
+    twin = transformers_twin(transformers, case.model)
+    ids, mask, _ = case.batch
+    mask = np.ones_like(ids) if mask is None else mask
+    settings = {"num_beams": 1, "do_sample": False} | case.settings | more
+    return twin.generate(to_torch(ids), attention_mask=to_torch(mask), **settings)
+
+
+def quietly(case: Case, **more: Any) -> Any:
+    """Generate; lengths that do not fit are transformers' own warning too."""
+    return case.model.generate(case.batch.input_ids, case.batch.attention_mask, **case.settings, **more)
+
+
+many = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+
+
+@many
+@given(cases())
+def test_greedy_tokens_equal_transformers(transformers: ModuleType, case: Case) -> None:
+    ours = quietly(case)
+    logits = case.model(case.batch.input_ids, case.batch.attention_mask, ours).logits
+    gaps = np.diff(np.sort(logits, axis=-1), axis=-1)
+    assume((gaps > GAP).all())  # any two tokens may be the deciding ones once processors rule some out
+    assert ours.tolist() == their_generate(transformers, case).tolist()
+
+
+@many
+@given(cases(), st.data())
+def test_beam_search_equals_transformers(transformers: ModuleType, case: Case, data: st.DataObject) -> None:
+    beams = data.draw(st.integers(2, 5))
+    more: dict[str, Any] = {
+        "num_beams": beams,
+        "length_penalty": data.draw(st.sampled_from([0.0, 0.8, 1.0, 2.0, -1.0])),
+        "early_stopping": data.draw(st.sampled_from([True, False, "never"])),
+        "num_return_sequences": 1,
+        "return_dict_in_generate": True,
+    }
+    ours = quietly(case, **more)
+    theirs = their_generate(transformers, case, **more, output_scores=True)
+    if ours.sequences.tolist() != theirs.sequences.tolist():
+        # Where scores tie, either text is right; then both have the same score.
+        assert np.abs(ours.sequences_scores - theirs.sequences_scores.numpy()).max() < GAP
+    np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [2, 3, 8])
+@pytest.mark.parametrize("results", [1, 2])
+def test_several_results_of_beam_search_equal_transformers(transformers: ModuleType, beams: int, results: int) -> None:
+    config = PegasusXConfig.preset("tiny", vocab_size=40, init_std=0.6)
+    rng = np.random.default_rng(beams)
+    ids = rng.integers(2, 40, (3, 21))
+    mask = (np.arange(21) < np.array([[21], [9], [14]])).astype(np.int64)
+    for seed in range(4):
+        model = PegasusXForConditionalGeneration.from_random(config, seed, dtype="float64")
+        settings = {"num_beams": beams, "num_return_sequences": results, "max_new_tokens": 12, "length_penalty": 0.8}
+        case = Case(model, Batch(ids, mask, ids), settings)
+        ours = quietly(case, return_dict_in_generate=True)
+        theirs = their_generate(transformers, case, return_dict_in_generate=True, output_scores=True)
+        assert ours.sequences.tolist() == theirs.sequences.tolist()
+        np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5)
+
+
+def test_beams_share_the_source_and_keep_their_own_history() -> None:
+    """The score of each result is what the model gives its tokens when the text is decoded alone, without a cache."""
+    config = PegasusXConfig.preset("tiny", vocab_size=40, init_std=0.6, forced_eos_token_id=None)
+    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    ids = np.random.default_rng(0).integers(2, 40, (2, 21))
+    settings: dict[str, Any] = {"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 9, "length_penalty": 0.0}
+    output = model.generate(ids, **settings, return_dict_in_generate=True)
+    assert all(len(set(map(tuple, rows.tolist()))) == 6 for rows in output.sequences.reshape(2, 6, -1))
+    for i, (text, score) in enumerate(zip(output.sequences, output.sequences_scores, strict=True)):
+        written = next((n for n in range(1, 10) if text[n] == 1), 9)
+        logits = model(ids[i // 6, None], decoder_input_ids=text[None, :written]).logits[0]
+        total = log_softmax(logits)[np.arange(written), text[1 : written + 1]].sum()
+        assert abs(score - total) < 1e-4
 
 
 def fixed_logits(rows: list[list[int]], vocab_size: int = 9) -> Any:
     """A model that says row[t] at step t, whatever it is told."""
     step = iter(range(100))
 
-    def next_logits(ids: np.ndarray) -> np.ndarray:
+    def next_logits(ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
         t = next(step)
-        logits = np.random.default_rng(t).random((len(rows), vocab_size))
+        logits = np.random.default_rng(t).random((len(rows), 1, vocab_size))
         for b, row in enumerate(rows):
-            logits[b, row[min(t, len(row) - 1)]] += 2
+            logits[b, 0, row[min(t, len(row) - 1)]] += 2
         return logits
 
     return next_logits
 
 
-def test_rows_that_end_are_padded_until_the_longest_ends() -> None:
-    ids = greedy_search(fixed_logits([[5, 1], [6, 7, 8, 1]]), 2, GenerationConfig(max_length=10, pad_token_id=0))
-    assert ids.tolist() == [[0, 5, 1, 0, 0], [0, 6, 7, 8, 1]]
+def greedily(rows: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+    ids, scores = search(fixed_logits(rows), len(rows), config)
+    assert scores is None
     assert ids.dtype == np.int64
+    return [[int(i) for i in row] for row in ids]
+
+
+def test_rows_that_end_are_padded_until_the_longest_ends() -> None:
+    ids = greedily([[5, 1], [6, 7, 8, 1]], GenerationConfig(max_length=10, pad_token_id=0))
+    assert ids == [[0, 5, 1, 0, 0], [0, 6, 7, 8, 1]]
 
 
 def test_the_longest_text_ends_where_it_must() -> None:
-    without = greedy_search(fixed_logits([[5]]), 1, GenerationConfig(max_length=4))
-    assert without.tolist() == [[0, 5, 5, 5]]
-    forced = greedy_search(fixed_logits([[5]]), 1, GenerationConfig(max_length=4, forced_eos_token_id=1))
-    assert forced.tolist() == [[0, 5, 5, 1]]
+    assert greedily([[5]], GenerationConfig(max_length=4)) == [[0, 5, 5, 5]]
+    assert greedily([[5]], GenerationConfig(max_length=4, forced_eos_token_id=1)) == [[0, 5, 5, 1]]
 
 
 def test_forced_end_goes_before_the_least_length() -> None:
     config = GenerationConfig(max_length=4, min_length=4, forced_eos_token_id=1)
-    assert greedy_search(fixed_logits([[1]]), 1, config)[0, -1] == 1
+    assert greedily([[1]], config)[0][-1] == 1
 
 
 def test_among_equal_logits_the_lowest_id_wins() -> None:
-    ids = greedy_search(lambda ids: np.array([[0.0, -1.0, 3.0, 3.0 + 1e-12]]), 1, GenerationConfig(max_new_tokens=1))
-    assert ids.tolist() == [[0, 2]]
+    def tied(ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+        return np.array([[[0.0, -1.0, 3.0, 3.0 + 1e-12]]])
+
+    assert search(tied, 1, GenerationConfig(max_new_tokens=1))[0].tolist() == [[0, 2]]
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5])
-def test_score_processors_equal_transformers(transformers: ModuleType, length: int) -> None:
-    import torch
-    from transformers.generation.logits_process import ForcedEOSTokenLogitsProcessor, MinLengthLogitsProcessor
+@given(seeds, st.integers(1, 12), st.integers(2, 9))
+def test_score_processors_equal_transformers(transformers: ModuleType, seed: int, length: int, vocab: int) -> None:
+    import transformers.generation.logits_process as theirs
 
-    scores = np.random.default_rng(length).standard_normal((3, 7)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    ids, sources = rng.integers(0, vocab, (3, length)), rng.integers(0, vocab, (3, 7))
+    scores = rng.standard_normal((3, vocab)).astype(np.float32)
     before = scores.copy()
-    so_far = torch.zeros((3, length), dtype=torch.int64)
-    theirs = MinLengthLogitsProcessor(3, [1, 4], device="cpu")(so_far, to_torch(scores.copy()))
-    assert (forbid_early_end(scores, length, 3, [1, 4]) == theirs.numpy()).all()
-    theirs = ForcedEOSTokenLogitsProcessor(6, [1, 4], device="cpu")(so_far, to_torch(scores.copy()))
-    assert (force_end(scores, length, 6, [1, 4]) == theirs.numpy()).all()
+    size, penalty, p, k = int(rng.integers(1, 5)), float(rng.uniform(0.5, 2)), float(rng.uniform(0.05, 0.95)), 3
+    eos = [1, vocab - 1]
+    pairs = [
+        (forbid_early_end(ids, scores, 6, eos), theirs.MinLengthLogitsProcessor(6, eos, device="cpu")),
+        (force_end(ids, scores, 6, eos), theirs.ForcedEOSTokenLogitsProcessor(6, eos, device="cpu")),
+        (penalize_repetition(ids, scores, penalty), theirs.RepetitionPenaltyLogitsProcessor(penalty)),
+        (forbid_repeated_ngrams(ids, scores, size), theirs.NoRepeatNGramLogitsProcessor(size)),
+        (
+            forbid_repeated_ngrams(ids, scores, size, sources),
+            theirs.EncoderNoRepeatNGramLogitsProcessor(size, to_torch(sources)),
+        ),
+        (scale_temperature(scores, penalty), theirs.TemperatureLogitsWarper(penalty)),
+        (keep_top_k(scores, k), theirs.TopKLogitsWarper(k)),
+        (keep_top_p(scores, p), theirs.TopPLogitsWarper(p)),
+    ]
+    for ours, processor in pairs:
+        expected = processor(to_torch(ids), to_torch(scores.copy())).numpy()
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, err_msg=type(processor).__name__)
     assert (scores == before).all()
+
+
+def test_sampling_is_reproducible_and_follows_the_distribution() -> None:
+    config = PegasusXConfig.preset("tiny", vocab_size=12, init_std=0.3, forced_eos_token_id=None)
+    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    source = model.encode([[5, 6, 7, 8]])
+    logits = model(encoder_outputs=source, decoder_input_ids=[[0]]).logits[0, 0]
+
+    def sample(seed: int, **settings: Any) -> np.ndarray:
+        wanted: dict[str, Any] = {"do_sample": True, "max_new_tokens": 1, "num_return_sequences": 250, "top_k": 0}
+        ids: np.ndarray = model.generate(encoder_outputs=source, **(wanted | settings), seed=seed)
+        return ids[:, 1]
+
+    def frequencies(**settings: Any) -> np.ndarray:
+        return np.bincount(np.concatenate([sample(seed, **settings) for seed in range(16)]), minlength=12) / 4000
+
+    assert (sample(3) == sample(3)).all()
+    assert (sample(3) != sample(4)).any()
+    five_sigma = 5 * np.sqrt(0.25 / 4000)
+    probabilities = np.exp(log_softmax(logits))
+    assert np.abs(frequencies() - probabilities).max() < five_sigma
+    assert np.abs(frequencies(temperature=0.2) - np.exp(log_softmax(logits / 0.2))).max() < five_sigma
+    order = np.argsort(-logits)
+    assert set(sample(3, top_k=2).tolist()) == set(order[:2].tolist())
+    kept = order[: 1 + int((np.cumsum(probabilities[order]) < 0.5).sum())]
+    assert set(sample(3, top_p=0.5).tolist()) == set(kept.tolist())
+
+
+def test_samples_of_one_source_do_not_see_each_other() -> None:
+    config = PegasusXConfig.preset("tiny", vocab_size=12, init_std=0.5, forced_eos_token_id=None, eos_token_id=11)
+    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    seen = []
+
+    def see(name: str, value: np.ndarray) -> np.ndarray:
+        seen.append(value.copy())
+        return value
+
+    with listen(see, "lm_head"):
+        texts = model.generate([[5, 6, 7]], do_sample=True, num_return_sequences=3, max_new_tokens=5, seed=0)
+    for row, text in enumerate(texts):
+        alone = model([[5, 6, 7]], decoder_input_ids=text[None, :-1]).logits[0]
+        for step, logits in enumerate(seen):
+            if 11 not in text[1 : step + 1]:
+                np.testing.assert_allclose(logits[0, row], alone[step], rtol=0, atol=1e-12)
 
 
 def test_defaults_come_from_the_folder(model_folder: Path, tmp_path: Path) -> None:
@@ -166,11 +319,41 @@ def test_ids_that_the_file_lacks(transformers: ModuleType, tmp_path: Path, writt
     assert again.tolist() == theirs.tolist()
 
 
-def test_num_beams_1_speaks_for_beams_alone() -> None:
-    config = PegasusXConfig.preset("tiny", extra={"num_beams": 8, "no_repeat_ngram_size": 3})
+def test_settings_that_are_not_followed_are_named() -> None:
+    config = PegasusXConfig.preset("tiny", extra={"suppress_tokens": [3], "bad_words_ids": None, "typical_p": 1.0})
     model = PegasusXForConditionalGeneration.from_random(config)
-    with pytest.warns(UserWarning, match="asks for no_repeat_ngram_size=3; this"):
-        model.generate([[7]], max_new_tokens=1, num_beams=1)
+    with pytest.warns(UserWarning, match=r"asks for suppress_tokens=\[3\], which is not followed here"):
+        model.generate([[7]], max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),
+        ({"num_beams": 2.0}, "num_beams=2.0 must be a whole number"),
+        ({"num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=1"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 is more than num_beams=2"),
+        ({"do_sample": True, "num_beams": 2}, "do_sample with num_beams=2"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"top_p": 1.5}, "top_p=1.5 is a probability"),
+        ({"top_k": -1}, "top_k=-1 must be a whole number of at least 0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty=nan must be a number"),
+        ({"length_penalty": "long"}, "length_penalty='long' must be a number"),
+        ({"early_stopping": "maybe"}, "early_stopping='maybe': choose True, False or 'never'"),
+        ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size=-2 must be"),
+        ({"eos_token_id": 256}, "eos_token_id=256 must be a token id"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        model.generate([[7]], max_new_tokens=2, **settings)
+
+
+def test_ngrams_of_the_source_need_its_ids() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    with pytest.raises(InputError, match="encoder_no_repeat_ngram_size=3 compares with the source"):
+        model.generate(encoder_outputs=model.encode([[7, 8]]), encoder_no_repeat_ngram_size=3)
 
 
 def test_where_the_least_length_is_above_the_greatest_the_greatest_decides(transformers: ModuleType) -> None:
@@ -193,17 +376,6 @@ def test_the_documentations_cache_argument_is_accepted() -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
     static = model.generate([[7, 8]], max_new_tokens=3, cache_implementation="static")
     assert (static == model.generate([[7, 8]], max_new_tokens=3)).all()
-
-
-def test_beams_are_refused_when_asked_for_and_warned_about_when_configured() -> None:
-    config = PegasusXConfig.preset("tiny", extra={"num_beams": 8, "no_repeat_ngram_size": 3, "do_sample": False})
-    model = PegasusXForConditionalGeneration.from_random(config)
-    with pytest.raises(InputError, match="num_beams=2"):
-        model.generate([[7]], num_beams=2)
-    with pytest.raises(InputError, match="do_sample=True"):
-        model.generate([[7]], do_sample=True)
-    with pytest.warns(UserWarning, match="num_beams=8, no_repeat_ngram_size=3; this"):
-        model.generate([[7]], max_new_tokens=1)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from pegasusx_ref.tokenizer import PegasusTokenizer
 @click.option("--device", default=None, help="Where it computes.  [default: the backend's first]")
 @click.option("--dtype", default="float32", show_default=True, help="What it computes in.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of a summary at the most.")
+@click.option("--num-beams", type=click.IntRange(min=1), help="Beams; 1 is greedy.")
+@click.option("--length-penalty", type=float, help="Above 0 favours long summaries, where there are beams.")
 @click.option("--min-length", type=click.IntRange(min=0), help="Tokens of a summary at the least, the start token too.")
 @click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
 def summarize(
@@ -28,12 +30,14 @@ def summarize(
     device: str | None,
     dtype: str,
     max_new_tokens: int | None,
+    num_beams: int | None,
+    length_penalty: float | None,
     min_length: int | None,
     shown: bool,
 ) -> None:
     """Summarize text files, or standard input where no FILE is given or FILE is "-".
 
-    Prints one line a document. Decoding is greedy; defaults come from the checkpoint's generation_config.json.
+    Prints one line a document. What is not set comes from the checkpoint's generation_config.json.
     """
     with plainly():
         documents = [read_document(path) for path in files or (Path("-"),)]
@@ -44,9 +48,14 @@ def summarize(
                 f"{folder}: spiece.model has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
                 "they do not belong together"
             )
-        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_length": min_length}
+        settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "num_beams": num_beams,
+            "length_penalty": length_penalty,
+            "min_length": min_length,
+        }
         for name, text in documents:
-            click.echo(summarize_document(name, text, model, tokenizer, limits, shown))
+            click.echo(summarize_document(name, text, model, tokenizer, settings, shown))
             sys.stdout.flush()
 
 
@@ -55,7 +64,7 @@ def summarize_document(
     text: str,
     model: PegasusXForConditionalGeneration,
     tokenizer: PegasusTokenizer,
-    limits: dict[str, Any],
+    settings: dict[str, Any],
     shown: bool,
 ) -> str:
     """Summarize one document in one line, with progress and a warning where it is too long on stderr."""
@@ -65,9 +74,9 @@ def summarize_document(
         click.echo(
             f"Warning: {name} is longer than the model's {longest} tokens: the last {cut} were dropped", err=True
         )
-    _, max_length = model.generation_config.updated(**limits).lengths()
+    _, max_length = model.generation_config.updated(**settings).lengths()
     with progress(shown, name, batch.input_ids.shape[1], model.config, max_length):
-        ids = model.generate(**batch, **limits)
+        ids = model.generate(**batch, **settings)
     return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
 
 

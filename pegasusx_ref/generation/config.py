@@ -1,6 +1,7 @@
 """The defaults of `generate`: generation_config.json, then config.json. [spec 12]"""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,13 +11,8 @@ from pegasusx_ref.errors import ConfigError, InputError
 from pegasusx_ref.files import read_json
 
 DEFAULT_NEW_TOKENS = 20
-# Settings of transformers that change which token is chosen, with the value at which they do not.
+# Settings of transformers that would change the tokens and are not followed here, with the value at which they do not.
 NEUTRAL: dict[str, Any] = {
-    "num_beams": 1,
-    "do_sample": False,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "forced_bos_token_id": None,
     "bad_words_ids": None,
@@ -26,6 +22,19 @@ NEUTRAL: dict[str, Any] = {
     "exponential_decay_length_penalty": None,
     "guidance_scale": None,
     "stop_strings": None,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beam_groups": 1,
+    "penalty_alpha": None,
+}
+WHOLE_NUMBERS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "top_k": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
 }
 
 
@@ -38,7 +47,18 @@ class GenerationConfig:
         min_length: tokens at the least, the start token counted in.
         max_new_tokens: tokens at the most, the start token not counted; goes before max_length.
         min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
-        num_beams: beams; this version decodes greedily, with 1.
+        num_beams: texts followed at a time; with 1 there is no beam search.
+        num_return_sequences: texts returned for each source; no more than beams, where there are beams.
+        length_penalty: exponent of the length that a beam's score is divided by; above 0 favours long texts.
+        early_stopping: beam search ends when as many texts have ended as there are beams (True), when no running one is
+            likely to beat them (False), or when none could (the text "never").
+        do_sample: draw tokens at random instead of taking the most probable.
+        temperature: divides the scores before drawing.
+        top_k: draw among the k best tokens; 0 for all.
+        top_p: draw among the fewest best tokens that together have this probability; 1 for all.
+        repetition_penalty: above 1 makes tokens that occurred less likely; 1 for none.
+        no_repeat_ngram_size: no run of so many tokens occurs twice; 0 for any.
+        encoder_no_repeat_ngram_size: no run of so many tokens is taken from the source; 0 for any.
         decoder_start_token_id: what decoding starts from.
         eos_token_id: the id, or the ids, that end a text; None: only its length ends it.
         pad_token_id: fills up the rows that end before others.
@@ -50,7 +70,17 @@ class GenerationConfig:
     min_length: int | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
-    num_beams: int | None = None
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
     decoder_start_token_id: int = 0
     eos_token_id: int | list[int] | None = 1
     pad_token_id: int = 0
@@ -61,7 +91,7 @@ class GenerationConfig:
     def from_model_config(cls, config: PegasusXConfig) -> Self:
         """Take what config.json says of generation, which older checkpoints hold there."""
         values = config.to_dict()
-        return cls._read({name: values[name] for name in values if name in _fields(cls) or name in NEUTRAL})
+        return cls._read({}, {name: values[name] for name in values if name in _fields(cls) or name in NEUTRAL})
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: PegasusXConfig) -> Self:
@@ -76,46 +106,67 @@ class GenerationConfig:
         if not path.exists():
             return cls.from_model_config(config)
         defaults = {"decoder_start_token_id": config.decoder_start_token_id, "pad_token_id": config.pad_token_id}
-        written = {name: value for name, value in read_json(path).items() if value is not None}
-        return cls._read(defaults | {"eos_token_id": None} | written)
+        return cls._read(defaults | {"eos_token_id": None}, read_json(path))
 
     @classmethod
-    def _read(cls, values: dict[str, Any]) -> Self:
+    def _read(cls, defaults: dict[str, Any], written: dict[str, Any]) -> Self:
+        values = defaults | {name: value for name, value in written.items() if value is not None}
         fields = _fields(cls)
         extra = {name: value for name, value in values.items() if name not in fields}
         return cls(**{name: value for name, value in values.items() if name in fields}, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the entries of a generation_config.json that transformers reads."""
+        """Give the entries of a generation_config.json that transformers reads: what differs from its defaults."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if not f.name.endswith("_id")}
         values = dataclasses.asdict(self)
         extra: dict[str, Any] = values.pop("extra")
-        return extra | {name: value for name, value in values.items() if value is not None}
+        return extra | {n: v for n, v in values.items() if v is not None and v != defaults.get(n)}
 
     def updated(self, **changes: Any) -> Self:
         """Copy with the changes that are not None."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Check that the token ids are some of the model's.
+    def check(self, vocab_size: int) -> None:
+        """Check every setting but the length limits, which `lengths` does.
 
         Args:
             vocab_size: V of the model.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: a setting that describes no decoding, with the limit and the remedy.
         """
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
-            for token_id in _as_list(value):
-                if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-                    raise ConfigError(
-                        f"generation: {name}={value!r} must be a token id in [0, vocab_size={vocab_size})"
-                    )
+            if not all(_is_integer(i) and 0 <= i < vocab_size for i in _as_list(value)):
+                raise ConfigError(f"generation: {name}={value!r} must be a token id in [0, vocab_size={vocab_size})")
+        for name, least in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if not _is_integer(value) or value < least:
+                raise ConfigError(f"generation: {name}={value!r} must be a whole number of at least {least}")
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"generation: {name}={value!r} must be a number")
+            if value <= 0 and name != "length_penalty":
+                raise ConfigError(f"generation: {name}={value!r} must be above 0")
+        if self.top_p > 1:
+            raise ConfigError(f"generation: top_p={self.top_p!r} is a probability: at most 1")
+        if self.early_stopping not in (True, False, "never"):
+            raise ConfigError(f"generation: early_stopping={self.early_stopping!r}: choose True, False or 'never'")
+        if not isinstance(self.do_sample, bool):
+            raise ConfigError(f"generation: do_sample={self.do_sample!r} must be true or false")
+        if self.do_sample and self.num_beams > 1:
+            raise ConfigError(f"generation: do_sample with num_beams={self.num_beams}: sample with num_beams=1")
+        most = self.num_beams if not self.do_sample else self.num_return_sequences
+        if self.num_return_sequences > most:
+            raise ConfigError(
+                f"generation: num_return_sequences={self.num_return_sequences} is more than num_beams={most}: "
+                "ask for more beams, or sample"
+            )
 
     def not_followed(self) -> str:
-        """List the settings that would change the tokens and that this version, which decodes greedily, leaves out."""
-        asked = self.extra | {"num_beams": self.num_beams}
-        active = {n: asked[n] for n, neutral in NEUTRAL.items() if asked.get(n) not in (None, [], {}, neutral)}
+        """List the settings that would change the tokens in transformers and that are not followed here."""
+        active = {n: v for n, v in self.extra.items() if n in NEUTRAL and v not in (None, [], {}, NEUTRAL[n])}
         return ", ".join(f"{name}={value!r}" for name, value in active.items())
 
     def lengths(self) -> tuple[int, int]:
@@ -130,7 +181,7 @@ class GenerationConfig:
         """
         for name, least in (("max_length", 2), ("min_length", 0), ("max_new_tokens", 1), ("min_new_tokens", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and (not _is_integer(value) or value < least):
                 raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
         shortest = self.min_length or 0 if self.min_new_tokens is None else 1 + self.min_new_tokens
         if self.max_new_tokens is not None:
@@ -148,6 +199,15 @@ class GenerationConfig:
     def forced_eos_token_ids(self) -> list[int]:
         """The ids that end a text of the greatest length, as a list even where there is one or none."""
         return _as_list(self.forced_eos_token_id)
+
+    @property
+    def fill_token_id(self) -> int:
+        """What follows the end of a text that beam search found: padding, but the end token where padding is 0."""
+        return self.pad_token_id or [*self.eos_token_ids, 0][0]
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

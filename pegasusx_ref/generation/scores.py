@@ -1,47 +1,136 @@
-"""What changes the scores of the next token before one is chosen. [spec 12]"""
+"""What changes the scores of the next token before one is chosen. [spec 12]
 
-from collections.abc import Sequence
+A processor takes the ids so far (N, n), start token included, and the scores of the next token (N, V), logits or
+log-probabilities; it returns scores and never writes into those that it got.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-def forbid_early_end(scores_BV: np.ndarray, length: int, min_length: int, eos_token_ids: Sequence[int]) -> np.ndarray:
+
+def forbid_early_end(ids: np.ndarray, scores: np.ndarray, min_length: int, eos_token_ids: Sequence[int]) -> np.ndarray:
     """Rule out the end of a text that is still too short. [spec 12.2]
 
     Args:
-        scores_BV: logits or log-probabilities of the next token (B, V).
-        length: tokens so far, the start token counted in.
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V).
         min_length: tokens at the least, the start token counted in.
         eos_token_ids: the ids that end a text.
 
     Returns:
-        The scores, with -inf for the ending tokens while length < min_length.
+        The scores, with -inf for the ending tokens while n < min_length.
 
     Source: HF `MinLengthLogitsProcessor`.
     """
-    if length >= min_length:
-        return scores_BV
-    scores_BV = scores_BV.copy()
-    scores_BV[:, list(eos_token_ids)] = -np.inf
-    return scores_BV
+    if ids.shape[1] >= min_length:
+        return scores
+    scores = scores.copy()
+    scores[:, list(eos_token_ids)] = -np.inf
+    return scores
 
 
-def force_end(scores_BV: np.ndarray, length: int, max_length: int, forced_eos_ids: Sequence[int]) -> np.ndarray:
+def force_end(ids: np.ndarray, scores: np.ndarray, max_length: int, forced_eos_ids: Sequence[int]) -> np.ndarray:
     """Make the last token that fits an ending one, whatever the model says and however short the text is. [spec 12.3]
 
     Args:
-        scores_BV: logits or log-probabilities of the next token (B, V).
-        length: tokens so far, the start token counted in.
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V).
         max_length: tokens at the most, the start token counted in.
         forced_eos_ids: the ids to force, none to force nothing.
 
     Returns:
-        The scores; where length = max_length - 1, 0 for the forced ids and -inf for all others.
+        The scores; where n = max_length - 1, 0 for the forced ids and -inf for all others.
 
     Source: HF `ForcedEOSTokenLogitsProcessor`.
     """
-    if length != max_length - 1 or not forced_eos_ids:
-        return scores_BV
-    scores_BV = np.full_like(scores_BV, -np.inf)
-    scores_BV[:, list(forced_eos_ids)] = 0
-    return scores_BV
+    if ids.shape[1] != max_length - 1 or not forced_eos_ids:
+        return scores
+    scores = np.full_like(scores, -np.inf)
+    scores[:, list(forced_eos_ids)] = 0
+    return scores
+
+
+def penalize_repetition(ids: np.ndarray, scores: np.ndarray, penalty: float) -> np.ndarray:
+    """Make tokens that occurred less likely: positive scores are divided, negative ones multiplied. [spec 12.5]
+
+    Args:
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V).
+        penalty: above 1 to discourage, below 1 to encourage repetition.
+
+    Returns:
+        The scores, changed once for every token that occurs.
+
+    Source: arXiv 1909.05858 section 4.1; HF `RepetitionPenaltyLogitsProcessor`.
+    """
+    seen = np.take_along_axis(scores, ids, axis=1)
+    scores = scores.copy()
+    penalty = scores.dtype.type(penalty)
+    np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+    return scores
+
+
+def forbid_repeated_ngrams(
+    ids: np.ndarray, scores: np.ndarray, size: int, sources: np.ndarray | None = None
+) -> np.ndarray:
+    """Rule out every token that would repeat n tokens in a row, of the text itself or of its source. [spec 12.6]
+
+    Args:
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V).
+        size: n, the length of the runs that must not occur again.
+        sources: source ids (N, T) whose runs must not occur, padding included; None: those of the text itself.
+
+    Returns:
+        The scores, with -inf for the tokens that are ruled out.
+
+    Source: HF `NoRepeatNGramLogitsProcessor`, `EncoderNoRepeatNGramLogitsProcessor`.
+    """
+    length = ids.shape[1]
+    if length + 1 < size:
+        return scores
+    scores = scores.copy()
+    for row, runs_of in enumerate(ids if sources is None else sources):
+        newest = ids[row, length - (size - 1) :]
+        if len(runs_of) < size:
+            continue
+        runs = np.lib.stride_tricks.sliding_window_view(runs_of, size)
+        scores[row, runs[(runs[:, :-1] == newest).all(axis=1), -1]] = -np.inf
+    return scores
+
+
+def scale_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Flatten the distribution (above 1) or sharpen it (below 1). [spec 12.7]
+
+    Source: HF `TemperatureLogitsWarper`.
+    """
+    return scores / scores.dtype.type(temperature)
+
+
+def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Keep the k best tokens, and those equal to the k-th. [spec 12.8]
+
+    Source: arXiv 1805.04833; HF `TopKLogitsWarper`.
+    """
+    k = min(k, scores.shape[-1])
+    kth = np.partition(scores, -k, axis=-1)[..., -k, None]
+    return np.where(scores < kth, -np.inf, scores)
+
+
+def keep_top_p(scores: np.ndarray, p: float) -> np.ndarray:
+    """Keep the fewest best tokens whose probabilities together exceed p, one at least. [spec 12.9]
+
+    Source: arXiv 1904.09751; HF `TopPLogitsWarper`.
+    """
+    order = np.argsort(scores, axis=-1, kind="stable")
+    ascending = np.take_along_axis(scores, order, axis=-1)
+    exponentials = np.exp(ascending - ascending[..., -1:])
+    cumulative = np.cumsum(exponentials / exponentials.sum(axis=-1, keepdims=True), axis=-1)
+    dropped = cumulative <= 1 - p
+    dropped[..., -1] = False
+    scores = scores.copy()
+    np.put_along_axis(scores, order, np.where(dropped, -np.inf, ascending), axis=-1)
+    return scores

@@ -1,0 +1,80 @@
+"""One token after another: always the most probable one, or one drawn at random. [spec 12]"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pegasusx_ref.attention import softmax
+from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.generation.rows import NextLogits, visible_history
+from pegasusx_ref.generation.scores import Processor
+
+Choose = Callable[[np.ndarray], np.ndarray]
+
+
+def most_probable(scores: np.ndarray) -> np.ndarray:
+    """Choose the best token of each row, the lowest id among equals.
+
+    Args:
+        scores: of the next token (N, V).
+
+    Returns:
+        Ids (N,).
+    """
+    return scores.argmax(axis=1)
+
+
+def drawn(generator: np.random.Generator) -> Choose:
+    """Make a chooser that draws each row's token with the probability that its scores give it. [spec 12.12]
+
+    Args:
+        generator: the source of randomness; one uniform number a row and step is taken from it.
+    """
+
+    def choose(scores: np.ndarray) -> np.ndarray:
+        cumulative = np.cumsum(softmax(scores.astype(np.float64)), axis=1)
+        thresholds = generator.random((len(scores), 1)) * cumulative[:, -1:]
+        return (cumulative <= thresholds).sum(axis=1)
+
+    return choose
+
+
+def token_search(
+    next_logits: NextLogits,
+    processors: list[Processor],
+    batch_size: int,
+    config: GenerationConfig,
+    choose: Choose = most_probable,
+) -> np.ndarray:
+    """Write texts token by token until each has ended or reached the greatest length. [spec 12.4]
+
+    Logits are compared in float32, as in HF. A row that has ended is filled with the padding id until the longest row
+    ends.
+
+    Args:
+        next_logits: the model.
+        processors: applied to the logits before a token is chosen.
+        batch_size: B.
+        config: start, end and padding ids, the length limits, and the number R of texts a source.
+        choose: takes scores (N, V), gives ids (N,).
+
+    Returns:
+        int64 ids (B R, L), the start token first.
+
+    Source: HF `GenerationMixin._sample`.
+    """
+    B, R = batch_size, config.num_return_sequences
+    _, max_length = config.lengths()
+    ids = np.full((B * R, 1), config.decoder_start_token_id, dtype=np.int64)
+    ended = np.zeros(B * R, dtype=bool)
+
+    while ids.shape[1] < max_length and not ended.all():
+        newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
+        own = np.broadcast_to(np.arange(R)[None, :, None], (B, R, length - 1))
+        scores = next_logits(newest, visible_history(own)).astype(np.float32).reshape(B * R, -1)
+        for process in processors:
+            scores = process(ids, scores)
+        chosen = np.where(ended, config.pad_token_id, choose(scores))
+        ids = np.concatenate([ids, chosen[:, None]], axis=1)
+        ended = ended | np.isin(chosen, config.eos_token_ids)
+    return ids

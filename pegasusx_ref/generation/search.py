@@ -1,0 +1,79 @@
+"""From settings to ids: which processors apply, in which order, and which search. [spec 12]"""
+
+from functools import partial
+
+import numpy as np
+
+from pegasusx_ref.generation.beam import beam_search
+from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.generation.rows import NextLogits
+from pegasusx_ref.generation.sampling import drawn, token_search
+from pegasusx_ref.generation.scores import (
+    Processor,
+    forbid_early_end,
+    forbid_repeated_ngrams,
+    force_end,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    scale_temperature,
+)
+
+
+def processors_of(config: GenerationConfig, source_ids: np.ndarray | None) -> list[Processor]:
+    """List the score processors that the settings ask for, in the order of transformers. [spec 12.13]
+
+    Args:
+        config: the settings.
+        source_ids: the source of each row (N, T), for encoder_no_repeat_ngram_size.
+
+    Source: HF `GenerationMixin._get_logits_processor`.
+    """
+    min_length, max_length = config.lengths()
+    size, source_size = config.no_repeat_ngram_size, config.encoder_no_repeat_ngram_size
+    processors: list[Processor] = []
+    if config.repetition_penalty != 1:
+        processors.append(partial(penalize_repetition, penalty=config.repetition_penalty))
+    if size:
+        processors.append(partial(forbid_repeated_ngrams, size=size))
+    if source_size:
+        processors.append(partial(forbid_repeated_ngrams, size=source_size, sources=source_ids))
+    processors.append(partial(forbid_early_end, min_length=min_length, eos_token_ids=config.eos_token_ids))
+    processors.append(partial(force_end, max_length=max_length, forced_eos_ids=config.forced_eos_token_ids))
+    if config.do_sample:
+        processors.append(lambda ids, scores: scale_temperature(scores, config.temperature))
+        if config.top_k:
+            processors.append(lambda ids, scores: keep_top_k(scores, config.top_k))
+        if config.top_p < 1:
+            processors.append(lambda ids, scores: keep_top_p(scores, config.top_p))
+    return processors
+
+
+def search(
+    next_logits: NextLogits,
+    batch_size: int,
+    config: GenerationConfig,
+    source_ids: np.ndarray | None = None,
+    seed: int | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Write texts as the settings ask. [spec 12.14]
+
+    Args:
+        next_logits: the model.
+        batch_size: B.
+        config: the settings.
+        source_ids: (B, T), needed for encoder_no_repeat_ngram_size.
+        seed: of the random numbers for sampling; None draws other ones each time.
+
+    Returns:
+        int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, None without.
+    """
+    rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+    per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
+    processors = processors_of(config, per_row)
+    if config.num_beams > 1:
+        return beam_search(next_logits, processors, batch_size, config)
+    if config.do_sample:
+        choose = drawn(np.random.default_rng(seed))
+        return token_search(next_logits, processors, batch_size, config, choose), None
+    return token_search(next_logits, processors, batch_size, config), None

@@ -1,0 +1,150 @@
+"""Text generation with a model: settings checked, the encoder run once, the decoder step by step over its caches."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref import inputs
+from pegasusx_ref.backend import Array
+from pegasusx_ref.decoder import DecoderCache
+from pegasusx_ref.encoder_decoder import Encoded, EncoderDecoder
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.generation import NextLogits, search
+from pegasusx_ref.outputs import GenerateOutput
+from pegasusx_ref.tracing import tap
+
+
+class Generator(EncoderDecoder):
+    """A model with a head, which can write."""
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        inputs_embeds: Any = None,
+        encoder_outputs: Any = None,
+        max_length: int | None = None,
+        min_length: int | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        num_return_sequences: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        encoder_no_repeat_ngram_size: int | None = None,
+        decoder_start_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        forced_eos_token_id: int | list[int] | None = None,
+        return_dict_in_generate: bool = False,
+        cache_implementation: str | None = None,
+    ) -> Any:
+        """Write a text for each source: greedily, by beam search, or by sampling.
+
+        What is None comes from generation_config.json, or from config.json where there is none. What the settings mean
+        is in `GenerationConfig`.
+
+        Args:
+            input_ids: source token ids (B, T), an array or lists.
+            attention_mask: 1 for a source token, 0 for padding (B, T); all tokens where None.
+            inputs_embeds: see `PegasusXModel`.
+            encoder_outputs: see `PegasusXModel`.
+            max_length: tokens at the most, the start token counted in.
+            min_length: tokens at the least, the start token counted in.
+            max_new_tokens: tokens at the most, the start token not counted; goes before max_length; 20 where neither
+                is set.
+            min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
+            num_beams: texts followed at a time; 1 is greedy.
+            num_return_sequences: texts returned for each source, R.
+            length_penalty: see `GenerationConfig`.
+            early_stopping: see `GenerationConfig`.
+            do_sample: draw tokens at random.
+            temperature: see `GenerationConfig`.
+            top_k: see `GenerationConfig`.
+            top_p: see `GenerationConfig`.
+            seed: of the random numbers; the same seed writes the same texts.
+            repetition_penalty: see `GenerationConfig`.
+            no_repeat_ngram_size: see `GenerationConfig`.
+            encoder_no_repeat_ngram_size: see `GenerationConfig`.
+            decoder_start_token_id: see `GenerationConfig`.
+            eos_token_id: see `GenerationConfig`.
+            pad_token_id: see `GenerationConfig`.
+            forced_eos_token_id: see `GenerationConfig`.
+            return_dict_in_generate: return a `GenerateOutput` with the scores of beam search.
+            cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
+
+        Returns:
+            int64 ids (B R, L), the start token first, rows that end early filled up.
+
+        Raises:
+            InputError: arguments that the model cannot take, or that do not fit each other.
+            ConfigError: settings that describe no decoding.
+        """
+        config = self.generation_config.updated(
+            max_length=max_length,
+            min_length=min_length,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            encoder_no_repeat_ngram_size=encoder_no_repeat_ngram_size,
+            decoder_start_token_id=decoder_start_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            forced_eos_token_id=forced_eos_token_id,
+        )
+        config.check(self.config.vocab_size)
+        if settings := config.not_followed():
+            warnings.warn(f"the checkpoint asks for {settings}, which is not followed here", stacklevel=2)
+        shortest, longest = config.lengths()
+        if shortest > longest:
+            warnings.warn(f"at least {shortest} tokens are asked for, but at most {longest}: {longest}", stacklevel=2)
+        source_ids = None
+        if config.encoder_no_repeat_ngram_size:
+            if input_ids is None:
+                raise InputError(
+                    f"encoder_no_repeat_ngram_size={config.encoder_no_repeat_ngram_size} compares with the source: "
+                    "pass input_ids, or set it to 0"
+                )
+            source_ids = inputs.token_ids("input_ids", input_ids, self.config.vocab_size)
+        source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
+        batch_size = source.tokens_BTD.shape[0]
+        ids, scores = search(self._next_logits(source), batch_size, config, source_ids, seed)
+        return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
+
+    def _next_logits(self, source: Encoded) -> NextLogits:
+        """Make a decoder that remembers the tokens it was given: L rows a source, all at the same position."""
+        cache: DecoderCache | None = None
+        position = 0
+
+        def next_logits(ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+            nonlocal cache, position
+            B, L = ids_BL.shape
+            embeds = self._embed("decoder", decoder_input_ids=ids_BL.reshape(B * L, 1), decoder_inputs_embeds=None)
+            x_BLD = self._placed(embeds, position).reshape(B, L, -1)
+            mask = None if L == 1 or visible is None else self.ops.asarray(visible)
+            hidden_BLD, cache = self._decode(source, x_BLD, mask, cache)
+            position += 1
+            return self.ops.to_numpy(self._logits(hidden_BLD))
+
+        return next_logits
+
+    def _logits(self, hidden_BLD: Array) -> Array:
+        return tap("lm_head", self.ops.linear(hidden_BLD, self.weights["lm_head.weight"]))
