@@ -18,15 +18,19 @@ class Backend(Protocol):
     """What the model needs of an array library: each operation means what the golden function of its name says.
 
     Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
-    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, `reshape`, `swapaxes`. One is
-    constructed with the keywords `device`, as users give it to `get_backend`, and `dtype`, one of the `dtypes` that its
-    class declares. [spec 15.1]
+    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape`, `swapaxes`.
+    A backend is constructed with the keywords `device`, as users give it to `get_backend`, and `dtype`, one of the
+    `dtypes` that its class declares. [spec 15.1]
     """
 
-    name: str
-    dtypes: Sequence[str]
-    dtype: str
-    device: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtypes(self) -> Sequence[str]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
     def asarray(self, array: np.ndarray) -> Array:
         """Bring an array to the device: floating-point ones in the compute dtype, integers and booleans as they are."""
@@ -34,8 +38,8 @@ class Backend(Protocol):
     def to_numpy(self, array: Array) -> np.ndarray:
         """Bring an array back."""
 
-    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
-        """Join arrays along an axis."""
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Make room for an array in the compute dtype; what it holds is arbitrary."""
 
     def embed_tokens(self, ids_BT: Array, table_VD: Array, scale: float) -> Array: ...
     def add_positions(self, x_BTD: Array, start: int) -> Array: ...
@@ -81,12 +85,15 @@ class NumpyBackend:
         """Return the array itself."""
         return array
 
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Make an uninitialized array."""
+        return np.empty(shape, dtype=self.dtype)
+
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Add an update to the residual stream."""
         total: np.ndarray = x + y
         return total
 
-    concatenate = staticmethod(np.concatenate)
     embed_tokens = staticmethod(embedding.embed_tokens)
     add_positions = staticmethod(embedding.add_positions)
     layer_norm = staticmethod(normalization.layer_norm)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from pegasusx_ref.backend import Array, Backend
+from pegasusx_ref.cache import Rows
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.layers import feed_forward, normalize, project_heads, project_out
 from pegasusx_ref.tracing import scope, tap
@@ -10,14 +11,11 @@ from pegasusx_ref.weights import Weights
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one decoder layer, as far as they are computed. [spec 10.1]
+    """Keys and values of one decoder layer, as far as they are computed. [spec 10.8]"""
 
-    A cache is never written into: decoding a token makes a new one, and the old one stays good for another try.
-    """
-
-    self_k_BHLF: Array
-    self_v_BHLF: Array
-    cross_k_BHTF: Array
+    self_k: Rows  # grow with the target
+    self_v: Rows
+    cross_k_BHTF: Array  # computed once a source
     cross_v_BHTF: Array
 
 
@@ -35,7 +33,7 @@ def decoder_self_attention(
     x_BLD: Array,
     visible: Array | None,
     past: LayerCache | None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Rows, Rows]:
     """Let every new target token attend to itself and the target tokens before it. [spec 10.3]
 
     Args:
@@ -47,19 +45,18 @@ def decoder_self_attention(
         past: the layer's cache, or None at the start.
 
     Returns:
-        What attention adds to the residual stream (B, L, D), and keys and values of all X tokens (B, H, X, F).
+        What attention adds to the residual stream (B, L, D), and keys and values of all X tokens.
 
     Source: HF `PegasusXAttention.forward`.
     """
     H = config.decoder_attention_heads
     q_BHLF = project_heads(ops, weights, "q_proj", H, x_BLD)
-    k_BHXF = project_heads(ops, weights, "k_proj", H, x_BLD)
-    v_BHXF = project_heads(ops, weights, "v_proj", H, x_BLD)
-    if past is not None:
-        k_BHXF = ops.concatenate([past.self_k_BHLF, k_BHXF], axis=2)
-        v_BHXF = ops.concatenate([past.self_v_BHLF, v_BHXF], axis=2)
-    context_BHLF = ops.attention(q_BHLF, k_BHXF, v_BHXF, visible)
-    return project_out(ops, weights, context_BHLF), k_BHXF, v_BHXF
+    k_BHLF = project_heads(ops, weights, "k_proj", H, x_BLD)
+    v_BHLF = project_heads(ops, weights, "v_proj", H, x_BLD)
+    keys = Rows.of(k_BHLF) if past is None else past.self_k.append(ops, k_BHLF)
+    values = Rows.of(v_BHLF) if past is None else past.self_v.append(ops, v_BHLF)
+    context_BHLF = ops.attention(q_BHLF, keys.array, values.array, visible)
+    return project_out(ops, weights, context_BHLF), keys, values
 
 
 def decoder_cross_attention(
@@ -132,7 +129,7 @@ def decoder_layer(
 
     normed_BLD = tap("self_attn_layer_norm", normalize(ops, weights, "self_attn_layer_norm", config, x_BLD))
     with scope("self_attn"):
-        update_BLD, self_k_BHXF, self_v_BHXF = decoder_self_attention(
+        update_BLD, self_k, self_v = decoder_self_attention(
             ops, weights.at("self_attn"), config, normed_BLD, visible, past
         )
     x_BLD = tap("self_attn_residual", ops.add(x_BLD, update_BLD))
@@ -145,7 +142,7 @@ def decoder_layer(
     x_BLD = tap("encoder_attn_residual", ops.add(x_BLD, update_BLD))
 
     x_BLD = feed_forward(ops, weights, config, x_BLD)
-    return x_BLD, LayerCache(self_k_BHXF, self_v_BHXF, cross_k_BHTF, cross_v_BHTF)
+    return x_BLD, LayerCache(self_k, self_v, cross_k_BHTF, cross_v_BHTF)
 
 
 def decoder(

@@ -1,5 +1,7 @@
 """What users pass in, checked and made into arrays: a result or one clear error, never an obscure one later."""
 
+from collections.abc import Iterable
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,19 @@ def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = Fa
             + (f", or are {IGNORED_LABEL} where no loss is taken" if ignored_labels else "")
         )
     return ids_BT.astype(np.int64)
+
+
+def integers(ids: Any) -> list[int]:
+    """Take one id or several, as integers of Python, NumPy or torch.
+
+    Raises:
+        InputError: they are something else.
+    """
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    try:
+        return [index(i) for i in ids] if isinstance(ids, Iterable) and not isinstance(ids, bytes) else [index(ids)]
+    except TypeError:
+        raise InputError(f"token ids are integers, one or a flat sequence of them, not {str(ids)[:40]!r}") from None
 
 
 def mask(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray | None:

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from operator import index
 from pathlib import Path
 from typing import Any, Self
 
+from pegasusx_ref import inputs
 from pegasusx_ref.batching import EOS, NO_LIMIT, PAD, BatchEncoding, encode_batch
 from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.files import read_json, replacing, write_json
@@ -178,7 +178,7 @@ class PegasusTokenizer:
         Raises:
             InputError: a negative id, such as -100 from labels.
         """
-        ids = _integers(token_ids)
+        ids = inputs.integers(token_ids)
         if ids and min(ids) < 0:
             raise InputError(f"token id {min(ids)} is negative: replace ignored labels before decoding")
         if skip_special_tokens:
@@ -210,7 +210,7 @@ class PegasusTokenizer:
         """
         if not isinstance(ids, Iterable):
             return self.convert_ids_to_tokens([ids])[0]
-        ids = _integers(ids)
+        ids = inputs.integers(ids)
         if outside := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(f"token id {outside[0]} lies outside the vocabulary [0, {self.vocab_size})")
         return [SPECIAL_TOKENS[i] if i <= UNKNOWN else self._pieces.id_to_piece(i - OFFSET) for i in ids]
@@ -225,16 +225,3 @@ class PegasusTokenizer:
     def get_vocab(self) -> dict[str, int]:
         """Give every token with its id."""
         return {token: i for i, token in enumerate(self.convert_ids_to_tokens(range(self.vocab_size)))}
-
-
-def _integers(ids: Any) -> list[int]:
-    """Take one id or several, as integers of Python, NumPy or torch.
-
-    Raises:
-        InputError: they are something else.
-    """
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    try:
-        return [index(i) for i in ids] if isinstance(ids, Iterable) and not isinstance(ids, bytes) else [index(ids)]
-    except TypeError:
-        raise InputError(f"token ids are integers, one or a flat sequence of them, not {str(ids)[:40]!r}") from None
