@@ -10,6 +10,46 @@ from pegasusx_ref.head import log_softmax
 NEVER = np.float32(-1e9)  # the score of what must not be chosen, as in HF: it still compares
 
 
+class Finished:
+    """The best texts of each source that have ended, as many as there are beams.
+
+    Args:
+        batch_size: B.
+        config: for the number of beams, the greatest length, and the token that fills up.
+    """
+
+    def __init__(self, batch_size: int, config: GenerationConfig) -> None:
+        places = (batch_size, config.num_beams)
+        self.fill = config.fill_token_id
+        self.ids = np.full((*places, config.lengths()[1]), self.fill, dtype=np.int64)
+        self.lengths = np.zeros(places, dtype=np.int64)
+        self.scores = np.full(places, NEVER, dtype=np.float32)
+        self.taken = np.zeros(places, dtype=bool)
+
+    def offer(self, ids: np.ndarray, scores: np.ndarray, ended: np.ndarray) -> None:
+        """Keep the best of the texts here and the new ones.
+
+        Args:
+            ids: candidates (B, C, n), ended or not.
+            scores: of the candidates (B, C), far below any score where one must not be kept.
+            ended: True where a candidate counts as a text once it is kept (B, C).
+        """
+        B, C, length = ids.shape
+        padded = np.full((B, C, self.ids.shape[2]), self.fill, dtype=np.int64)
+        padded[:, :, :length] = ids
+        merged = np.concatenate([self.scores, scores], axis=1)
+        rows, best = np.arange(B)[:, None], best_first(merged, self.scores.shape[1])
+        self.scores = merged[rows, best]
+        self.ids = np.concatenate([self.ids, padded], axis=1)[rows, best]
+        self.lengths = np.concatenate([self.lengths, np.full((B, C), length)], axis=1)[rows, best]
+        self.taken = np.concatenate([self.taken, ended], axis=1)[rows, best]
+
+    def results(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Give the best `count` texts of each source (B count, L) and their scores (B count,)."""
+        longest = self.lengths[:, :count].max()
+        return self.ids[:, :count, :longest].reshape(-1, longest), self.scores[:, :count].reshape(-1)
+
+
 def beam_search(
     next_logits: NextLogits, processors: list[Processor], batch_size: int, config: GenerationConfig
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -32,71 +72,52 @@ def beam_search(
     Source: HF `GenerationMixin._beam_search`.
     """
     B, beams = batch_size, config.num_beams
-    _, max_length = config.lengths()
-    eos_ids, penalty = config.eos_token_ids, config.length_penalty
-    rows = np.arange(B)[:, None]
-    num_candidates = max(2, 1 + len(eos_ids)) * beams
+    max_length, penalty = config.lengths()[1], config.length_penalty
+    rows, own_row = np.arange(B)[:, None], np.broadcast_to(np.arange(beams)[None, :, None], (B, beams, 1))
 
-    running_ids = np.full((B, beams, 1), config.decoder_start_token_id, dtype=np.int64)
-    running_scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
+    ids = np.full((B, beams, 1), config.decoder_start_token_id, dtype=np.int64)
+    scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
     ancestors = np.zeros((B, beams, 0), dtype=np.int64)
-    finished_ids = np.full((B, beams, max_length), config.fill_token_id, dtype=np.int64)
-    finished_lengths = np.zeros((B, beams), dtype=np.int64)
-    finished_scores = np.full((B, beams), NEVER, dtype=np.float32)
-    finished = np.zeros((B, beams), dtype=bool)
+    finished = Finished(B, config)
     can_improve = np.ones((B, 1), dtype=bool)
+    all_end = False
 
-    while True:
-        length = running_ids.shape[2]
-        logits = next_logits(running_ids[:, :, -1], visible_history(ancestors)).astype(np.float32)
-        scores = log_softmax(logits.reshape(B * beams, -1))
+    while can_improve.any() and not all_end and not (config.early_stopping is True and finished.taken.all()):
+        length = ids.shape[2]
+        logits = next_logits(ids[:, :, -1], visible_history(ancestors)).astype(np.float32)
+        log_probs = log_softmax(logits.reshape(B * beams, -1))
         for process in processors:
-            scores = process(running_ids.reshape(B * beams, length), scores)
-        V = scores.shape[1]
-        totals = (scores.reshape(B, beams, V) + running_scores[:, :, None]).reshape(B, beams * V)
+            log_probs = process(ids.reshape(B * beams, length), log_probs)
+        V = log_probs.shape[1]
+        totals = (log_probs.reshape(B, beams, V) + scores[:, :, None]).reshape(B, beams * V)
 
-        best = best_first(totals, num_candidates)
-        candidate_scores = totals[rows, best]
-        origins, tokens = best // V, best % V
-        candidate_ids = np.concatenate([running_ids[rows, origins], tokens[:, :, None]], axis=2)
-        ends = np.isin(tokens, eos_ids) | (length + 1 == max_length)
+        best = best_first(totals, max(2, 1 + len(config.eos_token_ids)) * beams)
+        candidate_scores, origins, tokens = totals[rows, best], best // V, best % V
+        candidate_ids = np.concatenate([ids[rows, origins], tokens[:, :, None]], axis=2)
+        ends = np.isin(tokens, config.eos_token_ids) | (length + 1 == max_length)
+        all_end = bool(ends.all())
 
         # What goes on: the best that do not end.
-        kept = best_first(candidate_scores + ends * NEVER, beams)
-        running_ids = candidate_ids[rows, kept]
-        running_scores = (candidate_scores + ends * NEVER)[rows, kept]
-        parents = origins[rows, kept]
-        own = np.broadcast_to(np.arange(beams)[None, :, None], (B, beams, 1))
-        ancestors = np.concatenate([ancestors, own], axis=2)[rows, parents]
+        going_on = candidate_scores + ends * NEVER
+        kept = best_first(going_on, beams)
+        ids, scores = candidate_ids[rows, kept], going_on[rows, kept]
+        ancestors = np.concatenate([ancestors, own_row], axis=2)[rows, origins[rows, kept]]
 
-        # What has ended: the best of those from before and of the candidates of the first ranks that end now.
-        ends_well = ends & (np.arange(num_candidates) < beams)
-        closed = finished.all(axis=1, keepdims=True) & (config.early_stopping is True)
+        # What has ended: the candidates of the first ranks, where there is still something to win.
+        ends_well = ends & (np.arange(best.shape[1]) < beams)
+        closed = finished.taken.all(axis=1, keepdims=True) & (config.early_stopping is True)
         final_scores = candidate_scores / np.float32(length**penalty)
         for excluded in (closed, ~can_improve, ~ends_well):
             final_scores = final_scores + excluded * NEVER
-        padded_ids = np.full((B, num_candidates, max_length), config.fill_token_id, dtype=np.int64)
-        padded_ids[:, :, : length + 1] = candidate_ids
-        merged_scores = np.concatenate([finished_scores, final_scores], axis=1)
-        places = best_first(merged_scores, beams)
-        finished_scores = merged_scores[rows, places]
-        finished_ids = np.concatenate([finished_ids, padded_ids], axis=1)[rows, places]
-        candidate_lengths = np.full((B, num_candidates), length + 1)
-        finished_lengths = np.concatenate([finished_lengths, candidate_lengths], axis=1)[rows, places]
-        finished = np.concatenate([finished, ends_well], axis=1)[rows, places]
+        finished.offer(candidate_ids, final_scores, ends_well)
 
         # Whether to go on: could the best running text still beat the worst finished one?
         reach = max_length - 1 if config.early_stopping == "never" and penalty > 0 else length
-        hope = running_scores[:, :1] / np.float32(reach**penalty)
-        worst = np.where(finished, finished_scores.min(axis=1, keepdims=True), NEVER)
+        hope = scores[:, :1] / np.float32(reach**penalty)
+        worst = np.where(finished.taken, finished.scores.min(axis=1, keepdims=True), NEVER)
         can_improve = can_improve & (hope > worst).any(axis=1, keepdims=True)
-        all_closed = finished.all() and config.early_stopping is True
-        if not can_improve.any() or all_closed or ends.all():
-            break
 
-    R = config.num_return_sequences
-    longest = finished_lengths[:, :R].max()
-    return finished_ids[:, :R, :longest].reshape(B * R, -1), finished_scores[:, :R].reshape(-1)
+    return finished.results(config.num_return_sequences)
 
 
 def best_first(scores: np.ndarray, count: int) -> np.ndarray:
