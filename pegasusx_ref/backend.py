@@ -128,7 +128,12 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: Any
     if name == "numpy":
         backend_class: Any = NumpyBackend
     elif name in (installed := _installed()):
-        backend_class = installed[name].load()
+        try:
+            backend_class = installed[name].load()
+        except (ImportError, AttributeError) as error:
+            raise BackendError(
+                f"backend {name!r} is announced as {installed[name].value!r}, but that cannot be loaded: {error}"
+            ) from error
     else:
         raise BackendError(
             f"backend {name!r} is not installed: available here: {', '.join(available_backends())} "

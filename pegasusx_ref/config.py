@@ -171,7 +171,11 @@ class PegasusXConfig:
             CheckpointError: there is none, or it is not JSON.
             ConfigError: it is another model's, or a value is bad.
         """
-        return cls.from_dict(read_json(Path(folder) / "config.json"))
+        path = Path(folder) / "config.json"
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/config.json, making the folder where there is none."""

@@ -19,8 +19,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        found = "the folder does not exist" if not path.parent.is_dir() else "the folder has no such file"
+        found = "the folder has no such file"
+        if not path.parent.is_dir():
+            found = "the folder does not exist, and nothing is downloaded"
         raise CheckpointError(f"{path}: {found}; a model folder holds config.json, weights and spiece.model") from None
+    except NotADirectoryError:
+        raise CheckpointError(f"{path.parent}: is a file; give the folder that it lies in") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(values, dict):

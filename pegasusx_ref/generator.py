@@ -115,7 +115,11 @@ class Generator(EncoderDecoder):
             warnings.warn(f"the checkpoint asks for {settings}, which is not followed here", stacklevel=2)
         shortest, longest = config.lengths()
         if shortest > longest:
-            warnings.warn(f"at least {shortest} tokens are asked for, but at most {longest}: {longest}", stacklevel=2)
+            warnings.warn(
+                f"at least {shortest} tokens are asked for, but at most {longest}, the start token counted in: "
+                "the greatest length decides",
+                stacklevel=2,
+            )
         source_ids = None
         if config.encoder_no_repeat_ngram_size:
             if input_ids is None:

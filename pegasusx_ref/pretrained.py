@@ -41,6 +41,13 @@ class Pretrained:
         self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
 
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<{type(self).__name__} {config.encoder_layers}+{config.decoder_layers} layers, d_model={config.d_model}, "
+            f"{self.num_parameters():,} parameters, {self.ops.name} {self.dtype} on {self.device}>"
+        )
+
     @property
     def dtype(self) -> str:
         """What the model computes in."""

@@ -57,7 +57,8 @@ def tap(name: str, value: Any) -> Any:
     full_name = ".".join((*_place.get(), name))
     for listener in listeners:
         if listener.wants(full_name):
-            value = listener.callback(full_name, value)
+            replacement = listener.callback(full_name, value)
+            value = value if replacement is None else replacement
     return value
 
 
@@ -82,7 +83,7 @@ def listen(callback: Callable[[str, Any], Any], *patterns: str) -> Iterator[None
     the current context: a thread that is started inside the block sees none unless it runs in a copy of that context.
 
     Args:
-        callback: gets the full name and the tensor; what it returns takes the tensor's place.
+        callback: gets the full name and the tensor; what it returns takes the tensor's place, None leaves it there.
         patterns: shell-style patterns of full names, ``*`` matches dots too; none means every name.
     """
     token = _listeners.set((*_listeners.get(), Listener(patterns or ("*",), callback)))
@@ -101,13 +102,8 @@ def record(*patterns: str) -> Iterator[dict[str, Any]]:
 
     Returns:
         A context manager that gives the dictionary, filled as the model runs. Tensors are kept as they are, on their
-        device and without a copy.
+        device and without a copy; of a name that occurs again, as in every step of `generate`, the last.
     """
     trace: dict[str, Any] = {}
-
-    def keep(name: str, value: Any) -> Any:
-        trace[name] = value
-        return value
-
-    with listen(keep, *patterns):
+    with listen(trace.__setitem__, *patterns):
         yield trace

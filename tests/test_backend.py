@@ -85,3 +85,11 @@ def test_get_backend_takes_numpys_dtypes() -> None:
     assert get_backend("numpy", dtype=np.float64).dtype == "float64"
     with pytest.raises(BackendError, match="dtype <object"):
         get_backend("numpy", dtype=object())
+
+
+@pytest.mark.parametrize("value", ["pegasusx_ref:NoSuchBackend", "no_such_module:Backend"])
+def test_a_backend_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    point = EntryPoint("broken", value, "pegasusx_ref.backends")
+    monkeypatch.setattr(backend_module, "entry_points", lambda group: [point])
+    with pytest.raises(BackendError, match=f"backend 'broken' is announced as '{value}', but that cannot be loaded"):
+        get_backend("broken")

@@ -116,21 +116,30 @@ def test_beam_search_equals_transformers(transformers: ModuleType, case: Case, d
     np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("beams", [2, 3, 8])
-@pytest.mark.parametrize("results", [1, 2])
-def test_several_results_of_beam_search_equal_transformers(transformers: ModuleType, beams: int, results: int) -> None:
-    config = PegasusXConfig.preset("tiny", vocab_size=40, init_std=0.6)
-    rng = np.random.default_rng(beams)
-    ids = rng.integers(2, 40, (3, 21))
-    mask = (np.arange(21) < np.array([[21], [9], [14]])).astype(np.int64)
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.8, 3.0])
+def test_beam_search_stops_where_transformers_stops(
+    transformers: ModuleType, early_stopping: bool | str, length_penalty: float
+) -> None:
+    """Texts of a batch end at different steps, and beams of one text too: what has ended, what may still win."""
+    ends = [1, 5, 9, 11]
+    shape = {"vocab_size": 12, "init_std": 0.8, "encoder_layers": 1, "decoder_layers": 1}
+    config = PegasusXConfig.preset("tiny", **shape, eos_token_id=ends)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, 12, (4, 9))
+    mask = (np.arange(9) < np.array([[9], [4], [7], [1]])).astype(np.int64)
+    settings: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 12}
+    settings |= {"early_stopping": early_stopping, "length_penalty": length_penalty}
+    lengths = set()
     for seed in range(4):
         model = PegasusXForConditionalGeneration.from_random(config, seed, dtype="float64")
-        settings = {"num_beams": beams, "num_return_sequences": results, "max_new_tokens": 12, "length_penalty": 0.8}
         case = Case(model, Batch(ids, mask, ids), settings)
         ours = quietly(case, return_dict_in_generate=True)
         theirs = their_generate(transformers, case, return_dict_in_generate=True, output_scores=True)
         assert ours.sequences.tolist() == theirs.sequences.tolist()
-        np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
+        lengths.update(np.isin(ours.sequences[:, 1:], ends).argmax(axis=1).tolist())
+    assert len(lengths) > 1, "every text ended at the same step: nothing was tested"
 
 
 def test_beams_share_the_source_and_keep_their_own_history() -> None:

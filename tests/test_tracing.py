@@ -82,6 +82,13 @@ def test_a_replacement_goes_on_into_the_computation() -> None:
     assert (actual == expected).all()
 
 
+def test_a_listener_that_returns_nothing_only_looks() -> None:
+    seen = []
+    with listen(lambda name, value: seen.append(value)):
+        assert tap("x", 3) == 3
+    assert seen == [3]
+
+
 def test_inner_listeners_see_what_outer_ones_made() -> None:
     seen = []
 

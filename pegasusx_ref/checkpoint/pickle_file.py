@@ -28,7 +28,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise CheckpointError(
-            f"{path}: reading it takes torch: pip install 'pegasusx-ref[torch]', or convert the folder to safetensors"
+            f"{path}: reading it takes torch: pip install torch, or take a checkpoint with safetensors files"
         ) from None
 
     if not path.exists():

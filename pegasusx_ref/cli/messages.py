@@ -1,5 +1,6 @@
 """What the command line says beside its results: one line each, on stderr."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ def plainly() -> Iterator[None]:
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in noted:
             noted.add(str(message))
-            click.echo(f"Note: {' '.join(str(message).split())}", err=True)
+            # By print, so that on a terminal it goes above the progress bars.
+            print(f"Note: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

@@ -36,7 +36,7 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
         reading = bars.add_task(f"{name}: reading {num_tokens} tokens, layer", total=config.encoder_layers)
         writing = bars.add_task(f"{name}: writing, token", total=max_length - 1, visible=False)
 
-        def see(point: str, value: Any) -> Any:
+        def see(point: str, _: Any) -> None:
             nonlocal first_token, num_decoded
             if point == "lm_head":
                 num_decoded += 1
@@ -44,14 +44,13 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
                 bars.update(writing, completed=num_decoded, visible=True)
             else:
                 bars.advance(reading)
-            return value
 
         with listen(see, "encoder.layers.*.tokens.output", "lm_head"):
             yield
     ended = time.perf_counter()
-    rate = f", {(num_decoded - 1) / (ended - first_token):.1f} tokens/s" if num_decoded > 1 else ""
+    read_in, written_in = (first_token or ended) - started, ended - (first_token or ended)
     console.print(
-        f"{name}: read {num_tokens} tokens, wrote {num_decoded} in {ended - started:.1f} s{rate}",
+        f"{name}: read {num_tokens} tokens in {read_in:.1f} s, wrote {num_decoded} in {written_in:.1f} s",
         markup=False,
         soft_wrap=True,
     )
