@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-# float64 against transformers in float64: the same formulas with sums in another order. Seen: 1e-15 to 1e-13.
+# float64 against transformers in float64: the same formulas with sums in another order. Seen over 1,500 drawn models: at most 1.6e-14.
 FLOAT64 = 1e-10
 
-# float32 against float64, small models: a few dozen roundings of 6e-8, amplified by the weights. Seen: up to 2e-6.
+# float32 against float64, small models: a few dozen roundings of 6e-8, amplified by the weights. Seen over
+# 3,000 drawn models: at most 3.0e-6, half of them below 1.6e-7.
 FLOAT32 = 1e-5
 
 # One operation in float64 against an oracle that sums in another order.
