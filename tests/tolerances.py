@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-# float64 against transformers in float64: the same formulas with sums in another order. Seen over 1,500 drawn models: at most 1.6e-14.
+# float64 against transformers in float64: the same formulas with sums in another order. Seen over 1,500 drawn models:
+# at most 1.6e-14.
 FLOAT64 = 1e-10
 
 # float32 against float64, small models: a few dozen roundings of 6e-8, amplified by the weights. Seen over
