@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from pegasusx_ref.errors import ConfigError
 from pegasusx_ref.feed_forward import ACTIVATIONS
-from pegasusx_ref.files import read_json, write_json
+from pegasusx_ref.files import fields_and_extra, read_json, write_json
 
 MODEL_TYPE = "pegasus_x"
 
@@ -80,19 +80,26 @@ class PegasusXConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
         if self.d_model % 2 or self.d_model < 4:
-            raise ConfigError(f"d_model={self.d_model} must be even and at least 4: half of the position features are "
-                              "sines, half cosines")  # fmt: skip
+            raise ConfigError(
+                f"d_model={self.d_model} must be even and at least 4: half of the position features are "
+                "sines, half cosines"
+            )
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
             if self.d_model % heads:
-                raise ConfigError(f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}: "
-                                  f"choose a number of heads that divides {self.d_model}")  # fmt: skip
+                raise ConfigError(
+                    f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}: "
+                    f"choose a number of heads that divides {self.d_model}"
+                )
         if self.stagger_local_blocks and self.block_size % 2:
-            raise ConfigError(f"block_size={self.block_size} is odd: staggered layers need an even block_size "
-                              "(or stagger_local_blocks=false)")  # fmt: skip
+            raise ConfigError(
+                f"block_size={self.block_size} is odd: staggered layers need an even block_size "
+                "(or stagger_local_blocks=false)"
+            )
         if self.activation_function not in list(ACTIVATIONS):
-            raise ConfigError(f"activation_function={self.activation_function!r} is unknown: "
-                              f"choose one of {', '.join(ACTIVATIONS)}")  # fmt: skip
+            raise ConfigError(
+                f"activation_function={self.activation_function!r} is unknown: choose one of {', '.join(ACTIVATIONS)}"
+            )
         for name in ("layer_norm_eps", "init_std"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -108,7 +115,7 @@ class PegasusXConfig:
             return
         listed = isinstance(value, list) and name in ("eos_token_id", "forced_eos_token_id")
         for token_id in (value or [None]) if listed else [value]:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
+            if not is_integer(token_id) or not 0 <= token_id < self.vocab_size:
                 raise ConfigError(f"{name}={value!r} must be a token id in [0, vocab_size={self.vocab_size})")
 
     @classmethod
@@ -149,9 +156,7 @@ class PegasusXConfig:
         # transformers 5 writes dtype, older versions torch_dtype.
         older_dtype = values.pop("torch_dtype", None)
         values["dtype"] = values.get("dtype") or older_dtype
-        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        extra = {name: value for name, value in values.items() if name not in known}
-        return cls(**{name: values[name] for name in values if name in known}, extra=extra)
+        return cls(**fields_and_extra(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the entries of a config.json that transformers reads."""
@@ -188,6 +193,11 @@ _POSITIVE = [
 ]  # fmt: skip
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Tell whether a setting is a whole number, which True and False are not meant to be."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_integer(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if not is_integer(value) or value < minimum:
         raise ConfigError(f"{name}={value!r} must be a whole number of at least {minimum}")

@@ -55,19 +55,21 @@ class EncoderDecoder(Pretrained):
         Raises:
             InputError: ids, mask or embeddings that the model cannot take.
         """
-        inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds)
-        source = self._source(input_ids, attention_mask, inputs_embeds, None)
+        source = self._embedded(input_ids, attention_mask, inputs_embeds)
         with recording(output_hidden_states, output_attentions) as trace:
             encoded = self._encoded(source)
         return self._encoder_output(encoded, Recorded(self.ops, trace), output_hidden_states, output_attentions)
+
+    def _embedded(self, input_ids: Any, attention_mask: Any, inputs_embeds: Any) -> Embedded:
+        embeds_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
+        return Embedded(embeds_BTD, self._mask("attention_mask", attention_mask, embeds_BTD.shape[:2]))
 
     def _source(
         self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, encoder_outputs: Any
     ) -> Embedded | Encoded:
         inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
         if encoder_outputs is None:
-            embeds_BTD = self._embed("encoder", input_ids=input_ids, inputs_embeds=inputs_embeds)
-            return Embedded(embeds_BTD, self._mask("attention_mask", attention_mask, embeds_BTD.shape[:2]))
+            return self._embedded(input_ids, attention_mask, inputs_embeds)
         states = inputs.encoder_states(encoder_outputs)
         tokens_BTD = self.ops.asarray(inputs.hidden_states("encoder_outputs", states, self.config.d_model))
         if attention_mask is None:

@@ -1,5 +1,6 @@
 """The files of a checkpoint folder: JSON, and writing any file as a whole."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -30,6 +31,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(values).__name__}, not an object")
     return values
+
+
+def fields_and_extra(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Sort the entries of a file into the fields of a configuration class and, under "extra", all others.
+
+    Args:
+        cls: a dataclass with a field `extra`.
+        values: the entries.
+    """
+    known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+    extra = {name: value for name, value in values.items() if name not in known}
+    return {name: value for name, value in values.items() if name in known} | {"extra": extra}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

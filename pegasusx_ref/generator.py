@@ -143,7 +143,7 @@ class Generator(EncoderDecoder):
             B, L = ids_BL.shape
             embeds = self._embed("decoder", decoder_input_ids=ids_BL.reshape(B * L, 1), decoder_inputs_embeds=None)
             x_BLD = self._placed(embeds, position).reshape(B, L, -1)
-            mask = None if L == 1 or visible is None else self.ops.asarray(visible)
+            mask = None if visible is None else self.ops.asarray(visible)
             hidden_BLD, cache = self._decode(source, x_BLD, mask, cache)
             position += 1
             return self.ops.to_numpy(self._logits(hidden_BLD))

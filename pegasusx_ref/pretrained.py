@@ -12,7 +12,7 @@ from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.files import write_json
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.weights import Weights, parameter_shapes, random_weights, tie_embeddings
+from pegasusx_ref.weights import Weights, random_weights, tie_embeddings
 
 
 class Pretrained:
@@ -116,8 +116,7 @@ class Pretrained:
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
             raise InputError(f"seed={seed!r} must be a whole number of at least 0")
         ops = _backend(backend, device, dtype, config)
-        shapes = parameter_shapes(config, cls.has_head)
-        return cls(config, {name: t for name, t in random_weights(config, seed).items() if name in shapes}, ops)
+        return cls(config, random_weights(config, seed, cls.has_head), ops)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.

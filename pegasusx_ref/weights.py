@@ -91,7 +91,7 @@ def parameter_shapes(config: PegasusXConfig, head: bool = True) -> dict[str, tup
     return shapes
 
 
-def random_weights(config: PegasusXConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(config: PegasusXConfig, seed: int = 0, head: bool = True) -> dict[str, np.ndarray]:
     """Draw every tensor at random, reproducibly and independently of the others. [spec 14.4]
 
     Matrices, tables and biases are normal with deviation config.init_std, LayerNorm scales 1 plus the same: no tensor
@@ -100,12 +100,13 @@ def random_weights(config: PegasusXConfig, seed: int = 0) -> dict[str, np.ndarra
     Args:
         config: the model's configuration.
         seed: 0 or more; a tensor depends on the seed, its name and its shape alone.
+        head: see `parameter_shapes`.
 
     Returns:
         float32 tensors by name, without the tied copies.
     """
     tensors = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in parameter_shapes(config, head).items():
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         tensor = generator.standard_normal(shape, dtype=np.float32) * np.float32(config.init_std)
         tensors[name] = 1 + tensor if name.endswith("norm.weight") else tensor

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.rows import NextLogits, visible_history
+from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
 from pegasusx_ref.generation.scores import Processor
 from pegasusx_ref.head import log_softmax
 
@@ -73,7 +73,7 @@ def beam_search(
     """
     B, beams = batch_size, config.num_beams
     max_length, penalty = config.lengths()[1], config.length_penalty
-    rows, own_row = np.arange(B)[:, None], np.broadcast_to(np.arange(beams)[None, :, None], (B, beams, 1))
+    rows = np.arange(B)[:, None]
 
     ids = np.full((B, beams, 1), config.decoder_start_token_id, dtype=np.int64)
     scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
@@ -101,7 +101,7 @@ def beam_search(
         going_on = candidate_scores + ends * NEVER
         kept = best_first(going_on, beams)
         ids, scores = candidate_ids[rows, kept], going_on[rows, kept]
-        ancestors = np.concatenate([ancestors, own_row], axis=2)[rows, origins[rows, kept]]
+        ancestors = np.concatenate([ancestors, own_rows(B, beams, 1)], axis=2)[rows, origins[rows, kept]]
 
         # What has ended: the candidates of the first ranks, where there is still something to win.
         ends_well = ends & (np.arange(best.shape[1]) < beams)

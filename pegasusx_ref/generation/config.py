@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.config import PegasusXConfig, is_integer
 from pegasusx_ref.errors import ConfigError, InputError
-from pegasusx_ref.files import read_json
+from pegasusx_ref.files import fields_and_extra, read_json
 
 DEFAULT_NEW_TOKENS = 20
 # Settings of transformers that would change the tokens and are not followed here, with the value at which they do not.
@@ -90,8 +90,8 @@ class GenerationConfig:
     @classmethod
     def from_model_config(cls, config: PegasusXConfig) -> Self:
         """Take what config.json says of generation, which older checkpoints hold there."""
-        values = config.to_dict()
-        return cls._read({}, {name: values[name] for name in values if name in _fields(cls) or name in NEUTRAL})
+        names = {f.name for f in dataclasses.fields(cls)} | NEUTRAL.keys()
+        return cls._read({}, {name: value for name, value in config.to_dict().items() if name in names})
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: PegasusXConfig) -> Self:
@@ -111,9 +111,7 @@ class GenerationConfig:
     @classmethod
     def _read(cls, defaults: dict[str, Any], written: dict[str, Any]) -> Self:
         values = defaults | {name: value for name, value in written.items() if value is not None}
-        fields = _fields(cls)
-        extra = {name: value for name, value in values.items() if name not in fields}
-        return cls(**{name: value for name, value in values.items() if name in fields}, extra=extra)
+        return cls(**fields_and_extra(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the entries of a generation_config.json that transformers reads: what differs from its defaults."""
@@ -137,11 +135,11 @@ class GenerationConfig:
         """
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
-            if not all(_is_integer(i) and 0 <= i < vocab_size for i in _as_list(value)):
+            if not all(is_integer(i) and 0 <= i < vocab_size for i in _as_list(value)):
                 raise ConfigError(f"generation: {name}={value!r} must be a token id in [0, vocab_size={vocab_size})")
         for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if not _is_integer(value) or value < least:
+            if not is_integer(value) or value < least:
                 raise ConfigError(f"generation: {name}={value!r} must be a whole number of at least {least}")
         for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
             value = getattr(self, name)
@@ -181,7 +179,7 @@ class GenerationConfig:
         """
         for name, least in (("max_length", 2), ("min_length", 0), ("max_new_tokens", 1), ("min_new_tokens", 0)):
             value = getattr(self, name)
-            if value is not None and (not _is_integer(value) or value < least):
+            if value is not None and (not is_integer(value) or value < least):
                 raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
         shortest = self.min_length or 0 if self.min_new_tokens is None else 1 + self.min_new_tokens
         if self.max_new_tokens is not None:
@@ -206,15 +204,7 @@ class GenerationConfig:
         return self.pad_token_id or [*self.eos_token_ids, 0][0]
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _as_list(ids: int | list[int] | None) -> list[int]:
     if ids is None:
         return []
     return ids if isinstance(ids, list) else [ids]
-
-
-def _fields(cls: type) -> set[str]:
-    return {f.name for f in dataclasses.fields(cls)} - {"extra"}

@@ -19,23 +19,30 @@ class NextLogits(Protocol):
         Args:
             ids_BL: the newest id of each of the L rows of each source (B, L).
             visible: which of all tokens written so far, step by step and row by row, each row may see (B, L, X);
-                None where there is one row a source, which sees everything.
+                as `visible_history` gives it.
 
         Returns:
             Logits of the tokens that follow (B, L, V), a NumPy array.
         """
 
 
-def visible_history(ancestors: np.ndarray) -> np.ndarray:
+def own_rows(batch_size: int, num_rows: int, num_steps: int) -> np.ndarray:
+    """Say of every row that it wrote its own history: its number, for so many steps (B, L, steps)."""
+    return np.broadcast_to(np.arange(num_rows)[None, :, None], (batch_size, num_rows, num_steps))
+
+
+def visible_history(ancestors: np.ndarray) -> np.ndarray | None:
     """Let each row see what it and its ancestors wrote, and its newest token. [spec 12.10]
 
     Args:
         ancestors: at every earlier step, the row in which this row's history was written (B, L, n).
 
     Returns:
-        Booleans (B, L, (n + 1) L) over all tokens written, row by row within a step, the newest step last.
+        Booleans (B, L, (n + 1) L) over all tokens written, row by row within a step, the newest step last; None where
+        there is one row a source, which sees everything.
     """
     B, L, _ = ancestors.shape
-    own = np.broadcast_to(np.arange(L)[None, :, None], (B, L, 1))
-    writers = np.concatenate([ancestors, own], axis=2)
+    if L == 1:
+        return None
+    writers = np.concatenate([ancestors, own_rows(B, L, 1)], axis=2)
     return (writers[..., None] == np.arange(L)).reshape(B, L, -1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pegasusx_ref.attention import softmax
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.rows import NextLogits, visible_history
+from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
 from pegasusx_ref.generation.scores import Processor
 
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -70,8 +70,8 @@ def token_search(
 
     while ids.shape[1] < max_length and not ended.all():
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
-        own = np.broadcast_to(np.arange(R)[None, :, None], (B, R, length - 1))
-        scores = next_logits(newest, visible_history(own)).astype(np.float32).reshape(B * R, -1)
+        visible = visible_history(own_rows(B, R, length - 1))
+        scores = next_logits(newest, visible).astype(np.float32).reshape(B * R, -1)
         for process in processors:
             scores = process(ids, scores)
         chosen = np.where(ended, config.pad_token_id, choose(scores))
