@@ -2,9 +2,11 @@
 
 from pegasusx_ref.backend import available_backends, get_backend
 from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import BackendError, CheckpointError, ConfigError, InputError, PegasusXError
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
+from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.tracing import listen, record
@@ -12,6 +14,7 @@ from pegasusx_ref.tracing import listen, record
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEMO_CHECKPOINT",
     "TRACE_POINTS",
     "BackendError",
     "CheckpointError",
@@ -23,8 +26,10 @@ __all__ = [
     "PegasusXError",
     "PegasusXForConditionalGeneration",
     "PegasusXModel",
+    "SummarizationPipeline",
     "available_backends",
     "get_backend",
     "listen",
+    "pipeline",
     "record",
 ]

@@ -70,7 +70,7 @@ class NumpyBackend:
     dtypes = ("float32", "float64")
 
     def __init__(self, device: str | int | None, dtype: str) -> None:
-        if device not in (None, "auto", "cpu"):
+        if device not in (None, "auto", "cpu", 0):
             raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {device!r}")
         self.device = "cpu"
         self.dtype = dtype
@@ -119,7 +119,7 @@ def get_backend(name: str = "numpy", device: str | int | None = None, dtype: Any
 
     Args:
         name: one of `available_backends()`; nothing is ever chosen in its place.
-        device: "cpu", "cuda:0", 0 for the same, "auto"; None is the backend's first one.
+        device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
         dtype: what it computes in, as the backend declares: "float64", "float32", …, or NumPy's or torch's own.
 
     Raises:

@@ -57,7 +57,7 @@ def encode_batch(
     Raises:
         InputError: not texts, no texts, or arguments that do not fit.
     """
-    texts, pairs = _as_list(text), None if text_pair is None else _as_list(text_pair)
+    texts, pairs = list_of_texts(text), None if text_pair is None else list_of_texts(text_pair)
     if not texts:
         raise InputError("no texts: pass at least one")
     if pairs is not None and len(pairs) != len(texts):
@@ -88,7 +88,12 @@ def encode_batch(
     return BatchEncoding(values, cut)
 
 
-def _as_list(texts: str | Sequence[str]) -> list[str]:
+def list_of_texts(texts: str | Iterable[str]) -> list[str]:
+    """Make a list of one text or several.
+
+    Raises:
+        InputError: something else.
+    """
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):

@@ -10,7 +10,7 @@ from pegasusx_ref.backend import Array
 from pegasusx_ref.decoder import DecoderCache
 from pegasusx_ref.encoder_decoder import Encoded, EncoderDecoder
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.generation import NextLogits, search
+from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, search
 from pegasusx_ref.outputs import GenerateOutput
 from pegasusx_ref.tracing import tap
 
@@ -46,6 +46,7 @@ class Generator(EncoderDecoder):
         pad_token_id: int | None = None,
         forced_eos_token_id: int | list[int] | None = None,
         return_dict_in_generate: bool = False,
+        streamer: Streamer | None = None,
         cache_implementation: str | None = None,
     ) -> Any:
         """Write a text for each source: greedily, by beam search, or by sampling.
@@ -80,6 +81,8 @@ class Generator(EncoderDecoder):
             pad_token_id: see `GenerationConfig`.
             forced_eos_token_id: see `GenerationConfig`.
             return_dict_in_generate: return a `GenerateOutput` with the scores of beam search.
+            streamer: has `put`, which gets the start tokens and then the newest token of every row (B R,), and `end`;
+                transformers' streamers serve. With one beam only.
             cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
 
         Returns:
@@ -120,6 +123,8 @@ class Generator(EncoderDecoder):
                 "the greatest length decides",
                 stacklevel=2,
             )
+        if streamer is not None:
+            _check_streamer(streamer, config)
         source_ids = None
         if config.encoder_no_repeat_ngram_size:
             if input_ids is None:
@@ -130,7 +135,7 @@ class Generator(EncoderDecoder):
             source_ids = inputs.token_ids("input_ids", input_ids, self.config.vocab_size)
         source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         batch_size = source.tokens_BTD.shape[0]
-        ids, scores = search(self._next_logits(source), batch_size, config, source_ids, seed)
+        ids, scores = search(self._next_logits(source), batch_size, config, source_ids, seed, streamer)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
     def _next_logits(self, source: Encoded) -> NextLogits:
@@ -152,3 +157,13 @@ class Generator(EncoderDecoder):
 
     def _logits(self, hidden_BLD: Array) -> Array:
         return tap("lm_head", self.ops.linear(hidden_BLD, self.weights["lm_head.weight"]))
+
+
+def _check_streamer(streamer: Any, config: GenerationConfig) -> None:
+    if not isinstance(streamer, Streamer):
+        raise InputError(f"streamer={streamer!r} needs the methods put(ids) and end(), as in transformers")
+    if config.num_beams > 1:
+        raise InputError(
+            f"a streamer takes tokens as they are chosen, but {config.num_beams} beams may still change all of them: "
+            "pass num_beams=1"
+        )

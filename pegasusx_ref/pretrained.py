@@ -74,7 +74,7 @@ class Pretrained:
         Args:
             folder: holds config.json, the weights, and generation_config.json if any.
             backend: one of `available_backends()`.
-            device: "cpu", "cuda:0", or 0 for "cuda:0"; None is the backend's first.
+            device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
             dtype: "float32" where None; "auto" is the checkpoint's own; NumPy's and torch's dtypes serve too.
             torch_dtype: the older spelling of `dtype`.
             device_map: the documentation's spelling of `device`, "auto" in particular.

@@ -74,6 +74,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTok
 
 
 @pytest.fixture(scope="session")
+def wordy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTokenizer) -> Path:
+    """A checkpoint whose random weights say something else about every document."""
+    folder = tmp_path_factory.mktemp("wordy")
+    config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size, init_std=0.5)
+    PegasusXForConditionalGeneration.from_random(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def transformers() -> ModuleType:
     """transformers, the outside oracle, quiet; tests that need it skip where it or torch is not installed."""
     pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[test]' -c tests/constraints.txt")

@@ -51,7 +51,7 @@ def test_the_numpy_backend_is_there() -> None:
         ({"name": "numpy", "dtype": "bfloat16"}, "does not compute in 'bfloat16': it declares float32, float64"),
         ({"name": "numpy", "dtype": "float8"}, "does not compute in 'float8'"),
         ({"name": "numpy", "device": "cuda:0"}, "runs on device 'cpu' only, not on 'cuda:0'"),
-        ({"name": "numpy", "device": 0}, "runs on device 'cpu' only, not on 0"),
+        ({"name": "numpy", "device": 1}, "runs on device 'cpu' only, not on 1"),
     ],
 )
 def test_what_cannot_be_had_is_said(arguments: dict[str, Any], message: str) -> None:

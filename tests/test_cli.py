@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,17 +19,13 @@ from pegasusx_ref.cli import main
 
 NEW_TOKENS = 8
 LIMIT = ("--max-new-tokens", str(NEW_TOKENS))
-FIGURES = re.compile(r"read (\d+) tokens in [\d.]+ s, wrote (\d+) in [\d.]+ s$", re.MULTILINE)
+SPEED = r"in [\d.]+ s \([\d.e+]+/s\)"
+FIGURES = re.compile(rf"read (\d+) tokens {SPEED}, wrote (\d+) {SPEED}$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTokenizer) -> Path:
-    """A checkpoint whose random weights say something else about every document."""
-    folder = tmp_path_factory.mktemp("wordy")
-    config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size, init_std=0.5)
-    PegasusXForConditionalGeneration.from_random(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def folder(wordy_folder: Path) -> Path:
+    return wordy_folder
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +177,42 @@ def test_beams_are_asked_for_by_the_checkpoint_or_the_option(folder: Path, texts
     assert by_option.stdout.split() == tokenizer.decode(ids[0], skip_special_tokens=True).split()
 
 
+def test_json_says_what_was_read_and_written(
+    folder: Path, files: list[Path], texts: list[str], summaries: list[str], tokenizer: PegasusTokenizer
+) -> None:
+    result = run(files[1], "-", "--model", folder, *LIMIT, "--json", stdin=texts[2])
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {
+            "document": name,
+            "summary_text": summaries[i],
+            "num_source_tokens": len(tokenizer.encode(texts[i])),
+            "num_dropped_tokens": 0,
+        }
+        for i, name in ((1, str(files[1])), (2, "standard input"))
+    ]
+
+
+def test_json_counts_what_was_dropped_and_keeps_letters(
+    folder: Path, prose: str, tokenizer: PegasusTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PegasusTokenizer, "decode", lambda *_, **__: " Grüße,\n Welt ")
+    long = prose[20000:23000]
+    result = run("--model", folder, *LIMIT, "--json", "--no-progress", stdin=long)
+    assert "Grüße, Welt" in result.stdout
+    found = json.loads(result.stdout)
+    assert found["num_source_tokens"] == 512
+    assert found["num_dropped_tokens"] == len(tokenizer.encode(long)) - 512
+
+
+def test_an_empty_summary_is_a_line_and_a_note(folder: Path, files: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    defaults = {"eos_token_id": 1, "forced_eos_token_id": 1}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
+    result = run(files[0], "--model", tmp_path / "model", "--max-new-tokens", "1", "--no-progress")
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert result.stderr == f"Note: {files[0]}: the model wrote an empty summary\n"
+
+
 # --- stderr ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,9 +255,7 @@ def test_long_document_is_cut_with_a_warning_that_counts(
     result = run(path, "--model", folder, *LIMIT, progress)
     assert result.exit_code == 0
     warning = result.stderr.splitlines()[0]
-    assert warning == (
-        f"Warning: {path} is longer than the model's 512 tokens: the last {len(ids) - limit} were dropped"
-    )
+    assert warning == (f"Note: {path} is longer than the model's 512 tokens: the last {len(ids) - limit} were dropped")
     model = PegasusXForConditionalGeneration.from_pretrained(folder)
     expected = model.generate([[*ids[: limit - 1], 1]], max_new_tokens=NEW_TOKENS)
     summary = " ".join(tokenizer.decode(expected[0], skip_special_tokens=True).split())
@@ -318,7 +349,7 @@ def test_tokenizer_of_another_model_is_refused(files: list[Path], tmp_path: Path
     PegasusXForConditionalGeneration.from_random(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     line = refusal(files[0], "--model", tmp_path)
-    assert line == f"{tmp_path}: spiece.model has 500 ids, the model 499: they do not belong together"
+    assert line == f"{tmp_path / 'spiece.model'} has 500 ids, the model 499: they do not belong together"
 
 
 def test_lengths_that_do_not_fit_are_noted(folder: Path, files: list[Path]) -> None:
@@ -360,7 +391,7 @@ def test_version_is_the_packages() -> None:
 
 
 def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-W", "error", "-m", "pegasusx_ref.cli", "summarize", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "pegasusx_ref", "summarize", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
 
 
@@ -387,6 +418,23 @@ def test_a_real_process_refuses_in_one_line(folder: Path, tmp_path: Path) -> Non
     done = process("--model", folder)
     assert done.returncode == 2
     assert done.stderr.decode() == "Error: standard input: empty, there is nothing to summarize\n"
+
+
+def test_ctrl_c_ends_in_one_line_and_leaves_what_is_done(folder: Path, files: list[Path], summaries: list[str]) -> None:
+    documents = map(str, files[:2] * 500)
+    command = [sys.executable, "-m", "pegasusx_ref", "summarize", *documents, "--model", str(folder), *LIMIT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        done = [running.stdout.readline().decode() for _ in range(2)]
+        running.send_signal(signal.SIGINT)
+        rest, messages = running.communicate(timeout=60)
+    assert done == [line + "\n" for line in summaries[:2]]
+    assert set(rest.decode().splitlines()) <= set(summaries[:2])
+    *figures, last = messages.decode().splitlines()
+    assert last == "Interrupted"
+    assert all(FIGURES.search(line) for line in figures)
+    assert running.returncode == 130
 
 
 def test_progress_bars_take_any_name_literally(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -20,21 +20,40 @@ class UsageError(click.ClickException):
         super().__init__(" ".join(message.split()))
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C: one line on stderr, and the exit code that shells give a command ended by that signal."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("Interrupted")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Say so, and not that it is an error."""
+        click.echo(self.message, file=file, err=file is None)
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Turn the package's errors into usage errors and its warnings into notes, each note once."""
+    """Turn the package's errors into usage errors, its warnings into notes, each note once, and Ctrl-C into an end."""
     noted: set[str] = set()
 
-    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+    def see(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in noted:
             noted.add(str(message))
-            # By print, so that on a terminal it goes above the progress bars.
-            print(f"Note: {' '.join(str(message).split())}", file=sys.stderr)
+            note(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = note  # undone with the filters
+        warnings.showwarning = see  # undone with the filters
         try:
             yield
         except PegasusXError as error:
             raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
+def note(message: str) -> None:
+    """Say something in one line on stderr; by print, so that on a terminal it goes above the progress bars."""
+    print(f"Note: {' '.join(message.split())}", file=sys.stderr)

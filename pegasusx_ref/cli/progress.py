@@ -49,8 +49,10 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
             yield
     ended = time.perf_counter()
     read_in, written_in = (first_token or ended) - started, ended - (first_token or ended)
-    console.print(
-        f"{name}: read {num_tokens} tokens in {read_in:.1f} s, wrote {num_decoded} in {written_in:.1f} s",
-        markup=False,
-        soft_wrap=True,
-    )
+    figures = f"read {at_rate(num_tokens, read_in, ' tokens')}, wrote {at_rate(num_decoded, written_in)}"
+    console.print(f"{name}: {figures}", markup=False, soft_wrap=True)
+
+
+def at_rate(count: int, seconds: float, unit: str = "") -> str:
+    """Say how many in which time, and how many that is a second."""
+    return f"{count}{unit} in {seconds:.1f} s ({count / max(seconds, 1e-9):.3g}/s)"

@@ -3,5 +3,6 @@
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits
 from pegasusx_ref.generation.search import search
+from pegasusx_ref.generation.streamer import Streamer
 
-__all__ = ["GenerationConfig", "NextLogits", "search"]
+__all__ = ["GenerationConfig", "NextLogits", "Streamer", "search"]

@@ -8,6 +8,7 @@ from pegasusx_ref.attention import softmax
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
 from pegasusx_ref.generation.scores import Processor
+from pegasusx_ref.generation.streamer import Streamer
 
 Choose = Callable[[np.ndarray], np.ndarray]
 
@@ -45,6 +46,7 @@ def token_search(
     batch_size: int,
     config: GenerationConfig,
     choose: Choose = most_probable,
+    streamer: Streamer | None = None,
 ) -> np.ndarray:
     """Write texts token by token until each has ended or reached the greatest length. [spec 12.4]
 
@@ -57,6 +59,7 @@ def token_search(
         batch_size: B.
         config: start, end and padding ids, the length limits, and the number R of texts a source.
         choose: takes scores (N, V), gives ids (N,).
+        streamer: gets the start tokens and then every step's tokens, filling included.
 
     Returns:
         int64 ids (B R, L), the start token first.
@@ -67,6 +70,8 @@ def token_search(
     _, max_length = config.lengths()
     ids = np.full((B * R, 1), config.decoder_start_token_id, dtype=np.int64)
     ended = np.zeros(B * R, dtype=bool)
+    if streamer is not None:
+        streamer.put(ids[:, 0])
 
     while ids.shape[1] < max_length and not ended.all():
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
@@ -77,4 +82,8 @@ def token_search(
         chosen = np.where(ended, config.pad_token_id, choose(scores))
         ids = np.concatenate([ids, chosen[:, None]], axis=1)
         ended = ended | np.isin(chosen, config.eos_token_ids)
+        if streamer is not None:
+            streamer.put(chosen)
+    if streamer is not None:
+        streamer.end()
     return ids

@@ -7,7 +7,7 @@ import numpy as np
 from pegasusx_ref.generation.beam import beam_search
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits
-from pegasusx_ref.generation.sampling import drawn, token_search
+from pegasusx_ref.generation.sampling import drawn, most_probable, token_search
 from pegasusx_ref.generation.scores import (
     Processor,
     forbid_early_end,
@@ -18,6 +18,7 @@ from pegasusx_ref.generation.scores import (
     penalize_repetition,
     scale_temperature,
 )
+from pegasusx_ref.generation.streamer import Streamer
 
 
 def processors_of(config: GenerationConfig, source_ids: np.ndarray | None) -> list[Processor]:
@@ -55,6 +56,7 @@ def search(
     config: GenerationConfig,
     source_ids: np.ndarray | None = None,
     seed: int | None = None,
+    streamer: Streamer | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Write texts as the settings ask. [spec 12.14]
 
@@ -64,6 +66,7 @@ def search(
         config: the settings.
         source_ids: (B, T), needed for encoder_no_repeat_ngram_size.
         seed: of the random numbers for sampling; None draws other ones each time.
+        streamer: gets the tokens as they are chosen; not with beams, which may still change all of them.
 
     Returns:
         int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, None without.
@@ -73,7 +76,5 @@ def search(
     processors = processors_of(config, per_row)
     if config.num_beams > 1:
         return beam_search(next_logits, processors, batch_size, config)
-    if config.do_sample:
-        choose = drawn(np.random.default_rng(seed))
-        return token_search(next_logits, processors, batch_size, config, choose), None
-    return token_search(next_logits, processors, batch_size, config), None
+    choose = drawn(np.random.default_rng(seed)) if config.do_sample else most_probable
+    return token_search(next_logits, processors, batch_size, config, choose, streamer), None

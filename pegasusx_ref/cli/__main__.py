@@ -1,5 +1,0 @@
-"""``python -m pegasusx_ref.cli``, the same as ``pegasusx-ref``."""
-
-from pegasusx_ref.cli import main
-
-main(prog_name="pegasusx-ref")
