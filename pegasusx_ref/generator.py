@@ -156,7 +156,7 @@ class Generator(EncoderDecoder):
         return next_logits
 
     def _logits(self, hidden_BLD: Array) -> Array:
-        return tap("lm_head", self.ops.linear(hidden_BLD, self.weights["lm_head.weight"]))
+        return tap("lm_head", self.ops.linear_wide(hidden_BLD, self.weights["lm_head.weight"]))
 
 
 def _check_streamer(streamer: Any, config: GenerationConfig) -> None:

@@ -68,7 +68,7 @@ def project_out(ops: Backend, weights: Weights, context_BHTF: Array) -> Array:
     Returns:
         What the attention adds to the residual stream (B, T, D).
     """
-    return tap("out_proj", ops.linear(merge_heads(context_BHTF), weights["out_proj.weight"]))
+    return tap("out_proj", ops.linear_wide(merge_heads(context_BHTF), weights["out_proj.weight"]))
 
 
 def feed_forward(ops: Backend, weights: Weights, config: PegasusXConfig, x_BTD: Array) -> Array:
@@ -88,5 +88,5 @@ def feed_forward(ops: Backend, weights: Weights, config: PegasusXConfig, x_BTD: 
     normed_BTD = tap("final_layer_norm", normalize(ops, weights, "final_layer_norm", config, x_BTD))
     hidden_BTM = tap("fc1", ops.linear(normed_BTD, weights["fc1.weight"], weights["fc1.bias"]))
     hidden_BTM = tap("activation", ops.activation(hidden_BTM, config.activation_function))
-    update_BTD = tap("fc2", ops.linear(hidden_BTM, weights["fc2.weight"], weights["fc2.bias"]))
+    update_BTD = tap("fc2", ops.linear_wide(hidden_BTM, weights["fc2.weight"], weights["fc2.bias"]))
     return tap("output", ops.add(x_BTD, update_BTD))

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: configurations, sources and targets, with the awkward sizes drawn often."""
+"""Hypothesis strategies: configurations, sources, targets, operations; the awkward sizes are drawn often."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pegasusx_ref import PegasusXConfig
 from pegasusx_ref.feed_forward import ACTIVATIONS
+from pegasusx_ref.global_local import block_slices
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -88,3 +89,71 @@ def batches(draw: st.DrawFn, config: PegasusXConfig) -> Batch:
         draw(masks(B, T)),
         rng.integers(0, config.vocab_size, (B, L)),
     )
+
+
+class Operation(NamedTuple):
+    """One call of a backend's operation: arrays in float64, integers, booleans, and plain values."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@st.composite
+def operations(draw: st.DrawFn, name: str) -> Operation:
+    """Draw arguments for an operation, of the shapes that the model gives it."""
+    rng = np.random.default_rng(draw(seeds))
+    B, T, D = draw(st.integers(1, 3)), draw(st.integers(1, 20)), 2 * draw(st.integers(2, 8))
+    H, F, X, G = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 40)), draw(st.integers(1, 4))
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape)
+
+    def heads(length: int) -> np.ndarray:
+        """Heads as the model cuts them out of a projection: not contiguous."""
+        return normal(B, length, H, F).swapaxes(1, 2)
+
+    match name:
+        case "embed_tokens":
+            ids = rng.integers(0, 30, (B, T))
+            arguments = {"ids_BT": ids, "table_VD": normal(30, D), "scale": draw(st.sampled_from([1.0, 27.7]))}
+        case "add_positions":
+            arguments = {"x_BTD": normal(B, T, D), "start": draw(st.sampled_from([0, 1, 511, 16000]))}
+        case "layer_norm":
+            spread, offset = draw(st.sampled_from([1e-3, 1.0, 1e4])), draw(st.sampled_from([0.0, 3.0]))
+            x = (normal(B, T, D) + offset) * spread
+            arguments = {"x_BTD": x, "weight_D": normal(D), "bias_D": normal(D), "eps": 1e-5}
+        case "linear" | "linear_wide":
+            arguments = {
+                "x": normal(B, T, D),
+                "weight": normal(X, D),
+                "bias": normal(X) if draw(st.booleans()) else None,
+            }
+        case "activation":
+            arguments = {"x": 3 * normal(B, T, D), "name": draw(st.sampled_from(sorted(ACTIVATIONS)))}
+        case "add":
+            arguments = {"x": normal(B, T, D), "y": normal(B, T, D)}
+        case "attention":
+            L = draw(st.sampled_from([1, 2, 5, 33, 40]))
+            visible = None
+            if draw(st.booleans()):
+                shape = (draw(st.sampled_from([1, B])), draw(st.sampled_from([1, L])), X)
+                visible = rng.random(shape) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+            arguments = {"q_BHLF": heads(L), "k_BHXF": heads(X), "v_BHXF": heads(X), "visible": visible}
+        case "global_local_attention":
+            block_size = 2 * draw(st.integers(1, 4))
+            T = draw(st.one_of(lengths(block_size), st.integers(9 * block_size, 12 * block_size)))
+            mask = draw(masks(B, T))
+            arguments = {name: heads(T) for name in ("q_BHTF", "k_BHTF", "v_BHTF")}
+            arguments |= {f"global_{name}_BHGF": heads(G) for name in "qkv"}
+            arguments["key_mask_BT"] = None if mask is None else mask.astype(bool)
+            arguments["slices"] = block_slices(T, block_size, draw(st.booleans()))
+        case "log_softmax":
+            arguments = {"logits": draw(st.sampled_from([1.0, 30.0])) * normal(B, T, X)}
+        case "cross_entropy":
+            labels = rng.integers(0, X, (B, T))
+            labels[rng.random((B, T)) < 0.3] = -100
+            labels[0, 0] = rng.integers(0, X)
+            arguments = {"logits_BLV": 3 * normal(B, T, X), "labels_BL": labels}
+        case _:
+            raise AssertionError(f"no strategy for the operation {name}")
+    return Operation(name, arguments)

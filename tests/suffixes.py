@@ -10,7 +10,8 @@ from typing import Any
 
 import pegasusx_ref
 
-PACKAGE = str(Path(pegasusx_ref.__file__).parent)
+ROOT = Path(pegasusx_ref.__file__).parents[1]
+PACKAGES = (str(ROOT / "pegasusx_ref"), str(ROOT / "backends"))
 SUFFIX = re.compile(r"_([BTSXGKHDFLMV1]+)$")
 
 
@@ -39,13 +40,13 @@ def find_mistakes(variables: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def watched() -> Iterator[set[str]]:
-    """Collect the mistakes of every function of the package that returns inside the block."""
+    """Collect the mistakes of every function of the packages that returns inside the block."""
     mistakes: set[str] = set()
 
     def on_event(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         # A function that raises also "returns", with None: it may have refused the very shape that its names promise.
-        if event == "return" and argument is not None and code.co_filename.startswith(PACKAGE):
+        if event == "return" and argument is not None and code.co_filename.startswith(PACKAGES):
             for mistake in find_mistakes(frame.f_locals):
                 mistakes.add(f"{Path(code.co_filename).name}:{code.co_qualname}: {mistake}")
 

@@ -1,13 +1,25 @@
 """Backends are asked for by name, and what cannot be had is said."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
-from pegasusx_ref import backend as backend_module
+from pegasusx_ref import (
+    BackendError,
+    PegasusXConfig,
+    PegasusXForConditionalGeneration,
+    available_backends,
+    get_backend,
+    registry,
+)
 from pegasusx_ref.backend import NumpyBackend
 
 
@@ -24,12 +36,12 @@ class DoublingBackend(NumpyBackend):
 def _third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("doubling", f"{__name__}:DoublingBackend", "pegasusx_ref.backends")
     monkeypatch.setattr(EntryPoint, "load", lambda self: DoublingBackend)
-    monkeypatch.setattr(backend_module, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
 
 
 @pytest.mark.usefixtures("_third_party")
 def test_a_third_party_backend_is_found_and_run() -> None:
-    assert available_backends() == ["numpy", "doubling"]
+    assert list(available_backends()) == ["numpy", "doubling"]
     config = PegasusXConfig.preset("tiny")
     golden = PegasusXForConditionalGeneration.from_random(config)
     other = PegasusXForConditionalGeneration.from_random(config, backend="doubling")
@@ -39,7 +51,7 @@ def test_a_third_party_backend_is_found_and_run() -> None:
 
 
 def test_the_numpy_backend_is_there() -> None:
-    assert available_backends()[0] == "numpy"
+    assert next(iter(available_backends())) == "numpy"
     backend = get_backend("numpy", dtype="float64")
     assert (backend.name, backend.device, backend.dtype) == ("numpy", "cpu", "float64")
 
@@ -51,10 +63,16 @@ def test_the_numpy_backend_is_there() -> None:
         ({"name": "numpy", "dtype": "bfloat16"}, "does not compute in 'bfloat16': it declares float32, float64"),
         ({"name": "numpy", "dtype": "float8"}, "does not compute in 'float8'"),
         ({"name": "numpy", "device": "cuda:0"}, "runs on device 'cpu' only, not on 'cuda:0'"),
+        ({"name": "torch", "device": "cuda:7"}, "backend 'torch' has no device 'cuda:7': here are cpu"),
+        ({"name": "torch", "device": "abacus"}, "backend 'torch' has no device 'abacus'"),
+        ({"name": "torch", "device": 3}, "backend 'torch' has no device 3"),
+        ({"name": "torch", "dtype": "int8"}, "it declares float64, float32, bfloat16, float16"),
         ({"name": "numpy", "device": 1}, "runs on device 'cpu' only, not on 1"),
     ],
 )
 def test_what_cannot_be_had_is_said(arguments: dict[str, Any], message: str) -> None:
+    if arguments["name"] == "torch":
+        pytest.importorskip("torch")
     with pytest.raises(BackendError, match=message):
         get_backend(**arguments)
 
@@ -90,6 +108,69 @@ def test_get_backend_takes_numpys_dtypes() -> None:
 @pytest.mark.parametrize("value", ["pegasusx_ref:NoSuchBackend", "no_such_module:Backend"])
 def test_a_backend_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     point = EntryPoint("broken", value, "pegasusx_ref.backends")
-    monkeypatch.setattr(backend_module, "entry_points", lambda group: [point])
-    with pytest.raises(BackendError, match=f"backend 'broken' is announced as '{value}', but that cannot be loaded"):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(BackendError, match=re.escape(f"backend 'broken' ({value}) cannot be loaded: ")):
         get_backend("broken")
+
+
+def test_without_torch_the_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from pegasusx_ref import available_backends, get_backend
+print(available_backends()["torch"].problem)
+try:
+    get_backend("torch")
+except RuntimeError as error:
+    print(error)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    line = (
+        "backend 'torch' (pegasusx_torch:TorchBackend) cannot be loaded: "
+        "torch is not installed: pip install 'pegasusx-ref[torch]'"
+    )
+    assert printed.splitlines() == [line] * 2
+
+
+def test_options_are_the_backends_own() -> None:
+    pytest.importorskip("torch")
+    assert get_backend("torch", tf32=True).tf32  # type: ignore[attr-defined]
+    assert not get_backend("torch").tf32  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="tf32"):
+        get_backend("numpy", tf32=True)
+
+
+CODE = """
+from pegasusx_ref.backend import NumpyBackend
+class ThirdParty(NumpyBackend):
+    name, version, dtypes = "third", "7.0", ("float64",)
+"""
+
+
+def test_a_backend_installed_from_a_folder_is_found_listed_and_run(
+    tmp_path: Path, wordy_folder: Path, prose: str
+) -> None:
+    """Laid out as an installer leaves it: the module and its entry points beside it."""
+    (tmp_path / "third_party.py").write_text(CODE)
+    (tmp_path / "pegasusx_third_party-7.0.dist-info").mkdir()
+    facts = {"METADATA": "Metadata-Version: 2.1\nName: pegasusx-third-party\nVersion: 7.0\n"}
+    facts["entry_points.txt"] = "[pegasusx_ref.backends]\nthird = third_party:ThirdParty\n"
+    for name, text in facts.items():
+        (tmp_path / "pegasusx_third_party-7.0.dist-info" / name).write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pegasusx_ref", *arguments]
+        return subprocess.run(
+            command, env=environment, input=prose[:300], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert json.loads(run("backends", "--json"))["third"] == {
+        "version": "7.0",
+        "devices": ["cpu"],
+        "dtypes": ["float64"],
+        "problem": None,
+    }
+    assert re.search(r"^third +7\.0 +cpu +float64$", run("backends"), re.MULTILINE)
+    model = ("summarize", "--model", str(wordy_folder), "--dtype", "float64", "--max-new-tokens", "5")
+    assert run(*model, "--backend", "third") == run(*model)

@@ -1,27 +1,32 @@
 """What must hold of the whole model whatever its weights: masks, order, causality, caches, batches."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Batch, batches, configs, seeds
+from machines import IN_FLOAT64, backend_on_cpu, random_model
+from strategies import Batch, batches, configs, lengths, masks, seeds
 from tolerances import CACHED, FLOAT32, assert_close
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen
+from pegasusx_ref.global_local import block_slices
 
 some = settings(max_examples=40)
+on_every_backend = pytest.mark.parametrize("backend", IN_FLOAT64)
 
 
-def drawn(data: st.DataObject, **fixed: object) -> tuple[PegasusXForConditionalGeneration, Batch]:
-    config = data.draw(configs(**fixed))
-    return PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64"), data.draw(
-        batches(config)
-    )
+def drawn(data: st.DataObject, backend: str, **fixed: object) -> tuple[PegasusXForConditionalGeneration, Batch]:
+    config, seed = data.draw(configs(**fixed)), data.draw(seeds)
+    return random_model(config, seed, backend), data.draw(batches(config))
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_real_tokens_do_not_depend_on_what_padding_holds(data: st.DataObject) -> None:
-    model, batch = drawn(data)
+def test_real_tokens_do_not_depend_on_what_padding_holds(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend)
     rng = np.random.default_rng(data.draw(seeds))
     mask = rng.random(batch.input_ids.shape) < 0.6
     other = np.where(mask, batch.input_ids, rng.integers(0, model.config.vocab_size, mask.shape))
@@ -31,10 +36,11 @@ def test_real_tokens_do_not_depend_on_what_padding_holds(data: st.DataObject) ->
     assert (a == b)[mask.any(axis=1)].all()
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_padding_changes_nothing(data: st.DataObject) -> None:
-    model, batch = drawn(data)
+def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend)
     B, T = batch.input_ids.shape
     extra = data.draw(st.integers(1, 3 * model.config.block_size))
     ids = np.concatenate([batch.input_ids, np.full((B, extra), 2)], axis=1)
@@ -44,10 +50,11 @@ def test_padding_changes_nothing(data: st.DataObject) -> None:
     assert_close("globals", padded.global_hidden_state, alone.global_hidden_state, CACHED)
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_texts_of_a_batch_do_not_meet(data: st.DataObject) -> None:
-    model, batch = drawn(data)
+def test_texts_of_a_batch_do_not_meet(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend)
     order = np.random.default_rng(data.draw(seeds)).permutation(len(batch.input_ids))
     whole = model(**batch._asdict()).logits
     permuted = model(*(None if x is None else x[order] for x in batch)).logits
@@ -57,10 +64,11 @@ def test_texts_of_a_batch_do_not_meet(data: st.DataObject) -> None:
         assert_close(f"text {i} alone", alone, whole[i : i + 1], CACHED)
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_the_decoder_is_causal(data: st.DataObject) -> None:
-    model, batch = drawn(data)
+def test_the_decoder_is_causal(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend)
     rng = np.random.default_rng(data.draw(seeds))
     L = batch.decoder_input_ids.shape[1]
     position = int(rng.integers(L))
@@ -73,10 +81,11 @@ def test_the_decoder_is_causal(data: st.DataObject) -> None:
     assert (before[:, position] != after[:, position]).any()
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_cached_decoding_equals_uncached(data: st.DataObject) -> None:
-    model, batch = drawn(data)
+def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend)
     source = model.encode(batch.input_ids, batch.attention_mask)
     whole = model(encoder_outputs=source, decoder_input_ids=batch.decoder_input_ids).logits
     past, pieces = None, []
@@ -89,10 +98,11 @@ def test_cached_decoding_equals_uncached(data: st.DataObject) -> None:
     assert_close("logits", np.concatenate(pieces, axis=1), whole, CACHED)
 
 
+@on_every_backend
 @some
 @given(st.data())
-def test_a_cache_can_be_continued_twice(data: st.DataObject) -> None:
-    model, batch = drawn(data, decoder_layers=2)
+def test_a_cache_can_be_continued_twice(backend: str, data: st.DataObject) -> None:
+    model, batch = drawn(data, backend, decoder_layers=2)
     source = model.encode(batch.input_ids, batch.attention_mask)
     start = model(encoder_outputs=source, decoder_input_ids=batch.decoder_input_ids).past_key_values
     tries = [np.full((len(batch.input_ids), 2), i) for i in (3, 4, 3)]
@@ -117,8 +127,9 @@ def reached(model: PegasusXForConditionalGeneration, ids: np.ndarray, token: int
     """Which tokens the input token has reached after each layer; optionally with global tokens cut off."""
     rng = np.random.default_rng(0)
 
-    def freeze_globals(name: str, value: np.ndarray) -> np.ndarray:
-        return value if globals_ else np.random.default_rng(len(name)).standard_normal(value.shape)
+    def freeze_globals(name: str, value: Any) -> Any:
+        frozen = np.random.default_rng(len(name)).standard_normal(value.shape)
+        return value if globals_ else model.ops.asarray(frozen)
 
     changed = ids.copy()
     changed[0, token] = (changed[0, token] + 1 + rng.integers(200)) % 256
@@ -129,10 +140,11 @@ def reached(model: PegasusXForConditionalGeneration, ids: np.ndarray, token: int
     return [set(np.flatnonzero((x != y).any(axis=(0, 2))).tolist()) for x, y in zip(a[1:], b[1:], strict=True)]
 
 
-def test_information_crosses_block_edges_on_staggered_layers_and_through_globals() -> None:
+@on_every_backend
+def test_information_crosses_block_edges_on_staggered_layers_and_through_globals(backend: str) -> None:
     """Layer 0 has blocks of 8 from 0, layer 1 from 4: token 7 reaches its block, then the two staggered blocks."""
     config = PegasusXConfig.preset("tiny", encoder_layers=2, block_size=8)
-    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    model = random_model(config, 0, backend)
     ids = np.random.default_rng(0).integers(0, 256, (1, 30))
     first, second = reached(model, ids, token=7, globals_=False)
     assert first == set(range(8))
@@ -143,3 +155,48 @@ def test_information_crosses_block_edges_on_staggered_layers_and_through_globals
 
     still = PegasusXForConditionalGeneration(config.replace(stagger_local_blocks=False), model.state_dict(), model.ops)
     assert reached(still, ids, token=7, globals_=False)[1] == set(range(8))
+
+
+@on_every_backend
+@some
+@given(st.data())
+def test_a_token_sees_the_keys_of_the_index_map_and_no_others(backend: str, data: st.DataObject) -> None:
+    """Move one token's key: the rows that may see it move, all of them, and no other row does."""
+    block_size, B = 2 * data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
+    T = data.draw(lengths(block_size))
+    slices = block_slices(T, block_size, data.draw(st.booleans()))
+    mask = data.draw(masks(B, T))
+    key_mask_BT = np.ones((B, T), dtype=bool) if mask is None else mask.astype(bool)
+    rng = np.random.default_rng(data.draw(seeds))
+    ops = backend_on_cpu(backend, "float64")
+    q, k, v = (rng.standard_normal((B, 2, T, 3)) for _ in range(3))
+    globals_ = [rng.standard_normal((B, 2, 2, 3)) for _ in range(3)]
+    text, token = int(rng.integers(B)), int(rng.integers(T))
+    moved = k.copy()
+    moved[text, :, token] += 1.0
+
+    def attended(keys: np.ndarray) -> list[np.ndarray]:
+        local, global_ = ([ops.asarray(x) for x in xs] for xs in ((q, keys, v), globals_))
+        given_mask = None if mask is None else ops.asarray(key_mask_BT)
+        attend: Any = ops.global_local_attention
+        return [ops.to_numpy(x) for x in attend(*local, *global_, given_mask, slices)]
+
+    before, after = attended(k), attended(moved)
+    tokens, global_rows = ((x != y).any(axis=(1, 3)) for x, y in zip(before, after, strict=True))
+    start, stop = next(s for s in slices if s[0] <= token < s[1])
+    expected = np.zeros((B, T), dtype=bool)
+    expected[text, start:stop] = key_mask_BT[text, token]
+    assert tokens.tolist() == expected.tolist()
+    assert global_rows.tolist() == [[b == text and bool(key_mask_BT[text, token])] * 2 for b in range(B)]
+
+
+@on_every_backend
+def test_beams_share_the_source(backend: str) -> None:
+    """The cross-attention keys of a source are there once, however many beams read them."""
+    config = PegasusXConfig.preset("tiny")
+    model = random_model(config, 0, backend)
+    shapes: set[tuple[int, ...]] = set()
+    points = ("decoder.layers.*.encoder_attn.k_proj", "decoder.layers.*.encoder_attn.v_proj")
+    with listen(lambda name, value: shapes.add(tuple(value.shape)), *points):
+        model.generate(np.random.default_rng(0).integers(106, 256, (2, 19)), num_beams=5, max_new_tokens=6)
+    assert shapes == {(2, 19, config.d_model)}

@@ -45,3 +45,32 @@ def assert_close(name: str, actual: Any, expected: Any, tolerance: float) -> Non
         f"{name}{list(index)}: {float(a[index])!r}, expected {float(b[index])!r}; "
         f"relative error {error:.2e} > {tolerance:.0e}"
     )
+
+
+# What backends may differ by from the golden functions in float64 on the same numbers, by dtype and operation. float64
+# and float32: sums in another order. Seen over 150 draws of each: the halves' unit roundoff, else half of this at most.
+_STREAM = {"float64": 1e-15, "float32": 2e-7, "bfloat16": 2e-7, "float16": 2e-7}  # halves: the result is float32
+_ONE = {"float64": 1e-14, "float32": 2e-6, "bfloat16": 4e-3, "float16": 5e-4}  # a half's result is rounded once
+_SUMS = {"float64": 1e-14, "float32": 2e-6, "bfloat16": 1.2e-2, "float16": 3e-3}  # and what is summed before that
+_FLOAT32 = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 1e-6, "float16": 1e-6}
+OPERATIONS = {
+    "embed_tokens": _STREAM,
+    "add_positions": _STREAM,
+    "layer_norm": _ONE,
+    "linear": _ONE,
+    "linear_wide": _ONE,  # float32 but for bfloat16 on a CPU
+    "activation": _ONE,
+    "add": _STREAM,
+    "attention": _SUMS,
+    "global_local_attention": _SUMS,
+    "log_softmax": _FLOAT32,
+    # The loss of a text that is nearly certain is small beside the scores that it is a difference of.
+    "cross_entropy": {"float64": 1e-12, "float32": 1e-4, "bfloat16": 1e-4, "float16": 1e-4},
+}
+
+# Logits and encoded tokens of whole models, weights of 0.2, up to three layers. Seen over 150 draws: float64 1e-15,
+# float32 4e-7, bfloat16 1.3e-2, float16 1.1e-3.
+MODEL = {"float64": FLOAT64, "float32": FLOAT32, "bfloat16": 5e-2, "float16": 5e-3}
+
+# Twelve layers of a base model in bfloat16 at 2,048 tokens: seen 4.7e-3 (float16: 5e-4).
+HALF_PRECISION = 5e-3

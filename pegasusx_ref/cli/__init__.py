@@ -3,6 +3,7 @@
 import click
 
 import pegasusx_ref
+from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.summarize import summarize
 
 
@@ -13,3 +14,4 @@ def main() -> None:
 
 
 main.add_command(summarize)
+main.add_command(backends)

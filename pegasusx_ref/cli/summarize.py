@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from pegasusx_ref.backend import available_backends
 from pegasusx_ref.cli.messages import UsageError, note, plainly
 from pegasusx_ref.cli.progress import progress
+from pegasusx_ref.registry import backend_names
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 
@@ -20,8 +20,8 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
-@click.option("--backend", default="numpy", show_default=True, help=f"One of: {', '.join(available_backends())}.")
+@click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="Folder with the checkpoint.")
+@click.option("--backend", default="numpy", show_default=True, help=f"One of: {', '.join(backend_names())}.")
 @click.option(
     "--device", callback=name_or_number, help="Where it computes: cpu, cuda:0, 0.  [default: the backend's first]"
 )
@@ -34,7 +34,7 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 @click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
 def summarize(
     files: tuple[Path, ...],
-    folder: Path | None,
+    folder: Path,
     backend: str,
     device: str | int | None,
     dtype: str,
@@ -48,7 +48,7 @@ def summarize(
     """Summarize text files, or standard input where no FILE is given or FILE is "-".
 
     Prints one line a document as soon as it is done. What is not set comes from the checkpoint's
-    generation_config.json. Without --model a small embedded checkpoint writes synopses of Debian packages.
+    generation_config.json.
     """
     with plainly():
         documents = [read_document(path) for path in files or (Path("-"),)]

@@ -12,7 +12,7 @@ import numpy as np
 from corpus import load_pairs
 from rouge_score.rouge_scorer import RougeScorer
 
-from pegasusx_ref import DEMO_CHECKPOINT, pipeline
+from pegasusx_ref import pipeline
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 NUM_RESAMPLES = 10_000
@@ -49,7 +49,7 @@ def report(model_scores: np.ndarray, lead_scores: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
-    parser.add_argument("--model", type=Path, default=DEMO_CHECKPOINT)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--num-beams", type=int)
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--show", type=int, default=0, help="print so many examples")

@@ -1,6 +1,10 @@
-"""Train the embedded checkpoint with transformers' own class: a tokenizer, then the model, deterministic by seed.
+"""Train a small checkpoint with transformers' own class: a tokenizer, then the model, deterministic by seed.
 
-python tools/demo/train.py build/demo           # reads train.jsonl, writes checkpoint/ and train.log
+    python tools/demo/train.py build/demo           # reads train.jsonl, writes checkpoint/ and train.log
+
+A synopsis takes its words from the description, and a model that cannot copy writes fluent nonsense. From synopses
+alone copying is not learned in an hour; from writing down pieces of short texts it is, in minutes. So there are three
+stages: short texts copied, then longer ones, then descriptions with their synopses, and some copying still.
 """
 
 import argparse
@@ -9,16 +13,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import sentencepiece
 import torch
 from corpus import Pair, load_pairs
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PegasusXConfig, PegasusXForConditionalGeneration
 
 OFFSET = 103  # ids that Pegasus keeps for special tokens, so that sentencepiece id i > 1 becomes i + 103
 NUM_PIECES = 6000
 LONGEST_SOURCE, LONGEST_TARGET = 512, 40
+WRITE, COPY = 0, 2  # what decoding starts from: a synopsis after the padding id, a copy after <mask_1>
 SHAPE = {
     "d_model": 192,
     "encoder_layers": 3,
@@ -31,10 +38,37 @@ SHAPE = {
     "num_global_tokens": 16,
     "activation_function": "relu",
     "max_position_embeddings": 1024,
+    "init_std": 0.07,  # 1 / sqrt(d_model): at 0.02 the first attention weights are all but even, and stay so for long
 }
 
 
-def train_tokenizer(pairs: list[Pair], folder: Path) -> sentencepiece.SentencePieceProcessor:
+class Stage(NamedTuple):
+    """A part of the training.
+
+    Attributes:
+        steps: how many.
+        learning_rate: reached after 200 steps; in the last stage it falls to 0.
+        dropout: of hidden states. Random numbers for that of attention and activations take a third of a step.
+        fragment: tokens of the pieces of text that are copied; None: whole descriptions, with their synopses.
+        copying: in which part of the steps of whole descriptions a span is copied as well.
+    """
+
+    steps: int
+    learning_rate: float
+    dropout: float
+    fragment: int | None = None
+    copying: float = 0.0
+
+
+STAGES = (
+    Stage(1_000, 2e-3, 0.0, fragment=24),
+    Stage(600, 2e-3, 0.0, fragment=96),
+    Stage(6_400, 2e-3, 0.1, copying=0.15),
+)
+Batch = tuple[Tensor, Tensor, list[tuple[int, Tensor]]]  # sources, their mask, and start ids with labels
+
+
+def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
     """Train the unigram model on descriptions and synopses, with Pegasus' ids for padding, end and unknown."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for pair in pairs for line in (*pair.description.split("\n"), pair.synopsis)]),
@@ -48,107 +82,125 @@ def train_tokenizer(pairs: list[Pair], folder: Path) -> sentencepiece.SentencePi
         unk_id=2,
         bos_id=-1,
         num_threads=1,  # more threads sum in another order, and choose other pieces
-        minloglevel=1,
+        minloglevel=2,
     )
     (folder / "spiece.vocab").unlink()
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
 
-def batches(
-    examples: list[tuple[list[int], list[int]]], tokens: int, rng: random.Random
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Give padded batches without end: sources, their masks and labels, pairs of like lengths together.
+def padded(rows: list[list[int]], value: int) -> Tensor:
+    """Make one tensor of rows, short ones filled up at the end."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
-    Args:
-        examples: source and target ids.
-        tokens: source tokens of a batch, padding included.
-        rng: shuffles every pass.
-    """
+
+def span(row: list[int], rng: random.Random) -> list[int]:
+    """Take half of a text, 32 tokens at the most, from anywhere."""
+    length = min(32, max(1, len(row) // 2))
+    start = rng.randrange(len(row) - length + 1)
+    return row[start : start + length]
+
+
+def fragments(texts: list[list[int]], length: int, tokens: int, rng: random.Random) -> Iterator[Batch]:
+    """Give batches of pieces of texts, each to be copied in part."""
+    stream = [token for text in texts for token in text]
     while True:
-        size = {i: (len(source) + rng.randint(0, 16)) // 16 for i, (source, _) in enumerate(examples)}
-        order = sorted(size, key=lambda i: (size[i], len(examples[i][1]) + rng.randint(0, 3)))
+        starts = [rng.randrange(len(stream) - length) for _ in range(tokens // length)]
+        rows = [stream[start : start + length] for start in starts]
+        source = torch.tensor(rows)
+        yield source, torch.ones_like(source), [(COPY, padded([span(row, rng) for row in rows], -100))]
+
+
+def descriptions(
+    sources: list[list[int]], synopses: list[list[int]], tokens: int, rng: random.Random
+) -> Iterator[Batch]:
+    """Give batches of descriptions with their synopses and a span to copy, pairs of like lengths together."""
+    while True:
+        size = {i: (len(source) + rng.randint(0, 16)) // 16 for i, source in enumerate(sources)}
+        order = sorted(size, key=lambda i: (size[i], len(synopses[i]) + rng.randint(0, 3)))
         groups: list[list[int]] = [[]]
         for i in order:
-            longest = max([len(examples[j][0]) for j in groups[-1]] + [len(examples[i][0])])
+            longest = max([len(sources[j]) for j in groups[-1]] + [len(sources[i])])
             if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
                 groups.append([])
             groups[-1].append(i)
         rng.shuffle(groups)
         for group in groups:
-            sources, targets = zip(*(examples[i] for i in group), strict=True)
-            source = padded(sources, 0)
-            yield source, (source != 0).long(), padded(targets, -100)
+            source = padded([sources[i] for i in group], 0)
+            labels = padded([synopses[i] for i in group], -100)
+            copies = padded([span(sources[i], rng) for i in group], -100)
+            yield source, (source != 0).long(), [(WRITE, labels), (COPY, copies)]
 
 
-def padded(rows: tuple[list[int], ...], value: int) -> torch.Tensor:
-    """Make one tensor of rows, short ones filled up at the end."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+def train(model: PegasusXForConditionalGeneration, stage: Stage, feed: Iterator[Batch], log: TextIO) -> None:
+    """Run a stage of the training."""
+    for module in model.modules():
+        if hasattr(module, "dropout") and not hasattr(module, "q_proj"):  # an attention's is another
+            module.dropout = stage.dropout
+    model.train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
+    is_last = stage.fragment is None
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 200, (stage.steps - step) / (stage.steps - 200) if is_last else 1)
+    )
+    started = time.perf_counter()
+    losses: list[list[float]] = []
+    for step in range(1, stage.steps + 1):
+        source, mask, targets = next(feed)
+        if is_last and step > stage.copying * stage.steps:
+            targets = targets[:1]
+        parts = []
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
+            for start, labels in targets:
+                given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
+                logits = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given).logits
+                parts.append(cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=0.1))
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(parts).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append([part.item() for part in parts])
+        if step % 100 == 0 or step == stage.steps:
+            recent = [each for each in losses[-100:] if len(each) == len(parts)]
+            means = " ".join(f"{sum(each) / len(each):.4f}" for each in zip(*recent, strict=True))
+            print(f"step {step}  losses {means}  {time.perf_counter() - started:.0f} s", file=log, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=7_000)
-    parser.add_argument("--tokens", type=int, default=6_000, help="source tokens of a batch")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     folder = args.folder / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-
     pairs = load_pairs(args.folder / "train.jsonl")
-    pieces = train_tokenizer(pairs, folder)
+    train_tokenizer(pairs, folder)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
     def encode(text: str, longest: int) -> list[int]:
         return [*[i + OFFSET if i > 1 else i for i in pieces.encode(text)][: longest - 1], 1]
 
-    examples = [(encode(p.description, LONGEST_SOURCE), encode(p.synopsis, LONGEST_TARGET)) for p in pairs]
-
+    sources = [encode(pair.description, LONGEST_SOURCE) for pair in pairs]
+    synopses = [encode(pair.synopsis, LONGEST_TARGET) for pair in pairs]
     torch.set_num_threads(2)  # another number sums in another order
     torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
     config = PegasusXConfig(
-        vocab_size=NUM_PIECES + OFFSET,
-        dropout=args.dropout,
-        attention_dropout=0.0,  # drawing random numbers takes two fifths of a step where all three drop
-        activation_dropout=0.0,
-        **SHAPE,
+        vocab_size=NUM_PIECES + OFFSET, dropout=0.1, attention_dropout=0.0, activation_dropout=0.0, **SHAPE
     )
-    model = PegasusXForConditionalGeneration(config).train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    warm_up = max(1, args.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (args.steps - step) / (args.steps - warm_up))
-    )
-
-    feed = batches(examples, args.tokens, random.Random(args.seed))
-    started, seen, losses = time.perf_counter(), 0, []
+    model = PegasusXForConditionalGeneration(config)
     with (args.folder / "train.log").open("w") as log:
-        for step in range(1, args.steps + 1):
-            source, mask, labels = next(feed)
-            given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0))  # starts with id 0
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=given).logits
-            loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            seen += len(source)
-            losses.append(loss.item())
-            if step % 100 == 0 or step == args.steps:
-                recent = sum(losses[-100:]) / len(losses[-100:])
-                passed = time.perf_counter() - started
-                print(f"step {step}  pairs {seen}  loss {recent:.4f}  {passed:.0f} s", file=log, flush=True)
+        for stage in STAGES:
+            print(stage, file=log, flush=True)
+            if stage.fragment is None:
+                feed = descriptions(sources, synopses, 6_000, rng)
+            else:
+                feed = fragments(sources, stage.fragment, 64 * stage.fragment, rng)
+            train(model, stage, feed, log)
     model.eval().to(torch.bfloat16).save_pretrained(folder)
 
 

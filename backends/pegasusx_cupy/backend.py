@@ -1,0 +1,96 @@
+"""The model's operations on CuPy arrays: golden functions by NumPy's dispatch protocols, and a core of its own."""
+
+import math
+from typing import Any
+
+import cupy
+import numpy as np
+from cupyx.scipy.special import erf
+
+from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
+from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.errors import BackendError
+from pegasusx_ref.global_local import Slices
+from pegasusx_ref.tracing import wanted
+
+TRACED = ("scores", "probs", "context")
+
+
+class CupyBackend(NumpyBackend):
+    """CuPy on one CUDA device, which becomes the current device of the thread that makes the backend.
+
+    Args:
+        device: "cuda:0", …, or a number; None and "auto" are the first one.
+        dtype: one of `dtypes`.
+
+    Raises:
+        BackendError: no such device here, or none at all.
+    """
+
+    name = "cupy"
+    version = str(cupy.__version__)
+    dtypes = ("float32", "float64")
+
+    def __init__(self, device: str | int | None = None, dtype: str = "float32") -> None:
+        here = self.devices()
+        wished = here[0] if device in (None, "auto", "cuda", 0) else device
+        wished = f"cuda:{wished}" if isinstance(wished, int) else wished
+        if wished not in here:
+            raise BackendError(f"backend 'cupy' has no device {device!r}: here are {', '.join(here)}")
+        self.device = str(wished)
+        self.dtype = dtype
+        cupy.cuda.Device(int(self.device.removeprefix("cuda:"))).use()
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Name the CUDA devices.
+
+        Raises:
+            BackendError: CuPy finds none.
+        """
+        if not cupy.cuda.is_available():
+            raise BackendError("CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver")
+        return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
+
+    def asarray(self, array: np.ndarray) -> Any:
+        """Bring an array to the device, half precision up-cast exactly."""
+        return cupy.asarray(super().asarray(array))
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """Bring an array back."""
+        found: np.ndarray = cupy.asnumpy(array)
+        return found
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """Make an uninitialized array."""
+        return cupy.empty(shape, dtype=self.dtype)
+
+    def activation(self, x: Any, name: str) -> Any:
+        """Take CuPy's own erf: SciPy's does not dispatch."""
+        if name == "gelu":
+            return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+        return super().activation(x, name)
+
+    def global_local_attention(
+        self,
+        q_BHTF: Any,
+        k_BHTF: Any,
+        v_BHTF: Any,
+        global_q_BHGF: Any,
+        global_k_BHGF: Any,
+        global_v_BHGF: Any,
+        key_mask_BT: Any,
+        slices: Slices,
+    ) -> tuple[Any, Any]:
+        """Run the kernels; the golden functions where someone listens, or where heads are too wide for a tile."""
+        keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
+        names = [*(f"local.{n}" for n in range(len(slices))), "global"]
+        is_traced = any(wanted(f"{name}.{tensor}") for name in names for tensor in TRACED)
+        if is_traced or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
+            return super().global_local_attention(
+                q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices
+            )
+        return (
+            local_attention(q_BHTF, *keys_and_values, key_mask_BT, slices),
+            global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+        )

@@ -1,0 +1,46 @@
+"""Checks of a backend against the golden functions in float64, for the CPU and the GPU suite."""
+
+from typing import Any
+
+import numpy as np
+from machines import rounded
+from strategies import Batch, Operation
+from tolerances import MODEL, OPERATIONS, assert_close
+
+from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration
+from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.weights import random_weights
+
+GOLDEN = NumpyBackend("cpu", "float64")
+
+
+def results(ops: Any, operation: Operation, dtype: str) -> list[np.ndarray]:
+    """Run an operation on a backend, its arguments rounded to a dtype first."""
+    arguments = {
+        name: ops.asarray(rounded(value, dtype) if value.dtype.kind == "f" else value)
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in operation.arguments.items()
+    }
+    found = getattr(ops, operation.name)(**arguments)
+    return [np.asarray(ops.to_numpy(x)) for x in (found if isinstance(found, tuple) else (found,))]
+
+
+def check_operation(ops: Any, operation: Operation) -> None:
+    """Compare an operation's results with the golden function's on the same numbers."""
+    name, dtype = operation.name, ops.dtype
+    pairs = zip(results(ops, operation, dtype), results(GOLDEN, operation, dtype), strict=True)
+    for i, (actual, expected) in enumerate(pairs):
+        assert_close(f"{name} result {i} on {ops.name} {dtype}", actual, expected, OPERATIONS[name][dtype])
+
+
+def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> None:
+    """Compare a whole model's logits and encoded tokens with the golden model's, the weights rounded alike."""
+    weights = {name: rounded(w, ops.dtype) for name, w in random_weights(config, seed, head=True).items()}
+    expected, actual = (
+        PegasusXForConditionalGeneration(config, weights, each)(**batch._asdict()) for each in (GOLDEN, ops)
+    )
+    assert_close(f"logits on {ops.name} {ops.dtype}", actual.logits, expected.logits, MODEL[ops.dtype])
+    mask = np.ones(batch.input_ids.shape) if batch.attention_mask is None else batch.attention_mask
+    found, wanted = (np.asarray(o.encoder_last_hidden_state)[mask.astype(bool)] for o in (actual, expected))
+    assert_close(f"encoder on {ops.name} {ops.dtype}", found, wanted, MODEL[ops.dtype])

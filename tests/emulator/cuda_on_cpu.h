@@ -1,0 +1,115 @@
+// Runs CUDA C++ kernels on the CPU: the threads of a block are fibers that take turns at barriers and shuffles.
+//
+// Blocks run one after another. Between two barriers each thread runs alone until it reaches the next one, in ascending
+// or in descending order: code that needs a barrier where there is none reads what is not yet, or no longer, there.
+// Shared memory is NaN when a block starts.
+
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#define __global__
+#define __device__ static
+#define __shared__ static __attribute__((section("shared_memory")))
+extern char __start_shared_memory[], __stop_shared_memory[];
+using std::exp;
+using std::sqrt;
+
+struct Dim3 {
+    int x, y, z;
+};
+static Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+constexpr int STACK = 1 << 18, WARP = 32, MOST_THREADS = 1024;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(STACK);
+    bool is_done;
+};
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static int current;
+static void (*kernel)();
+
+struct Barrier {
+    int expected = 0, arrived = 0;
+    long generation = 0;
+
+    void open() {
+        if (arrived < expected) return;
+        arrived = 0;
+        ++generation;
+    }
+    void wait() {
+        long mine = generation;
+        ++arrived;
+        open();
+        while (mine == generation) swapcontext(&fibers[current].context, &scheduler);
+    }
+    void leave() {
+        --expected;
+        open();
+    }
+};
+static Barrier block_barrier, warp_barriers[MOST_THREADS / WARP];
+static double exchanged[MOST_THREADS];
+
+static void run_fiber() {
+    kernel();
+    fibers[current].is_done = true;
+    block_barrier.leave();
+    warp_barriers[current / WARP].leave();
+}
+
+static void run_block(int num_threads, bool backwards) {
+    memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+    fibers.resize(num_threads);
+    block_barrier = {num_threads};
+    for (int first = 0; first < num_threads; first += WARP)
+        warp_barriers[first / WARP] = {num_threads - first < WARP ? num_threads - first : WARP};
+    for (auto& fiber : fibers) {
+        fiber.is_done = false;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = STACK;
+        fiber.context.uc_link = &scheduler;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    while (block_barrier.expected)
+        for (int i = 0; i < num_threads; ++i) {
+            current = backwards ? num_threads - 1 - i : i;
+            threadIdx = {current, 0, 0};
+            if (!fibers[current].is_done) swapcontext(&scheduler, &fibers[current].context);
+        }
+}
+
+static void launch(void (*function)(), Dim3 grid, int num_threads, bool backwards) {
+    kernel = function;
+    gridDim = grid;
+    blockDim = {num_threads, 1, 1};
+    for (int z = 0; z < grid.z; ++z)
+        for (int y = 0; y < grid.y; ++y)
+            for (int x = 0; x < grid.x; ++x) {
+                blockIdx = {x, y, z};
+                run_block(num_threads, backwards);
+            }
+}
+}  // namespace emulator
+
+static void __syncthreads() { emulator::block_barrier.wait(); }
+static void __syncwarp() { emulator::warp_barriers[emulator::current / emulator::WARP].wait(); }
+
+template <typename T>
+static T __shfl_xor_sync(unsigned, T value, int lane_mask) {
+    int thread = emulator::current;
+    emulator::exchanged[thread] = value;
+    __syncwarp();
+    T found = (T)emulator::exchanged[thread ^ lane_mask];
+    __syncwarp();
+    return found;
+}

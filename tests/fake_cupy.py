@@ -1,0 +1,76 @@
+"""A stand-in for CuPy: strict arrays, and kernels that run on the CPU through tests/emulator."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import emulated
+import numpy as np
+import scipy.special
+from strict_arrays import StrictArray, unwrapped
+
+
+class RawModule:
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        self.code, self.options = code, options
+
+    def get_function(self, name: str) -> Any:
+        def kernel(grid: tuple[int, int, int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            emulated.launch(self.code, self.options, name, grid, block[0], tuple(map(unwrapped, arguments)))
+
+        return kernel
+
+
+class Device:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def use(self) -> None:
+        pass
+
+
+def fake_modules() -> dict[str, ModuleType]:
+    def asarray(array: Any) -> StrictArray:
+        return array if isinstance(array, StrictArray) else StrictArray(np.array(array))
+
+    def ascontiguousarray(array: StrictArray) -> StrictArray:
+        return StrictArray(np.ascontiguousarray(unwrapped(array)))
+
+    def empty(shape: tuple[int, ...], dtype: Any) -> StrictArray:
+        return StrictArray(np.full(shape, np.nan, dtype=dtype))
+
+    cupy: Any = ModuleType("cupy")
+    vars(cupy).update(
+        __version__="0.0 (a stand-in)",
+        asarray=asarray,
+        ascontiguousarray=ascontiguousarray,
+        asnumpy=lambda array: np.array(unwrapped(array)),
+        empty=empty,
+        uint8=np.uint8,
+        RawModule=RawModule,
+    )
+    cupy.cuda = ModuleType("cupy.cuda")
+    cupy.cuda.is_available = lambda: True
+    cupy.cuda.Device = Device
+    cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")
+    cupy.cuda.runtime.getDeviceCount = lambda: 1
+    special: Any = ModuleType("cupyx.scipy.special")
+    special.erf = lambda x: StrictArray(scipy.special.erf(unwrapped(x)))
+    names = ("cupyx", "cupyx.scipy")
+    return {"cupy": cupy, "cupyx.scipy.special": special, **{name: ModuleType(name) for name in names}}
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Put the stand-in where CuPy would be, and forget the backend that was made with it afterwards."""
+    own = [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "pegasusx_cupy")]
+    before = {name: sys.modules.pop(name) for name in own}
+    sys.modules.update(fake_modules())
+    try:
+        yield
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] in ("cupy", "cupyx", "pegasusx_cupy")]:
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -1,0 +1,107 @@
+"""The backends on CUDA: what tests/test_backends_agree.py checks on the CPU, and inputs of full length."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import check_model, check_operation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import DTYPES
+from strategies import Batch, Operation, batches, configs, operations, seeds
+from tolerances import OPERATIONS
+
+from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
+from pegasusx_ref.global_local import block_slices
+
+some = settings(max_examples=30)
+
+
+def on_cuda(name: str, dtype: str) -> Any:
+    """A backend's parameter, skipped with the reason where it has no CUDA device."""
+    info = available_backends()[name]
+    reason = info.problem or f"backend {name!r} finds no CUDA device, only {', '.join(info.devices)}"
+    missing = not any(device.startswith("cuda") for device in info.devices)
+    return pytest.param(name, dtype, id=f"{name}-{dtype}", marks=pytest.mark.skipif(missing, reason=reason))
+
+
+EVERYTHING = [on_cuda(name, dtype) for name in ("torch", "cupy") for dtype in DTYPES[name]]
+IN_FLOAT64 = [on_cuda(name, "float64") for name in ("torch", "cupy")]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@some
+@given(st.data())
+def test_operations_agree(backend: str, dtype: str, name: str, data: st.DataObject) -> None:
+    check_operation(get_backend(backend, "cuda:0", dtype), data.draw(operations(name)))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@some
+@given(st.data())
+def test_models_agree(backend: str, dtype: str, data: st.DataObject) -> None:
+    config = data.draw(configs(layer_norm_eps=1e-5, init_std=0.2))
+    check_model(get_backend(backend, "cuda:0", dtype), config, data.draw(seeds), data.draw(batches(config)))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("staggered", [False, True], ids=["even", "staggered"])
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+def test_the_core_agrees_at_16384_tokens(backend: str, dtype: str, staggered: bool, masked: bool) -> None:
+    """Heads of 64, blocks of 512 and 128 global tokens, as published; the golden core runs on two heads."""
+    B, H, T, F, G = 1, 2, 16384, 64, 128
+    rng = np.random.default_rng(0)
+    arguments: dict[str, Any] = {
+        name: rng.standard_normal((B, T, H, F)).swapaxes(1, 2) for name in ("q_BHTF", "k_BHTF", "v_BHTF")
+    }
+    arguments |= {f"global_{n}_BHGF": rng.standard_normal((B, G, H, F)).swapaxes(1, 2) for n in "qkv"}
+    arguments["key_mask_BT"] = np.arange(T)[None] < T - 1000 if masked else None
+    arguments["slices"] = block_slices(T, 512, staggered)
+    check_operation(get_backend(backend, "cuda:0", dtype), Operation("global_local_attention", arguments))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+def test_a_model_of_published_blocks_agrees(backend: str, dtype: str) -> None:
+    config = PegasusXConfig.preset("base", encoder_layers=2, decoder_layers=2, vocab_size=1000)
+    rng = np.random.default_rng(0)
+    mask = np.arange(2100) < np.array([[2100], [1300]])
+    batch = Batch(rng.integers(106, 1000, (2, 2100)), mask, rng.integers(106, 1000, (2, 9)))
+    check_model(get_backend(backend, "cuda:0", dtype), config, 0, batch)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
+@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.8}], ids=str)
+def test_tokens_agree(backend: str, dtype: str, how: dict[str, Any]) -> None:
+    config = PegasusXConfig.preset("tiny", init_std=0.5)
+    ids = np.random.default_rng(0).integers(106, 256, (2, 50))
+    written = [
+        PegasusXForConditionalGeneration.from_random(config, 0, backend=name, dtype=dtype).generate(
+            ids, max_new_tokens=12, **how
+        )
+        for name in ("numpy", backend)
+    ]
+    assert written[0].tolist() == written[1].tolist()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
+def test_everything_stays_on_the_device(backend: str, dtype: str) -> None:
+    """Nothing comes back to the host inside the encoder."""
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"), backend=backend, dtype=dtype)
+    before = type(model.ops).to_numpy
+    taken: list[tuple[int, ...]] = []
+
+    def counting(ops: Any, array: Any) -> np.ndarray:
+        taken.append(tuple(array.shape))
+        return before(ops, array)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.ops), "to_numpy", counting)
+        model.generate(np.full((1, 30), 120), max_new_tokens=3)
+    assert taken == [(1, 1, 256)] * 3  # the logits of each step
+
+
+@pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
+def test_a_device_too_many_is_refused(backend: str, dtype: str) -> None:
+    with pytest.raises(BackendError, match="has no device 'cuda:64'"):
+        get_backend(backend, "cuda:64", dtype)

@@ -1,0 +1,117 @@
+"""Arrays that answer NumPy's dispatch protocols as CuPy's do, and nothing more.
+
+They refuse to become NumPy arrays, to be mixed with them, and every function that CuPy does not document. What runs on
+them runs on CuPy without a hidden copy to the host.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+# Of CuPy's "comparison table", what an implementation of the model might use.
+FUNCTIONS = {
+    *("asarray", "broadcast_to", "concatenate", "stack", "tile", "pad", "roll", "expand_dims", "squeeze", "swapaxes"),
+    *("where", "take", "take_along_axis", "sum", "mean", "var", "max", "min", "amax", "amin", "argmax", "cumsum"),
+    *("empty_like", "zeros_like", "ones_like", "full_like", "reshape", "transpose", "einsum", "clip", "any", "all"),
+}
+UFUNCS = {
+    *("add", "subtract", "multiply", "divide", "true_divide", "negative", "power", "square", "sqrt", "absolute"),
+    *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal"),
+    *(
+        "equal",
+        "not_equal",
+        "less",
+        "less_equal",
+        "greater",
+        "greater_equal",
+        "logical_not",
+        "logical_and",
+        "logical_or",
+    ),
+    *("bitwise_and", "bitwise_or", "invert", "isnan", "isfinite"),
+}
+METHODS = {"reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"}
+
+
+class StrictArray(NDArrayOperatorsMixin):
+    """An array on a pretended device."""
+
+    def __init__(self, on_host: np.ndarray) -> None:
+        self._array = on_host
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("implicit conversion to a NumPy array: CuPy refuses it, use to_numpy")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if method != "__call__" or ufunc.__name__ not in UFUNCS:
+            raise TypeError(f"CuPy does not document np.{ufunc.__name__}.{method}")
+        return wrapped(ufunc(*map(unwrapped, inputs), **{name: unwrapped(value) for name, value in options.items()}))
+
+    def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, options: Any) -> Any:
+        if function.__name__ not in FUNCTIONS:
+            raise TypeError(f"CuPy does not document np.{function.__name__}")
+        if function is np.asarray:  # with like=: this is how arrays are brought to the device
+            (on_host,) = args
+            assert isinstance(on_host, np.ndarray | StrictArray)
+            return on_host if isinstance(on_host, StrictArray) else StrictArray(np.array(on_host, **options))
+        return wrapped(function(*map(unwrapped, args), **{name: unwrapped(value) for name, value in options.items()}))
+
+    def __getitem__(self, key: Any) -> Any:
+        return wrapped(self._array[unwrapped(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._array[unwrapped(key)] = unwrapped(value)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("going over an array on the device element by element")
+
+    def __float__(self) -> float:
+        return float(self._array)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "flags"):
+            return getattr(self._array, name)
+        if name in ("T", "mT"):
+            return wrapped(getattr(self._array, name))
+        if name in (
+            "reshape",
+            "swapaxes",
+            "transpose",
+            "astype",
+            "view",
+            "copy",
+            "sum",
+            "mean",
+            "max",
+            "min",
+            "any",
+            "all",
+        ):
+            method = getattr(self._array, name)
+            return lambda *args, **options: wrapped(
+                method(*map(unwrapped, args), **{key: unwrapped(value) for key, value in options.items()})
+            )
+        raise AttributeError(f"a CuPy array as it is used here has no {name!r}")
+
+
+def unwrapped(value: Any) -> Any:
+    """Take the host's arrays out of arguments; the host's own arrays are refused."""
+    if isinstance(value, StrictArray):
+        return value._array
+    if isinstance(value, np.ndarray):
+        raise TypeError("an array of the host among arrays of the device")
+    if isinstance(value, list | tuple):
+        return type(value)(unwrapped(item) for item in value)
+    return value
+
+
+def wrapped(value: Any) -> Any:
+    """Put the host's arrays on the pretended device, also those without dimensions, as CuPy does."""
+    if isinstance(value, np.ndarray | np.generic):
+        return StrictArray(np.asarray(value))
+    return value

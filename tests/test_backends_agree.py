@@ -1,0 +1,117 @@
+"""Every backend, in every dtype it declares, against the golden functions in float64."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import check_model, check_operation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import EVERYTHING, IN_FLOAT64, backend_on_cpu, random_model
+from strategies import batches, configs, operations, seeds
+from tolerances import OPERATIONS, assert_close
+
+from pegasusx_ref import (
+    PegasusXConfig,
+    record,
+)
+from pegasusx_ref.backend import NumpyBackend
+
+some = settings(max_examples=30)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _poison() -> Iterator[None]:
+    """Fill what backends leave uninitialized with NaN, so that a row that nobody writes is seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        empty = np.empty
+        patch.setattr(np, "empty", lambda *args, **kwargs: _with_nan(empty(*args, **kwargs)))
+        try:
+            import torch
+        except ImportError:
+            yield
+            return
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)  # fills torch.empty and its kin with NaN
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        yield
+        torch.use_deterministic_algorithms(before)
+
+
+def _with_nan(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        array.fill(np.nan)
+    return array
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@some
+@given(st.data())
+def test_operations_agree(backend: str, dtype: str, name: str, data: st.DataObject) -> None:
+    check_operation(backend_on_cpu(backend, dtype), data.draw(operations(name)))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@some
+@given(st.data())
+def test_models_agree(backend: str, dtype: str, data: st.DataObject) -> None:
+    config = data.draw(configs(layer_norm_eps=1e-5, init_std=0.2))
+    check_model(backend_on_cpu(backend, dtype), config, data.draw(seeds), data.draw(batches(config)))
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+@some
+@given(st.data())
+def test_every_trace_point_agrees(backend: str, data: st.DataObject) -> None:
+    config = data.draw(configs())
+    batch, seed = data.draw(batches(config)), data.draw(seeds)
+    traces = []
+    for name in ("numpy", backend):
+        model = random_model(config, seed, name)
+        with record() as trace:
+            model(**batch._asdict())
+        traces.append({point: np.asarray(model.ops.to_numpy(tensor)) for point, tensor in trace.items()})
+    expected, actual = traces
+    assert list(actual) == list(expected)
+    for name, tensor in expected.items():
+        assert_close(name, actual[name], tensor, 1e-10)
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.8}], ids=str)
+@some
+@given(st.data())
+def test_tokens_agree(backend: str, how: dict[str, Any], data: st.DataObject) -> None:
+    config = data.draw(configs(init_std=0.5))
+    batch, seed = data.draw(batches(config)), data.draw(seeds)
+    written = [
+        random_model(config, seed, name).generate(batch.input_ids, batch.attention_mask, max_new_tokens=7, **how)
+        for name in ("numpy", backend)
+    ]
+    assert written[0].tolist() == written[1].tolist()
+
+
+def test_every_operation_has_a_strategy_and_a_tolerance() -> None:
+    others = {"name", "version", "dtypes", "devices", "asarray", "to_numpy", "empty"}
+    assert set(OPERATIONS) == {name for name in vars(NumpyBackend) if not name.startswith("_")} - others
+
+
+def test_the_poison_works() -> None:
+    assert np.isnan(np.empty(3)).all()
+    torch = pytest.importorskip("torch")
+    assert torch.empty(3).isnan().all()
+    assert torch.randn(2, 2).new_empty(5).isnan().all()
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+def test_long_texts_agree_where_blocks_come_in_groups(backend: str) -> None:
+    """More blocks than are attended to together, texts of several lengths."""
+    config = PegasusXConfig.preset("tiny", encoder_layers=2)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 256, (3, 171))
+    mask = np.arange(171) < np.array([[171], [171], [90]])
+    golden, found = (random_model(config, 0, name).encode(ids, mask) for name in ("numpy", backend))
+    assert_close("tokens", found.last_hidden_state[mask], golden.last_hidden_state[mask], 1e-12)
+    assert_close("globals", found.global_hidden_state, golden.global_hidden_state, 1e-12)

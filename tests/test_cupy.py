@@ -1,0 +1,190 @@
+"""The CuPy backend without a GPU: its kernels on the CPU and through NVIDIA's compiler, and what it says of itself."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import emulated
+import fake_cupy
+import numpy as np
+import nvrtc
+import pytest
+from strict_arrays import StrictArray
+from tolerances import assert_close
+
+from pegasusx_ref import BackendError, available_backends, get_backend
+from pegasusx_ref.global_local import block_slices, global_local_attention
+
+SOURCE = Path(__file__).parents[1] / "backends" / "pegasusx_cupy" / "attention.cu"
+IN_CI = bool(os.environ.get("CI"))
+needs_compiler = pytest.mark.skipif(emulated.COMPILER is None and not IN_CI, reason=emulated.NO_COMPILER)
+needs_nvrtc = pytest.mark.skipif(nvrtc.find_library() is None and not IN_CI, reason=nvrtc.MISSING)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    with fake_cupy.installed():
+        import pegasusx_cupy.kernels
+
+        return pegasusx_cupy.kernels
+
+
+def options_of(kernels: ModuleType, dtype: str, head_dim: int) -> list[str]:
+    return [f"-D{name}={value}" for name, value in kernels.macros(dtype, head_dim).items()]
+
+
+# --- the kernels on the CPU ------------------------------------------------------------------------------------------
+
+
+def run_local(source: str, backwards: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Run the local kernel on several tiles of queries and keys, and the golden function."""
+    with fake_cupy.installed():
+        from pegasusx_cupy.kernels import macros, tile_for
+    B, H, T, G, F, block_size = 2, 2, 150, 5, 12, 80
+    rng = np.random.default_rng(seed)
+    tokens = [rng.standard_normal((B, T, H, F)) for _ in range(3)]
+    globals_ = [rng.standard_normal((B, G, H, F)) for _ in range(3)]
+    mask = rng.random((B, T)) < 0.7
+    slices = block_slices(T, block_size, staggered=True)
+    tile = tile_for(F, 8)
+    assert tile is not None
+    tiles = -(-block_size // tile[0])
+    assert tiles > 1
+    context = np.full_like(tokens[0], np.nan)
+    arguments = (*tokens, globals_[1], globals_[2], mask.view(np.uint8), context, T, G, slices[0][1], block_size, tiles)
+    options = tuple(f"-D{name}={value}" for name, value in macros("float64", F).items())
+    grid = (len(slices) * tiles, H, B)
+    emulated.launch(source, options, "local_attention", grid, 128, arguments, backwards)
+    q, k, v, global_q, global_k, global_v = (x.swapaxes(1, 2) for x in (*tokens, *globals_))
+    expected, _ = global_local_attention(q, k, v, global_q, global_k, global_v, mask, slices)
+    return context.swapaxes(1, 2), expected
+
+
+@needs_compiler
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_the_order_of_threads_does_not_matter(backwards: bool) -> None:
+    found, expected = run_local(SOURCE.read_text(), backwards)
+    assert_close("context", found, expected, 1e-14)
+
+
+MUTATIONS = {
+    "no barrier before the tiles are filled": ("__syncthreads();  // everyone", "// everyone"),
+    "no barrier after the tiles are filled": ("__syncthreads();  // the tiles", "// the tiles"),
+    "no scale": ("q * scale", "q"),
+    "scale by F": ("sqrt((REAL)HEAD_DIM)", "(REAL)HEAD_DIM"),
+    "padding is seen": ("key < num_keys && !is_padding", "key < num_keys"),
+    "keys beyond the slice are seen": ("key < num_keys && !is_padding", "!is_padding"),
+    "the first text's mask for all": ("(long long)text * source.num_tokens + token", "token"),
+    "no stagger": ("first_stop + (slice - 1) * block_size", "slice * block_size"),
+    "a shift too far": ("int start = slice ? first_stop", "int start = slice ? 1 + first_stop"),
+    "sums are not rescaled": ("sums[i][f] *= shrink;", ";"),
+    "totals are not rescaled": ("total[i] * shrink + row_sum(sum)", "total[i] + row_sum(sum)"),
+    "a row's sum over half of it": (
+        "lane = COLUMNS / 2; lane > 0; lane /= 2) value",
+        "lane = 1; lane > 0; lane /= 2) value",
+    ),
+    "the maximum is forgotten": ("greatest[i] = best;", ";"),
+    "no global tokens": ("const int num_keys = source.num_globals +", "const int num_keys ="),
+    "the first head for all": ("head = blockIdx.y", "head = 0"),
+    "global keys as values": ("v = source.global_values[at]", "v = source.global_keys[at]"),
+    "not normalized": ("sums[i][f] / total[i]", "sums[i][f]"),
+    "the last tile of keys is lost": ("tile < num_keys; tile += KEYS", "tile + KEYS < num_keys; tile += KEYS"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_is_caught(mutation: str) -> None:
+    right, wrong = MUTATIONS[mutation]
+    source = SOURCE.read_text()
+    assert source.count(right) == 1
+    errors = []
+    for backwards in (False, True):
+        found, expected = run_local(source.replace(right, wrong), backwards)
+        errors.append(np.inf if np.isnan(found).any() else np.abs(found - expected).max())
+    assert max(errors) > 1e-3
+
+
+# --- the kernels for the GPU -----------------------------------------------------------------------------------------
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("head_dim", [8, 48, 64, 128])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nvidias_compiler_takes_them(kernels: ModuleType, architecture: str, head_dim: int, dtype: str) -> None:
+    options = ["--std=c++14", *options_of(kernels, dtype, head_dim)]
+    cubin = nvrtc.compile_for(SOURCE.read_text(), options, architecture)
+    assert cubin.startswith(b"\x7fELF")
+    assert b"local_attention" in cubin
+    assert b"global_attention" in cubin
+
+
+@needs_nvrtc
+def test_nvidias_compiler_refuses_what_is_wrong(kernels: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="identifier"):
+        nvrtc.compile_for(SOURCE.read_text() + "int broken = undeclared;", options_of(kernels, "float32", 8), "sm_90")
+
+
+def test_tiles_fit_into_shared_memory(kernels: ModuleType) -> None:
+    assert kernels.tile_for(64, 4) == (64, 32)
+    assert kernels.tile_for(64, 8) == (32, 16)
+    assert kernels.tile_for(128, 4) == (32, 16)
+    assert kernels.tile_for(128, 8) == (16, 8)
+    assert kernels.tile_for(512, 8) is None
+
+
+# --- strict arrays ---------------------------------------------------------------------------------------------------
+
+
+def test_strict_arrays_refuse_what_cupy_refuses() -> None:
+    strict, host = StrictArray(np.ones(3)), np.ones(3)
+    for mixed in (lambda: strict + host, lambda: host + strict, lambda: np.concatenate([strict, host])):
+        with pytest.raises(TypeError, match="host"):
+            mixed()
+    for hidden in (lambda: np.array(strict), lambda: np.linalg.norm(strict), lambda: np.kron(strict, strict)):
+        with pytest.raises(TypeError):
+            hidden()
+    with pytest.raises(TypeError, match="CuPy does not document"):
+        np.add.accumulate(strict)
+    assert isinstance(strict @ strict, StrictArray)
+    assert isinstance(np.exp(strict)[0], StrictArray)
+
+
+# --- what the backend says -------------------------------------------------------------------------------------------
+
+
+def test_devices_of_another_name_are_refused() -> None:
+    with fake_cupy.installed():
+        assert get_backend("cupy").device == "cuda:0"
+        assert get_backend("cupy", device=0).device == get_backend("cupy", device="auto").device == "cuda:0"
+        for device in ("cpu", "cuda:1", 1):
+            with pytest.raises(BackendError, match=f"backend 'cupy' has no device {device!r}: here are cuda:0"):
+                get_backend("cupy", device=device)
+        with pytest.raises(BackendError, match="'cupy' does not compute in 'float16': it declares float32, float64"):
+            get_backend("cupy", dtype="float16")
+        assert available_backends()["cupy"].devices == ("cuda:0",)
+
+
+def test_the_command_line_says_in_one_line_why_it_cannot_run(wordy_folder: Path) -> None:
+    """Without CuPy it names the extra; with CuPy and without a driver it says that."""
+    if find_spec("cupy") is not None:
+        import cupy
+
+        if cupy.cuda.is_available():
+            pytest.skip("there is a CUDA device: the backend runs")
+        reason = "CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver"
+    else:
+        reason = "CuPy is not installed: pip install 'pegasusx-ref[cupy]' (CUDA 12) or '[cupy13]'"
+    command = [sys.executable, "-m", "pegasusx_ref", "summarize", "--backend", "cupy", "--model", str(wordy_folder)]
+    done = subprocess.run(command, input="A text.", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert line.endswith(reason)
+    problem = available_backends()["cupy"].problem
+    assert problem is not None
+    assert problem.endswith(reason)

@@ -1,0 +1,109 @@
+"""The examples of transformers' PEGASUS-X page, run here: only the import and the model folder are others.
+
+Source: docs/source/en/model_doc/pegasus_x.md of transformers, where they load google/pegasus-x-large in float32. Here
+the folder holds random weights: only that all three ways say the same is tested, not what they say.
+"""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegasusx_ref import BackendError, PegasusTokenizer, PegasusXConfig, PegasusXForConditionalGeneration
+
+TEXT = (
+    "Plants are among the most remarkable and essential life forms on Earth, possessing a unique ability to "
+    "produce their own food through a process known as photosynthesis. This complex biochemical process is "
+    "fundamental not only to plant life but to virtually all life on the planet.\n"
+    "Through photosynthesis, plants capture energy from sunlight using a green pigment called chlorophyll, "
+    "which is located in specialized cell structures called chloroplasts. In the presence of light, plants "
+    "absorb carbon dioxide from the atmosphere through small pores in their leaves called stomata, and take in "
+    "water from the soil through their root systems.\n"
+    "These ingredients are then transformed into glucose, a type of sugar that serves as a source of chemical "
+    "energy, and oxygen, which is released as a byproduct into the atmosphere. The glucose produced during "
+    "photosynthesis is not just used immediately; plants also store it as starch or convert it into other "
+    "organic compounds like cellulose, which is essential for building their cellular structure.\n"
+    "This energy reserve allows them to grow, develop leaves, produce flowers, bear fruit, and carry out "
+    "various physiological processes throughout their lifecycle."
+)
+
+PIPELINE = """
+import torch
+from pegasusx_ref import pipeline
+
+pipeline = pipeline(
+    task="summarization",
+    model=FOLDER,
+    torch_dtype=torch.float32,
+    device=0
+)
+result = pipeline(TEXT)
+"""
+
+MODEL = """
+import torch
+from pegasusx_ref import PegasusTokenizer as AutoTokenizer, PegasusXForConditionalGeneration as AutoModelForSeq2SeqLM
+
+tokenizer = AutoTokenizer.from_pretrained(
+    FOLDER
+)
+model = AutoModelForSeq2SeqLM.from_pretrained(
+    FOLDER,
+    torch_dtype=torch.float32,
+    device_map="auto",
+)
+
+input_text = TEXT
+input_ids = tokenizer(input_text, return_tensors="pt").to("cuda")
+
+output = model.generate(**input_ids, cache_implementation="static")
+result = tokenizer.decode(output[0], skip_special_tokens=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer: PegasusTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that cuts nothing off the page's text, and whose random weights say something of it."""
+    folder = tmp_path_factory.mktemp("documentation")
+    settings: dict[str, Any] = {"init_std": 0.5, "max_position_embeddings": 2048}
+    config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size, **settings)
+    PegasusXForConditionalGeneration.from_random(config, seed=2).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def result_of(example: str, folder: Path) -> Any:
+    names = {"FOLDER": str(folder), "TEXT": TEXT}
+    exec(example, names)
+    return names["result"]
+
+
+def test_pipeline_model_and_command_line_write_the_same(transformers: types.ModuleType, folder: Path) -> None:
+    (summary,) = result_of(PIPELINE, folder)
+    assert summary["summary_text"].strip()
+    assert result_of(MODEL, folder) == summary["summary_text"]
+    command = [sys.executable, "-m", "pegasusx_ref", "summarize", "--model", str(folder), "--device", "0"]
+    piped = subprocess.run(command, input=TEXT, capture_output=True, text=True, check=True, timeout=120)
+    assert piped.stdout == summary["summary_text"] + "\n"
+
+
+def test_newlines_are_spaces_to_the_tokenizer(transformers: types.ModuleType, folder: Path) -> None:
+    """The command line's example has spaces where the others have newlines."""
+    command = [sys.executable, "-m", "pegasusx_ref", "summarize", "--no-progress", "--model", str(folder)]
+    outputs = {
+        subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=120).stdout
+        for text in (TEXT, TEXT.replace("\n", " "))
+    }
+    assert len(outputs) == 1
+
+
+def test_the_page_s_bfloat16_runs_on_the_torch_backend(transformers: types.ModuleType, folder: Path) -> None:
+    """Later versions of the page ask for bfloat16, which NumPy's backend refuses by name."""
+    example = PIPELINE.replace("torch_dtype=torch.float32", "dtype=torch.bfloat16")
+    with pytest.raises(BackendError, match="backend 'numpy' does not compute in 'bfloat16'"):
+        result_of(example, folder)
+    (summary,) = result_of(example.replace("device=0", 'device=0, backend="torch"'), folder)
+    assert summary["summary_text"].strip()
