@@ -8,6 +8,7 @@ import numpy as np
 from pegasusx_ref import attention, embedding, feed_forward, global_local, head, normalization
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
+from pegasusx_ref.tracing import wanted
 
 Array = Any  # an array of the backend: NumPy's, CuPy's, torch's; shapes are in the names
 
@@ -121,3 +122,13 @@ class NumpyBackend:
     global_local_attention = staticmethod(global_local.global_local_attention)
     log_softmax = staticmethod(head.log_softmax)
     cross_entropy = staticmethod(head.cross_entropy)
+
+
+def is_core_traced(slices: Slices) -> bool:
+    """Tell whether someone listens inside `global_local_attention`, so that it must not be fused.
+
+    Args:
+        slices: the layer's blocks, each of which has trace points of its own.
+    """
+    places = [*(f"local.{n}" for n in range(len(slices))), "global"]
+    return any(wanted(f"{place}.{tensor}") for place in places for tensor in ("scores", "probs", "context"))

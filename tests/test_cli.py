@@ -129,6 +129,16 @@ def test_float64_is_computed_in_float64(
     assert seen == ["float64", "float32"]
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("beams", ["1", "3"])
+def test_the_torch_backend_writes_what_numpy_writes(folder: Path, files: list[Path], dtype: str, beams: str) -> None:
+    pytest.importorskip("torch")
+    options = ("--model", folder, "--dtype", dtype, "--num-beams", beams, "--no-progress", *LIMIT)
+    numpy, torch = (run(*files, *options, "--backend", backend) for backend in ("numpy", "torch"))
+    assert numpy.stdout == torch.stdout
+    assert len(set(numpy.stdout.splitlines())) == len(files)
+
+
 @pytest.mark.parametrize("new_tokens", [1, 3, 12])
 def test_max_new_tokens_bounds_the_summary(folder: Path, files: list[Path], new_tokens: int) -> None:
     result = run(files[1], "--model", folder, "--max-new-tokens", new_tokens, "--min-length", new_tokens + 1)

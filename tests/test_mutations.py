@@ -67,8 +67,8 @@ def disagreement(ops: Any) -> float:
         for target in (targets, targets[:, :3]):
             expected, actual = (m(ids, mask, target) for m in (golden, model))
             worst = max(worst, relative_error(actual.logits, expected.logits))
-        states = [np.asarray(o.encoder_last_hidden_state)[real] for o in (actual, expected)]
-        worst = max(worst, relative_error(*states))
+        found, wanted = (np.asarray(o.encoder_last_hidden_state)[real] for o in (actual, expected))
+        worst = max(worst, relative_error(found, wanted))
     return worst
 
 

@@ -54,8 +54,8 @@ def test_float16_carries_a_residual_stream_beyond_its_range(activation: str) -> 
     actual = model_on("torch", "float16", config, weights)(*batch)
     assert np.isfinite(actual.logits).all()
     assert relative_error(actual.logits, expected.logits) <= HALF_PRECISION
-    encoded = (np.asarray(output.encoder_last_hidden_state)[batch[1]] for output in (actual, expected))
-    assert relative_error(*encoded) <= HALF_PRECISION
+    found, wanted = (np.asarray(output.encoder_last_hidden_state)[batch[1]] for output in (actual, expected))
+    assert relative_error(found, wanted) <= HALF_PRECISION
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

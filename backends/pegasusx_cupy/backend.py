@@ -8,12 +8,9 @@ import numpy as np
 from cupyx.scipy.special import erf
 
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
-from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.backend import NumpyBackend, is_core_traced
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
-from pegasusx_ref.tracing import wanted
-
-TRACED = ("scores", "probs", "context")
 
 
 class CupyBackend(NumpyBackend):
@@ -84,9 +81,7 @@ class CupyBackend(NumpyBackend):
     ) -> tuple[Any, Any]:
         """Run the kernels; the golden functions where someone listens, or where heads are too wide for a tile."""
         keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-        names = [*(f"local.{n}" for n in range(len(slices))), "global"]
-        is_traced = any(wanted(f"{name}.{tensor}") for name in names for tensor in TRACED)
-        if is_traced or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
+        if is_core_traced(slices) or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
             return super().global_local_attention(
                 q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices
             )

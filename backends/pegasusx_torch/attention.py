@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from pegasusx_ref.backend import is_core_traced
 from pegasusx_ref.global_local import Slices
 from pegasusx_ref.tracing import scope, tap, wanted
 
 BLOCKS_AT_A_TIME = 8  # blocks whose keys are laid out together with the global ones: bounds what that takes
 FEW = 32  # queries: so few scores that two plain products are faster on a CPU than the fused kernel
-TRACED = ("scores", "probs", "context")
 
 
 def attend(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
@@ -83,8 +83,7 @@ def global_local_attend(
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
     """
-    names = [*(f"local.{n}" for n in range(len(slices))), "global"]
-    if lengths is None or any(wanted(f"{name}.{tensor}") for name in names for tensor in TRACED):
+    if lengths is None or is_core_traced(slices):
         return _slice_by_slice(streams, key_mask_BT, slices)
     context_BHTF, context_BHGF = _like_heads(streams.q_BHTF), _like_heads(streams.global_q_BHGF)
     first = 0
