@@ -61,8 +61,8 @@ class TorchBackend:
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Name the devices that this backend finds."""
-        return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        """Name the devices that this backend finds, the one that it takes unasked first."""
+        return [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
 
     # --- arrays
 
@@ -163,7 +163,7 @@ def find_device(device: Any) -> torch.device:
     """
     count = torch.cuda.device_count()
     if device in (None, "auto", 0):
-        return torch.device("cuda:0" if count else "cpu")
+        return torch.device(TorchBackend.devices()[0])
     try:
         found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     except (RuntimeError, TypeError):
