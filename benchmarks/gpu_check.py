@@ -129,16 +129,18 @@ def decoding_times(device: str, dtype: str, tokens: int, preset: str, beams: int
     model = PegasusXForConditionalGeneration(
         config, random_weights(config, 0, head=True), get_backend("torch", device, dtype)
     )
-    few, many = 4, 20
+    few, many = 4, 24
 
     def per_token(generate: Callable[[int], Any]) -> float:
         return (seconds(lambda: generate(many), wait, 3) - seconds(lambda: generate(few), wait, 3)) / (many - few)
 
-    times = {
-        "ours": per_token(
-            lambda n: model.generate(encoder_outputs=(states,), num_beams=beams, min_new_tokens=n, max_new_tokens=n)
+    def ours(cache: str) -> float:
+        settings: dict[str, Any] = {"num_beams": beams, "cache_implementation": cache}
+        return per_token(
+            lambda n: model.generate(encoder_outputs=(states,), min_new_tokens=n, max_new_tokens=n, **settings)
         )
-    }
+
+    times = {"ours": ours("static"), "ours, caches that grow": ours("dynamic")}
     theirs = TheirModel(TheirConfig(**config.to_dict())).to(device, getattr(torch, dtype)).eval()
     encoded = torch.from_numpy(states).to(device, getattr(torch, dtype))
     settings = {"num_beams": beams, "do_sample": False}

@@ -1,6 +1,6 @@
 """The operations that the model is written over, and the backend that computes them with NumPy. [spec 15]"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from pegasusx_ref.global_local import Slices
 from pegasusx_ref.tracing import wanted
 
 Array = Any  # an array of the backend: NumPy's, CuPy's, torch's; shapes are in the names
+Step = Callable[..., Array]  # arrays in, an array out, of the same shapes at every call
 
 
 class Backend(Protocol):
@@ -40,6 +41,17 @@ class Backend(Protocol):
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def compiles(self) -> bool:
+        """Whether `compile` gains anything here; then decoding keeps its caches at fixed sizes."""
+
+    def compile(self, step: Step) -> Step:
+        """Make a step that is taken again and again cheaper, or return it as it is.
+
+        CUDA records what a step does at its first call and repeats it on the same memory. So whatever changes from call
+        to call must come as an argument, not as a number in Python, and what the step keeps it must write in place. The
+        result may be written over by the next call.
+        """
 
     def asarray(self, array: np.ndarray) -> Array:
         """Bring an array to the device: floating-point ones in the compute dtype, integers and booleans as they are."""
@@ -81,6 +93,7 @@ class NumpyBackend:
     name = "numpy"
     version = np.__version__
     dtypes = ("float32", "float64")
+    compiles = False
 
     def __init__(self, device: str | int | None, dtype: str) -> None:
         if device not in (None, "auto", "cpu", 0):
@@ -92,6 +105,10 @@ class NumpyBackend:
     def devices(cls) -> list[str]:
         """Name the CPU."""
         return ["cpu"]
+
+    def compile(self, step: Step) -> Step:
+        """Return the step itself: NumPy has nothing to record."""
+        return step
 
     def asarray(self, array: np.ndarray) -> np.ndarray:
         """Up-cast half precision exactly; an array already in the compute dtype is not copied."""

@@ -1,4 +1,4 @@
-"""Keys and values that grow with the text: room by doubling, and never a change to what someone holds. [spec 10]"""
+"""Keys and values of the text so far: rows that grow and never change, or room of a fixed size. [spec 10]"""
 
 from typing import NamedTuple
 
@@ -52,3 +52,39 @@ class Rows(NamedTuple):
         room.array[:, :, self.length : length] = new
         room.filled = length
         return Rows(room, length)
+
+
+class FixedRows(NamedTuple):
+    """All rows of a room that never grows, filled or not: which of them count is up to the mask.
+
+    Here appending writes in place, at rows that are themselves data on the device. So a step that is recorded once can
+    be replayed for every later token.
+    """
+
+    array: Array  # (B, H, X, F)
+    slots_L: Array  # where the next tokens' rows go
+
+    def append(self, ops: Backend, new: Array) -> "FixedRows":
+        """Write the rows of the next tokens (B, H, L, F) where the slots say."""
+        self.array[:, :, self.slots_L] = new
+        return self
+
+
+def roomy(ops: Backend, rows_BHLF: Array, size: int) -> Array:
+    """Copy rows to the front of a larger room.
+
+    The rest is 0: masked values are multiplied with 0, which does not make NaN harmless.
+
+    Args:
+        ops: the backend.
+        rows_BHLF: what is filled in so far (B, H, L, F).
+        size: X, at least L.
+
+    Returns:
+        The room (B, H, X, F).
+    """
+    B, H, L, F = rows_BHLF.shape
+    room_BHXF = ops.empty((B, H, size, F))
+    room_BHXF[:, :, :L] = rows_BHLF
+    room_BHXF[:, :, L:] = 0
+    return room_BHXF

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pegasusx_ref.backend import Array, Backend
-from pegasusx_ref.cache import Rows
+from pegasusx_ref.cache import FixedRows, Rows
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.layers import feed_forward, normalize, project_heads, project_out
 from pegasusx_ref.tracing import scope, tap
@@ -13,8 +13,8 @@ from pegasusx_ref.weights import Weights
 class LayerCache(NamedTuple):
     """Keys and values of one decoder layer, as far as they are computed. [spec 10.8]"""
 
-    self_k: Rows  # grow with the target
-    self_v: Rows
+    self_k: Rows | FixedRows  # of the target so far
+    self_v: Rows | FixedRows
     cross_k_BHTF: Array  # computed once a source
     cross_v_BHTF: Array
 
@@ -33,7 +33,7 @@ def decoder_self_attention(
     x_BLD: Array,
     visible: Array | None,
     past: LayerCache | None,
-) -> tuple[Array, Rows, Rows]:
+) -> tuple[Array, Rows | FixedRows, Rows | FixedRows]:
     """Let every new target token attend to itself and the target tokens before it. [spec 10.3]
 
     Args:

@@ -12,7 +12,10 @@ from pegasusx_ref.encoder_decoder import Encoded, EncoderDecoder
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, search
 from pegasusx_ref.outputs import GenerateOutput
-from pegasusx_ref.tracing import tap
+from pegasusx_ref.stepping import FixedSteps, GrowingSteps
+from pegasusx_ref.tracing import listened, tap
+
+CACHES = ("dynamic", "static")
 
 
 class Generator(EncoderDecoder):
@@ -83,7 +86,9 @@ class Generator(EncoderDecoder):
             return_dict_in_generate: return a `GenerateOutput` with the scores of beam search.
             streamer: has `put`, which gets the start tokens and then the newest token of every row (B R,), and `end`;
                 transformers' streamers serve. With one beam only.
-            cache_implementation: accepted for the documentation's sake: every cache gives the same tokens.
+            cache_implementation: "dynamic": caches grow with the text; "static": they have a fixed size, doubled where
+                the text outgrows it, so that the backend can compile the step; None: what pays on the backend. The
+                tokens are the same.
 
         Returns:
             int64 ids (B R, L), the start token first, rows that end early filled up.
@@ -133,27 +138,37 @@ class Generator(EncoderDecoder):
                     "pass input_ids, or set it to 0"
                 )
             source_ids = inputs.token_ids("input_ids", input_ids, self.config.vocab_size)
+        is_static = self._is_static(cache_implementation)
         source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         batch_size = source.tokens_BTD.shape[0]
-        ids, scores = search(self._next_logits(source), batch_size, config, source_ids, seed, streamer)
+        next_logits = self._next_logits(source, longest, is_static)
+        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
-    def _next_logits(self, source: Encoded) -> NextLogits:
-        """Make a decoder that remembers the tokens it was given: L rows a source, all at the same position."""
-        cache: DecoderCache | None = None
-        position = 0
+    def _is_static(self, cache_implementation: str | None) -> bool:
+        if cache_implementation not in (None, *CACHES):
+            raise InputError(
+                f"cache_implementation={cache_implementation!r} is not known here: pass one of {', '.join(CACHES)}"
+            )
+        if cache_implementation is None:
+            return self.ops.compiles and not listened()
+        return cache_implementation == "static"
 
-        def next_logits(ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
-            nonlocal cache, position
+    def _next_logits(self, source: Encoded, longest: int, is_static: bool) -> NextLogits:
+        """Make a decoder that remembers the tokens it was given: L rows a source, all at the same position."""
+
+        def embed(ids_BL: np.ndarray, position: int) -> Array:
             B, L = ids_BL.shape
             embeds = self._embed("decoder", decoder_input_ids=ids_BL.reshape(B * L, 1), decoder_inputs_embeds=None)
-            x_BLD = self._placed(embeds, position).reshape(B, L, -1)
-            mask = None if visible is None else self.ops.asarray(visible)
-            hidden_BLD, cache = self._decode(source, x_BLD, mask, cache)
-            position += 1
-            return self.ops.to_numpy(self._logits(hidden_BLD))
+            return self._placed(embeds, position).reshape(B, L, -1)
 
-        return next_logits
+        def decode(x_BLD: Array, visible: Array | None, past: DecoderCache | None) -> tuple[Array, DecoderCache]:
+            hidden_BLD, cache = self._decode(source, x_BLD, visible, past)
+            return self._logits(hidden_BLD), cache
+
+        if is_static:
+            return FixedSteps(self.ops, embed, decode, longest - 1)
+        return GrowingSteps(self.ops, embed, decode)
 
     def _logits(self, hidden_BLD: Array) -> Array:
         return tap("lm_head", self.ops.linear_wide(hidden_BLD, self.weights["lm_head.weight"]))

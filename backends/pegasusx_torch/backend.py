@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pegasusx_ref.backend import Step
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
 from pegasusx_torch.attention import Streams, attend, global_local_attend
+from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
 from pegasusx_torch.precision import exact_float32, wide_product
 
@@ -53,6 +55,7 @@ class TorchBackend:
     def __init__(self, device: str | int | None = None, dtype: str = "float32", tf32: bool = False) -> None:
         self._device = find_device(device)
         self.device = str(self._device)
+        self.compiles = self._device.type == "cuda"
         self.dtype = dtype
         self.tf32 = tf32
         self._operand: torch.dtype = getattr(torch, dtype)
@@ -63,6 +66,10 @@ class TorchBackend:
     def devices(cls) -> list[str]:
         """Name the devices that this backend finds, the one that it takes unasked first."""
         return [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
+
+    def compile(self, step: Step) -> Step:
+        """Record a step as a CUDA graph; on a CPU there is nothing to gain."""
+        return Replayed(step, self._device) if self.compiles else step
 
     # --- arrays
 

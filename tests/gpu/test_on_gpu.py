@@ -84,6 +84,21 @@ def test_tokens_agree(backend: str, dtype: str, how: dict[str, Any]) -> None:
     assert written[0].tolist() == written[1].tolist()
 
 
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 4}], ids=str)
+def test_recorded_steps_write_the_same(backend: str, dtype: str, how: dict[str, Any]) -> None:
+    """More tokens than the first room of a recorded step; on torch the recorded step is what is taken unasked."""
+    config = PegasusXConfig.preset("tiny", init_std=0.5)
+    ids = np.random.default_rng(0).integers(106, 256, (2, 50))
+    model = PegasusXForConditionalGeneration.from_random(config, 0, backend=backend, dtype=dtype)
+    assert model.ops.compiles == (backend == "torch")
+    unasked, growing, fixed = (
+        model.generate(ids, min_new_tokens=100, max_new_tokens=100, cache_implementation=cache, **how).tolist()
+        for cache in (None, "dynamic", "static")
+    )
+    assert unasked == growing == fixed
+
+
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
 def test_everything_stays_on_the_device(backend: str, dtype: str) -> None:
     """Nothing comes back to the host inside the encoder."""
