@@ -1,6 +1,19 @@
-"""Means to check an implementation: slow oracles of the attention core, and transformers' padded layouts."""
+"""Means to check an implementation: `verify`, slow oracles of the attention core, and transformers' padded layouts."""
 
+from pegasusx_ref.verification.candidates import from_backend, from_transformers
+from pegasusx_ref.verification.checking import Check
 from pegasusx_ref.verification.layouts import to_transformers_attentions
 from pegasusx_ref.verification.oracles import dense_attention_oracle, token_attention_oracle, visible_keys
+from pegasusx_ref.verification.verifying import Report, verify
 
-__all__ = ["dense_attention_oracle", "to_transformers_attentions", "token_attention_oracle", "visible_keys"]
+__all__ = [
+    "Check",
+    "Report",
+    "dense_attention_oracle",
+    "from_backend",
+    "from_transformers",
+    "to_transformers_attentions",
+    "token_attention_oracle",
+    "verify",
+    "visible_keys",
+]

@@ -1,0 +1,66 @@
+"""Where a candidate's tensors come from: one of our backends, any function, transformers' model. [spec 16]"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.tracing import record
+
+Inputs = Mapping[str, Any]  # arrays: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
+Candidate = Callable[[Inputs], Mapping[str, np.ndarray]]
+
+
+def from_backend(model: PegasusXForConditionalGeneration) -> Candidate:
+    """Make a candidate of a model on any of our backends."""
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        with record() as trace:
+            model(**inputs)
+        return {name: model.ops.to_numpy(tensor) for name, tensor in trace.items()}
+
+    return run
+
+
+def from_transformers(model: Any) -> Candidate:
+    """Make a candidate of a live `PegasusXForConditionalGeneration` of transformers. [spec 16.12]
+
+    Modules are watched by hooks, the softmaxes inside attention by a `TorchFunctionMode`; nothing of the model is
+    replaced, and what is captured is copied. With ``attn_implementation="eager"`` the decoder shows its scores too.
+
+    Args:
+        model: transformers' model, in `eval` mode.
+    """
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        from pegasusx_ref.verification.transformers_capture import Capture
+
+        return Capture(model, PegasusXConfig.from_dict(model.config.to_dict())).run(inputs)
+
+    return run
+
+
+def tokens_of(array: np.ndarray, num_tokens: int, shift: int) -> np.ndarray:
+    """Take the real tokens out of a padded axis 1."""
+    return array[:, shift : shift + num_tokens]
+
+
+def blocks_of(padded: np.ndarray, config: PegasusXConfig, layer: int, num_tokens: int) -> dict[str, np.ndarray]:
+    """Cut transformers' padded blocks (B, H, N, K, G + K) into slices, named ``local.0`` and so on."""
+    K, G = config.block_size, config.num_global_tokens
+    staggered = is_staggered(config, layer)
+    shift = K // 2 if staggered else 0
+    slices = block_slices(num_tokens, K, staggered)
+    if padded.shape[2] != -(-num_tokens // K) + staggered:  # blocks where they should not be: the shape is the finding
+        return {f"local.{n}": padded[:, :, min(n, padded.shape[2] - 1)] for n in range(len(slices))}
+    found = {}
+    for n, (start, stop) in enumerate(slices):
+        block, first = divmod(start + shift, K)
+        last = first + stop - start
+        columns = np.r_[0:G, G + first : G + last]
+        found[f"local.{n}"] = padded[:, :, block, first:last][..., columns]
+    return found

@@ -1,0 +1,143 @@
+"""Tensor by tensor: is what the candidate has what follows from its own tensors before it? [spec 16]"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pegasusx_ref.verification.estimate import Estimate, Made
+from pegasusx_ref.verification.operations import LOWEST
+from pegasusx_ref.verification.rows import ValidRows
+
+WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first
+ALONE = 10.0  # the error of one element beside what is expected of it, where the rest of its row is right
+HIDDEN = -1e4  # a masked score is at most this: float16's lowest number is -65504
+HUGE = 1e150  # of an error, where a masked score stands beside one that is not: its square is a number
+BLIND = 0.1  # of a tensor's own size: where rounding alone may be as large, little can be said of it
+
+
+class Check(NamedTuple):
+    """What was found of one tensor. [spec 16.11]
+
+    Attributes:
+        name: of the tensor.
+        operation: what computed it.
+        verdict: "pass", "warn", "fail", or "blind" where no mistake but a gross one would be seen at this precision.
+        rho: the largest ratio, of all rows, of the error to the error that rounding is expected to make.
+        error: the largest absolute error.
+        sigma: what is expected of it there, the standard deviation.
+        bound: what no correct implementation exceeds there.
+        at: where the error is largest, beside what is expected.
+        end_to_end: max |candidate - golden| / max |golden|, with all that it inherited.
+        is_direct: whether the candidate showed everything that goes into this tensor; if not, more is allowed for.
+        note: what else is to be said.
+    """
+
+    name: str
+    operation: str
+    verdict: str
+    rho: float
+    error: float
+    sigma: float
+    bound: float
+    at: tuple[int, ...]
+    end_to_end: float
+    is_direct: bool
+    note: str = ""
+
+
+class Failure(NamedTuple):
+    """The first tensor that is wrong, with all that a diagnosis needs."""
+
+    check: Check
+    made: Made | None
+    estimate: Estimate
+    found: np.ndarray | None
+    valid: np.ndarray
+
+
+class Checker:
+    """Listens to a golden run, compares every tensor, and puts the candidate's in its place.
+
+    Args:
+        tensors: the candidate's, by trace-point name; those that it lacks are passed over.
+        rows: which rows count.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], rows: ValidRows) -> None:
+        self._tensors, self._rows = tensors, rows
+        self.checks: list[Check] = []
+        self.failure: Failure | None = None
+
+    def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
+        """Compare a tensor; what is returned goes on in its place."""
+        given = self._tensors.get(name)
+        if given is None:
+            return None
+        valid = self._rows.of(name, estimate.shape)
+        if given.shape != estimate.shape:
+            note = f"shape {given.shape} where {estimate.shape} is expected"
+            self._note(self._unfit(name, estimate, note), estimate, None, valid)
+            return None
+        found = np.asarray(given, dtype=np.float64)
+        found = np.where(valid[..., None], found, estimate.value)
+        note = ""
+        if name.endswith(".scores"):
+            hidden = estimate.value == LOWEST
+            if (found[hidden & valid[..., None]] > HIDDEN).any():
+                note = "masked keys have scores like others"
+            else:
+                found = np.where(hidden, estimate.value, found)
+        if not np.isfinite(found).all():
+            self._note(self._unfit(name, estimate, "NaN or infinite"), estimate, found, valid)
+            return None
+        self._note(self._compared(name, estimate, found, valid, note), estimate, found, valid)
+        return Estimate(estimate.rng, found, estimate.clean)
+
+    def _note(self, check: Check, estimate: Estimate, found: np.ndarray | None, valid: np.ndarray) -> None:
+        self.checks.append(check)
+        if check.verdict == "fail" and self.failure is None:
+            self.failure = Failure(check, estimate.made, estimate, found, valid)
+
+    def _unfit(self, name: str, estimate: Estimate, note: str) -> Check:
+        inf = float("inf")
+        operation = estimate.made.operation if estimate.made else "pass on"
+        return Check(name, operation, "fail", inf, inf, 0.0, 0.0, (), inf, estimate.is_direct, note)
+
+    def _compared(self, name: str, estimate: Estimate, found: np.ndarray, valid: np.ndarray, note: str) -> Check:
+        expected, places = estimate.allowed(), np.argwhere(valid)
+        operation = estimate.made.operation if estimate.made else "pass on"
+        if not places.size:
+            return Check(name, operation, "pass", 0.0, 0.0, 0.0, 0.0, (), 0.0, estimate.is_direct, "no real token")
+        # From here on a matrix: rows of real tokens.
+        value, clean, variance, bound = (x[valid] for x in (estimate.value, estimate.clean, *expected))
+        error = np.minimum(np.abs(found[valid] - value), HUGE)
+        beside = ratio(error, np.sqrt(variance))
+        rho = float(ratio(np.sqrt((error**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
+        row, column = np.unravel_index(np.argmax(beside), beside.shape)
+        is_wrong = rho > FAIL or beside.max() > ALONE or (error > bound).any() or bool(note)
+        # Scores are as large as they happen to be: only their differences mean something.
+        is_blind = operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean()
+        verdict = "fail" if is_wrong else "warn" if rho > WARN else "blind" if is_blind else "pass"
+        seen = clean != LOWEST
+        whole = ratio(np.abs(found[valid] - clean)[seen].max(initial=0.0), np.abs(clean[seen]).max(initial=0.0))
+        return Check(
+            name=name,
+            operation=operation,
+            verdict=verdict,
+            rho=rho,
+            error=float(error[row, column]),
+            sigma=float(np.sqrt(variance[row, column])),
+            bound=float(bound[row, column]),
+            at=(*(int(i) for i in places[row]), int(column)),
+            end_to_end=float(whole),
+            is_direct=estimate.is_direct,
+            note=note,
+        )
+
+
+def ratio(error: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Divide, 0 / 0 being 0."""
+    with np.errstate(over="ignore"):
+        found: np.ndarray = error / np.maximum(size, np.finfo(np.float64).tiny)
+    return found

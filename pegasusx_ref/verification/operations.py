@@ -1,0 +1,185 @@
+"""The golden operations once more, on estimates: each knows how far rounding may take its result. [spec 16]"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref import embedding, feed_forward, head, normalization
+from pegasusx_ref.attention import softmax
+from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.global_local import Slices, see_globals
+from pegasusx_ref.tracing import scope, tap
+from pegasusx_ref.verification import arithmetic
+from pegasusx_ref.verification.arithmetic import Arithmetic, Errors
+from pegasusx_ref.verification.estimate import Estimate, Made, joined
+
+LOWEST = np.finfo(np.float64).min
+
+
+class CheckingOperations(NumpyBackend):
+    """What the model computes when it is checked: float64, each operation from the candidate's own tensors. [spec 16.9]
+
+    Args:
+        of: what the candidate computes in.
+        seed: of the samples for tensors that the candidate does not show.
+    """
+
+    name = "verification"
+
+    def __init__(self, of: Arithmetic, seed: int = 0) -> None:
+        super().__init__("cpu", "float64")
+        self.arithmetic = of
+        self._rng = np.random.default_rng(seed)
+        # The golden result is itself rounded; that only counts beside a candidate in float64.
+        self._ours = 2.0 if of.name == "float64" else 1.0
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """Give the value."""
+        return array.value if isinstance(array, Estimate) else array
+
+    def exact(self, array: Any) -> Estimate:
+        """Take what was handed in as it is."""
+        return array if isinstance(array, Estimate) else Estimate(self._rng, array, array)
+
+    def _apply(
+        self,
+        operation: str,
+        golden: Callable[..., np.ndarray],
+        errors: Callable[..., Errors],
+        *inputs: Estimate,
+        **settings: Any,
+    ) -> Estimate:
+        """Run an operation on the candidate's tensors, on the clean ones, and on samples where there are some."""
+        values = [x.value for x in inputs]
+        value = golden(*values)
+        same = all(x.value is x.clean for x in inputs)
+        clean = value if same else golden(*(x.clean for x in inputs))
+        found = errors(*values, value)
+        found = Errors(found.variance * self._ours, found.bound * self._ours)
+        samples: list[np.ndarray] | None = None
+        if not all(x.is_known for x in inputs):
+            deviation = np.sqrt(found.variance)
+            samples = [
+                golden(*some) + deviation * self._rng.standard_normal(value.shape)
+                for some in zip(*(x.samples() for x in inputs), strict=True)
+            ]
+            found = None  # type: ignore[assignment]
+        return Estimate(self._rng, value, clean, found, samples, Made(operation, inputs, settings))
+
+    # --- operations
+
+    def embed_tokens(self, ids_BT: np.ndarray, table_VD: np.ndarray, scale: float) -> Estimate:  # type: ignore[override]
+        value = embedding.embed_tokens(ids_BT, table_VD, scale)
+        times = 0 if scale == 1 else 2  # the scale may be rounded, the product is
+        errors = arithmetic.rounding(self.arithmetic, value, times)
+        settings = {"ids": ids_BT, "table": table_VD, "scale": scale}
+        return Estimate(self._rng, value, value, errors, made=Made("embed_tokens", (), settings))
+
+    def add_positions(self, x_BTD: Any, start: int) -> Estimate:  # type: ignore[override]
+        _, T, D = x_BTD.shape
+        positions_TD = embedding.sinusoidal_positions(start, T, D)
+
+        def errors(x: np.ndarray, y: np.ndarray) -> Errors:
+            return arithmetic.position_errors(self.arithmetic, positions_TD, y, start + T - 1)
+
+        return self._apply("add_positions", lambda x: x + positions_TD, errors, self.exact(x_BTD), start=start)
+
+    def layer_norm(self, x_BTD: Any, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> Estimate:  # type: ignore[override]
+        def golden(x: np.ndarray) -> np.ndarray:
+            return normalization.layer_norm(x, weight_D, bias_D, eps)
+
+        def errors(x: np.ndarray, y: np.ndarray) -> Errors:
+            return arithmetic.layer_norm_errors(self.arithmetic, x, weight_D, bias_D, eps, y)
+
+        settings = {"weight": weight_D, "bias": bias_D, "eps": eps}
+        return self._apply("layer_norm", golden, errors, self.exact(x_BTD), **settings)
+
+    def linear(self, x: Any, weight: np.ndarray, bias: np.ndarray | None = None) -> Estimate:  # type: ignore[override]
+        def golden(x: np.ndarray) -> np.ndarray:
+            return feed_forward.linear(x, weight, bias)
+
+        def errors(x: np.ndarray, y: np.ndarray) -> Errors:
+            product = y if bias is None else y - bias
+            found = arithmetic.product_errors(self.arithmetic, x, weight.T, product)
+            return found if bias is None else found.and_(arithmetic.rounding(self.arithmetic, y))
+
+        return self._apply("linear", golden, errors, self.exact(x), weight=weight, bias=bias)
+
+    linear_wide = linear  # type: ignore[assignment]
+
+    def activation(self, x: Any, name: str) -> Estimate:  # type: ignore[override]
+        def errors(x: np.ndarray, y: np.ndarray) -> Errors:
+            return arithmetic.activation_errors(self.arithmetic, name, x, y)
+
+        return self._apply("activation", lambda x: feed_forward.activation(x, name), errors, self.exact(x), name=name)
+
+    def add(self, x: Any, y: Any) -> Estimate:  # type: ignore[override]
+        def errors(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> Errors:
+            return arithmetic.rounding(self.arithmetic, total)
+
+        return self._apply("add", np.add, errors, self.exact(x), self.exact(y))
+
+    def attention(  # type: ignore[override]
+        self, q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: np.ndarray | None = None, num_apart: int = 0
+    ) -> Estimate:
+        scale = q_BHLF.shape[3] ** -0.5
+        rounded = 0 if arithmetic.is_power_of_two(scale) else 1
+
+        def scores_of(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+            scores = (q * scale) @ k.swapaxes(2, 3)
+            return scores if visible is None else np.where(visible[:, None], scores, LOWEST)
+
+        def score_errors(q: np.ndarray, k: np.ndarray, scores: np.ndarray) -> Errors:
+            seen = np.where(scores == LOWEST, 0.0, scores)
+            return arithmetic.product_errors(self.arithmetic, q * scale, k.swapaxes(2, 3), seen, rounded, 1 + rounded)
+
+        def prob_errors(scores: np.ndarray, probs: np.ndarray) -> Errors:
+            return arithmetic.softmax_errors(self.arithmetic, scores, probs)
+
+        def context_errors(probs: np.ndarray, v: np.ndarray, context: np.ndarray) -> Errors:
+            found = arithmetic.product_errors(self.arithmetic, probs, v, context)
+            if not num_apart:
+                return found
+            # Global tokens and tokens may be summed apart, each sum rounded, and then added.
+            apart = probs[..., :num_apart] @ v[:, :, :num_apart]
+            parts = arithmetic.rounding(self.arithmetic, apart).and_(
+                arithmetic.rounding(self.arithmetic, context - apart)
+            )
+            return found.and_(parts)
+
+        scores = tap("scores", self._apply("scores", scores_of, score_errors, q_BHLF, k_BHXF, visible=visible))
+        probs = tap("probs", self._apply("softmax", softmax, prob_errors, scores))
+        found: Estimate = tap("context", self._apply("weighted_sum", np.matmul, context_errors, probs, v_BHXF))
+        return found
+
+    def global_local_attention(  # type: ignore[override]
+        self,
+        q_BHTF: Any,
+        k_BHTF: Any,
+        v_BHTF: Any,
+        global_q_BHGF: Any,
+        global_k_BHGF: Any,
+        global_v_BHGF: Any,
+        key_mask_BT: np.ndarray | None,
+        slices: Slices,
+    ) -> tuple[Estimate, Estimate]:
+        golden_k, num_globals = global_k_BHGF.value, global_k_BHGF.shape[2]
+        blocks = []
+        for n, (start, stop) in enumerate(slices):
+            keys = joined([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
+            values = joined([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
+            block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
+            with scope(f"local.{n}"):
+                visible = see_globals(block_mask_BS, golden_k)
+                blocks.append(self.attention(q_BHTF[:, :, start:stop], keys, values, visible, num_globals))
+        keys, values = joined([global_k_BHGF, k_BHTF], axis=2), joined([global_v_BHGF, v_BHTF], axis=2)
+        with scope("global"):
+            found = self.attention(global_q_BHGF, keys, values, see_globals(key_mask_BT, golden_k), num_globals)
+        return joined(blocks, axis=2), found
+
+    def log_softmax(self, logits: Any) -> np.ndarray:
+        return head.log_softmax(self.to_numpy(logits))
+
+    def cross_entropy(self, logits_BLV: Any, labels_BL: np.ndarray) -> np.ndarray:
+        return head.cross_entropy(self.to_numpy(logits_BLV), labels_BL)

@@ -1,0 +1,49 @@
+"""Which elements of a tensor count: the rows of real tokens. [spec 16]"""
+
+import re
+
+import numpy as np
+
+from pegasusx_ref.trace_points import TRACE_POINTS
+
+
+def general(name: str) -> str:
+    """Turn a tensor's name into that of its trace point: numbers of layers and slices become {i} and {n}."""
+    return re.sub(r"\blocal\.\d+", "local.{n}", re.sub(r"\blayers\.\d+", "layers.{i}", name))
+
+
+class ValidRows:
+    """The rows that belong to real tokens.
+
+    Args:
+        source_mask_BT: True where a source token is real.
+        target_mask_BL: True where a target token is real.
+        slices: of every encoder layer.
+    """
+
+    def __init__(
+        self, source_mask_BT: np.ndarray, target_mask_BL: np.ndarray, slices: list[list[tuple[int, int]]]
+    ) -> None:
+        self._source, self._slices = source_mask_BT, slices
+        # What is written of a source without any real token means nothing.
+        self._target = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
+
+    def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Say which rows of a tensor count.
+
+        Args:
+            name: of the tensor.
+            shape: of the tensor; its last axis is a row.
+
+        Returns:
+            Booleans of the shape without the last axis.
+        """
+        letter = TRACE_POINTS[general(name)][-2]
+        if letter == "G":
+            return np.ones(shape[:-1], dtype=bool)
+        mask = self._target if letter == "L" else self._source
+        if letter == "S":
+            layer, block = (int(number) for number in re.findall(r"\d+", name)[:2])
+            start, stop = self._slices[layer][block]
+            mask = mask[:, start:stop]
+        return np.broadcast_to(mask if len(shape) == 3 else mask[:, None], shape[:-1])
