@@ -7,6 +7,7 @@ from typing import Any
 
 from pegasusx_ref.batching import BatchEncoding, list_of_texts
 from pegasusx_ref.config import is_integer
+from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tokenizer import PegasusTokenizer
@@ -123,7 +124,7 @@ def pipeline(
 
     Args:
         task: "summarization".
-        model: a model folder, or a model, then with its tokenizer.
+        model: a model folder, or a model, then with its tokenizer; None: the embedded checkpoint, with a warning.
         tokenizer: a tokenizer or the folder of one; the model folder's where None.
         backend: one of `available_backends()`; for a folder, like all that follows.
         device: see `from_pretrained`.
@@ -132,14 +133,19 @@ def pipeline(
         device_map: the documentation's spelling of `device`.
 
     Raises:
-        InputError: another task, no model, or a model without a tokenizer.
+        InputError: another task, or a model without a tokenizer.
         CheckpointError: a folder that is missing, damaged, or holds another model.
         BackendError: the backend, the device or the dtype is not to be had.
     """
     if task != SummarizationPipeline.task:
         raise InputError(f"task={task!r}: PEGASUS-X is run here for 'summarization' only")
     if model is None:
-        raise InputError("no model was given: pass the folder of one, model='pegasus-x-base'")
+        warnings.warn(
+            "no model was given: the embedded checkpoint is used, which knows only how to write the one-line synopsis "
+            "of a Debian package",
+            stacklevel=2,
+        )
+        model = DEMO_CHECKPOINT
     if isinstance(model, PegasusXForConditionalGeneration):
         if tokenizer is None:
             raise InputError("a model was given without its tokenizer: pass tokenizer=, or the model's folder")

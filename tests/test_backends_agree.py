@@ -13,10 +13,16 @@ from strategies import batches, configs, operations, seeds
 from tolerances import OPERATIONS, assert_close
 
 from pegasusx_ref import (
+    DEMO_CHECKPOINT,
+    PegasusTokenizer,
     PegasusXConfig,
+    PegasusXForConditionalGeneration,
+    SummarizationPipeline,
+    pipeline,
     record,
 )
 from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.checkpoint import read_weights
 
 some = settings(max_examples=30)
 
@@ -91,6 +97,21 @@ def test_tokens_agree(backend: str, how: dict[str, Any], data: st.DataObject) ->
         for name in ("numpy", backend)
     ]
     assert written[0].tolist() == written[1].tolist()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+def test_the_embedded_checkpoint_writes_the_same_on_every_backend(backend: str, dtype: str) -> None:
+    """In half precision too: this text's choices are clear ones."""
+    text = "This library reads and writes PNG images. It supports alpha channels and interlacing, and is fast."
+    config = PegasusXConfig.from_pretrained(DEMO_CHECKPOINT)
+    tensors, config = read_weights(DEMO_CHECKPOINT, config, True)
+    tokenizer = PegasusTokenizer.from_pretrained(DEMO_CHECKPOINT)
+    model = PegasusXForConditionalGeneration(config, tensors, backend_on_cpu(backend, dtype))
+    written, expected = (
+        summarizer(text, num_beams=2, max_new_tokens=20)
+        for summarizer in (SummarizationPipeline(model, tokenizer), pipeline(model=DEMO_CHECKPOINT))
+    )
+    assert written == expected
 
 
 def test_every_operation_has_a_strategy_and_a_tolerance() -> None:

@@ -373,7 +373,7 @@ def test_lengths_that_do_not_fit_are_noted(folder: Path, files: list[Path]) -> N
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--model",), ("--model", "x", "--no-such-option"), ("--model", "x", "--max-new-tokens", "0")],
+    [("--model",), ("--model", "x", "--no-such-option"), ("--model", "x", "--max-new-tokens", "0")],
     ids=str,
 )
 def test_bad_usage_exits_with_2_and_says_nothing_on_stdout(arguments: tuple[str, ...]) -> None:

@@ -1,5 +1,7 @@
 """The recipe in tools/demo: how pairs are read and split, and how figures are made."""
 
+import random
+
 import corpus
 import evaluate
 import numpy as np
@@ -84,3 +86,25 @@ def test_intervals_cover_the_mean_of_what_is_drawn() -> None:
     rng = np.random.default_rng(0)
     inside = [low < 3 < high for low, high in (evaluate.interval(rng.normal(3, 1, 60), rng) for _ in range(200))]
     assert 0.88 < np.mean(inside) < 0.99
+
+
+def test_what_both_share_is_exchanged_for_the_same_in_both() -> None:
+    pytest.importorskip("torch")
+    import sentencepiece
+    from batches import NUM_COMMON, OFFSET, Renaming
+
+    from pegasusx_ref import DEMO_CHECKPOINT
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(DEMO_CHECKPOINT / "spiece.model"))
+    renaming, rng = Renaming(pieces), random.Random(0)
+    rare = [OFFSET + NUM_COMMON + 7 * i for i in range(20)]
+    common = [OFFSET + i for i in range(10, 20)]
+    source, synopsis = [*rare, *common, 1], [rare[3], common[2], rare[5], 1]
+    drawn = [renaming(source, synopsis, rng) for _ in range(400)]
+    assert 150 < sum(pair == (source, synopsis) for pair in drawn) < 300
+    for new_source, new_synopsis in drawn:
+        assert new_source[20:] == source[20:]  # common pieces stay, and the end
+        assert [new_synopsis[0], new_synopsis[2]] == [new_source[3], new_source[5]]
+        for old, new in zip(source, new_source, strict=True):
+            begins = [pieces.id_to_piece(i - OFFSET).startswith("▁") for i in (old, new) if i > 1]
+            assert len(set(begins)) <= 1

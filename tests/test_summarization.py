@@ -123,7 +123,6 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: PegasusT
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": None}, InputError, "no model was given: pass the folder of one"),
         ({"task": "translation"}, InputError, "task='translation': PEGASUS-X is run here for 'summarization' only"),
         ({"model": "/nowhere/at/all"}, CheckpointError, "/nowhere/at/all"),
         ({"backend": "abacus"}, BackendError, "backend 'abacus' is not installed"),

@@ -20,7 +20,7 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
-@click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="Folder with the checkpoint.")
+@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
 @click.option("--backend", default="numpy", show_default=True, help=f"One of: {', '.join(backend_names())}.")
 @click.option(
     "--device", callback=name_or_number, help="Where it computes: cpu, cuda:0, 0.  [default: the backend's first]"
@@ -34,7 +34,7 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 @click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
 def summarize(
     files: tuple[Path, ...],
-    folder: Path,
+    folder: Path | None,
     backend: str,
     device: str | int | None,
     dtype: str,
@@ -48,7 +48,7 @@ def summarize(
     """Summarize text files, or standard input where no FILE is given or FILE is "-".
 
     Prints one line a document as soon as it is done. What is not set comes from the checkpoint's
-    generation_config.json.
+    generation_config.json. Without --model a small embedded checkpoint writes synopses of Debian packages.
     """
     with plainly():
         documents = [read_document(path) for path in files or (Path("-"),)]

@@ -1,13 +1,15 @@
 """Train a small checkpoint with transformers' own class: a tokenizer, then the model, deterministic by seed.
 
-    python tools/demo/train.py build/demo           # reads train.jsonl, writes checkpoint/ and train.log
+    python tools/demo/train.py build/demo    # reads train.jsonl and dev.jsonl, writes checkpoint/ and train.log
 
 A synopsis takes its words from the description, and a model that cannot copy writes fluent nonsense. From synopses
 alone copying is not learned in an hour; from writing down pieces of short texts it is, in minutes. So there are three
-stages: short texts copied, then longer ones, then descriptions with their synopses, and some copying still.
+stages: short texts copied, then longer ones, then descriptions with their synopses, and some copying still. In half of
+these pairs words that both share are exchanged for others: what is not true cannot be known by heart, only copied.
 """
 
 import argparse
+import copy
 import random
 import shutil
 import time
@@ -17,15 +19,14 @@ from typing import NamedTuple, TextIO
 
 import sentencepiece
 import torch
+from batches import OFFSET, WRITE, Batch, Renaming, descriptions, fragments
 from corpus import Pair, load_pairs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PegasusXConfig, PegasusXForConditionalGeneration
+from transformers import GenerationConfig, PegasusXConfig, PegasusXForConditionalGeneration
 
-OFFSET = 103  # ids that Pegasus keeps for special tokens, so that sentencepiece id i > 1 becomes i + 103
 NUM_PIECES = 6000
 LONGEST_SOURCE, LONGEST_TARGET = 512, 40
-WRITE, COPY = 0, 2  # what decoding starts from: a synopsis after the padding id, a copy after <mask_1>
 SHAPE = {
     "d_model": 192,
     "encoder_layers": 3,
@@ -39,6 +40,16 @@ SHAPE = {
     "activation_function": "relu",
     "max_position_embeddings": 1024,
     "init_std": 0.07,  # 1 / sqrt(d_model): at 0.02 the first attention weights are all but even, and stay so for long
+}
+
+DECODING = {
+    "num_beams": 4,  # as the development pairs have it
+    "length_penalty": 0.8,
+    "max_new_tokens": LONGEST_TARGET,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "forced_eos_token_id": 1,
 }
 
 
@@ -63,9 +74,8 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(1_000, 2e-3, 0.0, fragment=24),
     Stage(600, 2e-3, 0.0, fragment=96),
-    Stage(6_400, 2e-3, 0.1, copying=0.15),
+    Stage(5_000, 2e-3, 0.1, copying=0.15),
 )
-Batch = tuple[Tensor, Tensor, list[tuple[int, Tensor]]]  # sources, their mask, and start ids with labels
 
 
 def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
@@ -87,51 +97,42 @@ def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
     (folder / "spiece.vocab").unlink()
 
 
-def padded(rows: list[list[int]], value: int) -> Tensor:
-    """Make one tensor of rows, short ones filled up at the end."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+def losses_of(model: PegasusXForConditionalGeneration, batch: Batch, smoothing: float) -> list[Tensor]:
+    """Give the mean cross-entropy a token, in nats, of each thing to be written from the same sources."""
+    source, mask, targets = batch
+    losses = []
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
+        for start, labels in targets:
+            given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
+            logits = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given).logits
+            losses.append(cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=smoothing))
+    return losses
 
 
-def span(row: list[int], rng: random.Random) -> list[int]:
-    """Take half of a text, 32 tokens at the most, from anywhere."""
-    length = min(32, max(1, len(row) // 2))
-    start = rng.randrange(len(row) - length + 1)
-    return row[start : start + length]
+def development_loss(model: PegasusXForConditionalGeneration, batches: list[Batch]) -> float:
+    """Give the mean loss of the synopses of pairs that training never sees."""
+    model.eval()
+    with torch.no_grad():
+        losses = torch.stack([losses_of(model, batch, 0.0)[0] for batch in batches])
+    model.train()
+    return float(losses.mean())
 
 
-def fragments(texts: list[list[int]], length: int, tokens: int, rng: random.Random) -> Iterator[Batch]:
-    """Give batches of pieces of texts, each to be copied in part."""
-    stream = [token for text in texts for token in text]
-    while True:
-        starts = [rng.randrange(len(stream) - length) for _ in range(tokens // length)]
-        rows = [stream[start : start + length] for start in starts]
-        source = torch.tensor(rows)
-        yield source, torch.ones_like(source), [(COPY, padded([span(row, rng) for row in rows], -100))]
+def save(model: PegasusXForConditionalGeneration, folder: Path) -> None:
+    """Write the model in bfloat16; training goes on with the float32 one."""
+    copy.deepcopy(model).eval().to(torch.bfloat16).save_pretrained(folder)
 
 
-def descriptions(
-    sources: list[list[int]], synopses: list[list[int]], tokens: int, rng: random.Random
-) -> Iterator[Batch]:
-    """Give batches of descriptions with their synopses and a span to copy, pairs of like lengths together."""
-    while True:
-        size = {i: (len(source) + rng.randint(0, 16)) // 16 for i, source in enumerate(sources)}
-        order = sorted(size, key=lambda i: (size[i], len(synopses[i]) + rng.randint(0, 3)))
-        groups: list[list[int]] = [[]]
-        for i in order:
-            longest = max([len(sources[j]) for j in groups[-1]] + [len(sources[i])])
-            if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
-                groups.append([])
-            groups[-1].append(i)
-        rng.shuffle(groups)
-        for group in groups:
-            source = padded([sources[i] for i in group], 0)
-            labels = padded([synopses[i] for i in group], -100)
-            copies = padded([span(sources[i], rng) for i in group], -100)
-            yield source, (source != 0).long(), [(WRITE, labels), (COPY, copies)]
-
-
-def train(model: PegasusXForConditionalGeneration, stage: Stage, feed: Iterator[Batch], log: TextIO) -> None:
-    """Run a stage of the training."""
+def train(
+    model: PegasusXForConditionalGeneration,
+    stage: Stage,
+    feed: Iterator[Batch],
+    development: list[Batch],
+    folder: Path,
+    log: TextIO,
+) -> None:
+    """Run a stage of the training; every 500 steps, and at its end, measure and save."""
     for module in model.modules():
         if hasattr(module, "dropout") and not hasattr(module, "q_proj"):  # an attention's is another
             module.dropout = stage.dropout
@@ -150,13 +151,7 @@ def train(model: PegasusXForConditionalGeneration, stage: Stage, feed: Iterator[
         source, mask, targets = next(feed)
         if is_last and step > stage.copying * stage.steps:
             targets = targets[:1]
-        parts = []
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
-            for start, labels in targets:
-                given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
-                logits = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given).logits
-                parts.append(cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=0.1))
+        parts = losses_of(model, (source, mask, targets), 0.1)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(parts).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,6 +162,10 @@ def train(model: PegasusXForConditionalGeneration, stage: Stage, feed: Iterator[
             recent = [each for each in losses[-100:] if len(each) == len(parts)]
             means = " ".join(f"{sum(each) / len(each):.4f}" for each in zip(*recent, strict=True))
             print(f"step {step}  losses {means}  {time.perf_counter() - started:.0f} s", file=log, flush=True)
+        if is_last and step % 500 == 0:
+            print(f"step {step}  development {development_loss(model, development):.4f}", file=log, flush=True)
+            save(model, folder)
+    save(model, folder)
 
 
 def main() -> None:
@@ -184,8 +183,17 @@ def main() -> None:
     def encode(text: str, longest: int) -> list[int]:
         return [*[i + OFFSET if i > 1 else i for i in pieces.encode(text)][: longest - 1], 1]
 
-    sources = [encode(pair.description, LONGEST_SOURCE) for pair in pairs]
-    synopses = [encode(pair.synopsis, LONGEST_TARGET) for pair in pairs]
+    def encode_pairs(pairs: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+        return (
+            [encode(pair.description, LONGEST_SOURCE) for pair in pairs],
+            [encode(pair.synopsis, LONGEST_TARGET) for pair in pairs],
+        )
+
+    sources, synopses = encode_pairs(pairs)
+    development = []
+    for source, synopsis in zip(*encode_pairs(load_pairs(args.folder / "dev.jsonl")), strict=True):
+        rows = torch.tensor([source])
+        development.append((rows, torch.ones_like(rows), [(WRITE, torch.tensor([synopsis]))]))
     torch.set_num_threads(2)  # another number sums in another order
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
@@ -193,15 +201,15 @@ def main() -> None:
         vocab_size=NUM_PIECES + OFFSET, dropout=0.1, attention_dropout=0.0, activation_dropout=0.0, **SHAPE
     )
     model = PegasusXForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(**DECODING)
     with (args.folder / "train.log").open("w") as log:
         for stage in STAGES:
             print(stage, file=log, flush=True)
             if stage.fragment is None:
-                feed = descriptions(sources, synopses, 6_000, rng)
+                feed = descriptions(sources, synopses, 6_000, Renaming(pieces), rng)
             else:
                 feed = fragments(sources, stage.fragment, 64 * stage.fragment, rng)
-            train(model, stage, feed, log)
-    model.eval().to(torch.bfloat16).save_pretrained(folder)
+            train(model, stage, feed, development, folder, log)
 
 
 if __name__ == "__main__":
