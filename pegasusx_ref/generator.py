@@ -13,7 +13,8 @@ from pegasusx_ref.errors import InputError
 from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, search
 from pegasusx_ref.outputs import GenerateOutput
 from pegasusx_ref.stepping import FixedSteps, GrowingSteps
-from pegasusx_ref.tracing import listened, tap
+from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing import wanted
 
 CACHES = ("dynamic", "static")
 
@@ -138,23 +139,28 @@ class Generator(EncoderDecoder):
                     "pass input_ids, or set it to 0"
                 )
             source_ids = inputs.token_ids("input_ids", input_ids, self.config.vocab_size)
-        is_static = self._is_static(cache_implementation)
+        cache = self._cache_for(cache_implementation)
         source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         batch_size = source.tokens_BTD.shape[0]
-        next_logits = self._next_logits(source, longest, is_static)
+        next_logits = self._next_logits(source, longest, cache)
         ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
-    def _is_static(self, cache_implementation: str | None) -> bool:
+    def _is_watched(self) -> bool:
+        """Tell whether anyone listens to what a step does inside."""
+        inside = [name for name in TRACE_POINTS if name.startswith("decoder.layer")]
+        return any(wanted(name.format(i=i)) for name in inside for i in range(self.config.decoder_layers))
+
+    def _cache_for(self, cache_implementation: str | None) -> str:
         if cache_implementation not in (None, *CACHES):
             raise InputError(
                 f"cache_implementation={cache_implementation!r} is not known here: pass one of {', '.join(CACHES)}"
             )
         if cache_implementation is None:
-            return self.ops.compiles and not listened()
-        return cache_implementation == "static"
+            return "static" if self.ops.compiles and not self._is_watched() else "dynamic"
+        return cache_implementation
 
-    def _next_logits(self, source: Encoded, longest: int, is_static: bool) -> NextLogits:
+    def _next_logits(self, source: Encoded, longest: int, cache_implementation: str) -> NextLogits:
         """Make a decoder that remembers the tokens it was given: L rows a source, all at the same position."""
 
         def embed(ids_BL: np.ndarray, position: int) -> Array:
@@ -164,14 +170,14 @@ class Generator(EncoderDecoder):
 
         def decode(x_BLD: Array, visible: Array | None, past: DecoderCache | None) -> tuple[Array, DecoderCache]:
             hidden_BLD, cache = self._decode(source, x_BLD, visible, past)
-            return self._logits(hidden_BLD), cache
+            return self._project(hidden_BLD), cache
 
-        if is_static:
-            return FixedSteps(self.ops, embed, decode, longest - 1)
+        if cache_implementation == "static":
+            return FixedSteps(self.ops, embed, decode, longest - 1, compiled=not self._is_watched())
         return GrowingSteps(self.ops, embed, decode)
 
-    def _logits(self, hidden_BLD: Array) -> Array:
-        return tap("lm_head", self.ops.linear_wide(hidden_BLD, self.weights["lm_head.weight"]))
+    def _project(self, hidden_BLD: Array) -> Array:
+        return self.ops.linear_wide(hidden_BLD, self.weights["lm_head.weight"])
 
 
 def _check_streamer(streamer: Any, config: GenerationConfig) -> None:

@@ -9,6 +9,7 @@ from pegasusx_ref.errors import InputError
 from pegasusx_ref.generator import Generator
 from pegasusx_ref.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
+from pegasusx_ref.tracing import tap
 
 
 class PegasusXModel(EncoderDecoder):
@@ -131,7 +132,7 @@ class PegasusXForConditionalGeneration(Generator):
             output_attentions=output_attentions,
             labels=labels,
         )
-        logits_BLV = self._logits(hidden_BLD)
+        logits_BLV = tap("lm_head", self._project(hidden_BLD))
         loss = None
         if labels is not None:
             loss = float(self.ops.cross_entropy(logits_BLV, self.ops.asarray(labels)))

@@ -7,7 +7,7 @@ import numpy as np
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.cache import FixedRows, Rows, roomy
 from pegasusx_ref.decoder import DecoderCache
-from pegasusx_ref.tracing import listened
+from pegasusx_ref.tracing import tap
 
 Embed = Callable[[np.ndarray, int], Array]  # ids (B, L), all at one position, to x_BLD
 Decode = Callable[[Array, Array | None, DecoderCache | None], tuple[Array, DecoderCache]]  # to logits (B, L, V)
@@ -34,7 +34,7 @@ class GrowingSteps:
         mask = None if visible is None else self._ops.asarray(visible)
         logits_BLV, self._cache = self._decode(x_BLD, mask, self._cache)
         self._position += 1
-        return self._ops.to_numpy(logits_BLV)
+        return self._ops.to_numpy(tap("lm_head", logits_BLV))
 
 
 class FixedSteps:
@@ -48,10 +48,12 @@ class FixedSteps:
         embed: gives scaled embeddings with positions.
         decode: runs decoder and head.
         most_tokens: that a row may have; more room is never made.
+        compiled: False takes every step anew: a replayed one calls no listener.
     """
 
-    def __init__(self, ops: Backend, embed: Embed, decode: Decode, most_tokens: int) -> None:
-        self._ops, self._embed, self._decode, self._most_tokens = ops, embed, decode, most_tokens
+    def __init__(self, ops: Backend, embed: Embed, decode: Decode, most_tokens: int, compiled: bool = True) -> None:
+        self._ops, self._embed, self._decode = ops, embed, decode
+        self._most_tokens, self._compiled = most_tokens, compiled
         self._cache: DecoderCache | None = None
         self._step: Callable[[Array, Array, Array], Array] | None = None
         self._position = self._room = 0  # in tokens of a row
@@ -71,7 +73,7 @@ class FixedSteps:
             seen[:, :, :last] = True if visible is None else visible
             logits_BLV = self._step(x_BLD, self._ops.asarray(np.arange(first, last)), self._ops.asarray(seen))
         self._position += 1
-        return self._ops.to_numpy(logits_BLV)
+        return self._ops.to_numpy(tap("lm_head", logits_BLV))
 
     def _new_step(self, filled: DecoderCache, L: int) -> Callable[[Array, Array, Array], Array]:
         """Make room for more tokens, and a step that writes into it."""
@@ -90,4 +92,4 @@ class FixedSteps:
             here = tuple(c._replace(self_k=at_slots(c.self_k), self_v=at_slots(c.self_v)) for c in layers)
             return self._decode(x_BLD, seen, DecoderCache(here, filled.length))[0]
 
-        return step if listened() else self._ops.compile(step)
+        return self._ops.compile(step) if self._compiled else step

@@ -75,11 +75,6 @@ def wanted(name: str) -> bool:
     return any(listener.wants(full_name) for listener in _listeners.get())
 
 
-def listened() -> bool:
-    """Tell whether anyone listens to anything: then nothing may be replayed that would not call them."""
-    return bool(_listeners.get())
-
-
 @contextmanager
 def listen(callback: Callable[[str, Any], Any], *patterns: str) -> Iterator[None]:
     """Call `callback(name, value)` at every matching tap inside the block. [spec 16.4]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from machines import IN_FLOAT64, random_model
 from strategies import batches, configs, seeds
 
-from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, record, stepping
+from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record, stepping
 from pegasusx_ref.backend import NumpyBackend, Step
 from pegasusx_ref.cache import FixedRows, roomy
 from pegasusx_ref.weights import random_weights
@@ -103,6 +103,16 @@ def test_where_compiling_pays_it_is_done_unasked(compiling: Any) -> None:
     assert compiling.ops.calls == []
     assert written(compiling, [[7, 8, 9]]) == growing
     assert compiling.ops.calls == [1, 2, 4, 1]  # rooms for 2, 4, 8 and 9 tokens; the first step is taken outside
+
+
+@pytest.mark.usefixtures("small_rooms")
+def test_progress_does_not_keep_steps_from_being_compiled(compiling: Any) -> None:
+    """What the command line listens to is outside of the step."""
+    seen = []
+    with listen(lambda name, _: seen.append(name), "encoder.layers.*.tokens.output", "lm_head"):
+        written(compiling, [[7, 8, 9]])
+    assert compiling.ops.calls == [1, 2, 4, 1]
+    assert seen.count("lm_head") == 9
 
 
 @pytest.mark.usefixtures("small_rooms")

@@ -17,6 +17,7 @@ from pegasusx_ref.global_local import Slices
 from pegasusx_torch.attention import Streams, attend, global_local_attend
 from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
+from pegasusx_torch.packing import PackedWeights
 from pegasusx_torch.precision import exact_float32, wide_product
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -61,6 +62,7 @@ class TorchBackend:
         self._operand: torch.dtype = getattr(torch, dtype)
         self._stream = torch.float32 if self._operand in HALVES else self._operand
         self._lengths = Lengths()
+        self._packed = PackedWeights()
 
     @classmethod
     def devices(cls) -> list[str]:
@@ -121,13 +123,13 @@ class TorchBackend:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with exact_float32(self.tf32):
             if self._operand is torch.float16 and x.device.type == "cpu":
-                return wide_product(x, weight, bias).to(self._operand)
-            return F.linear(x, weight, None if bias is None else bias.to(self._operand))
+                return wide_product(x, weight, bias, self._packed).to(self._operand)
+            return self._packed.linear(x, weight, None if bias is None else bias.to(self._operand))
 
     def linear_wide(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self._operand not in HALVES:
             return self.linear(x, weight, bias)
-        return wide_product(x, weight, bias)
+        return wide_product(x, weight, bias, self._packed)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATIONS[name](x)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from pegasusx_torch.packing import PackedWeights
+
 
 @contextmanager
 def exact_float32(tf32: bool) -> Iterator[None]:
@@ -23,13 +25,14 @@ def exact_float32(tf32: bool) -> Iterator[None]:
         settings.allow_tf32 = before
 
 
-def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeights) -> Tensor:
     """Multiply halves and give the float32 sum, where rounding it to a half would overflow or lose digits.
 
     Args:
         x: halves (..., in).
         weight: halves (out, in).
         bias: float32 (out,), or None.
+        packed: multiplies bfloat16 on a CPU.
 
     Returns:
         float32 (..., out).
@@ -38,7 +41,7 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         product = torch.mm(x.reshape(-1, x.shape[-1]), weight.T, out_dtype=torch.float32)
         product = product.reshape(*x.shape[:-1], weight.shape[0])
     elif x.dtype == torch.bfloat16:  # cannot overflow, and CPUs multiply it fast only into itself
-        product = linear(x, weight).float()
+        product = packed.linear(x, weight, None).float()
     else:
         product = linear(x.float(), weight.float())
     return product if bias is None else product + bias
