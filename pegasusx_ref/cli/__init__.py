@@ -5,6 +5,7 @@ import click
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.summarize import summarize
+from pegasusx_ref.cli.verify import verify_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,4 +15,5 @@ def main() -> None:
 
 
 main.add_command(summarize)
+main.add_command(verify_command)
 main.add_command(backends)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.tracing import listen
+from pegasusx_ref.verification.estimate import Estimate
 
 
 @contextmanager
@@ -51,6 +52,29 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
     read_in, written_in = (first_token or ended) - started, ended - (first_token or ended)
     figures = f"read {at_rate(num_tokens, read_in, ' tokens')}, wrote {at_rate(num_decoded, written_in)}"
     console.print(f"{name}: {figures}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def verification_progress(shown: bool, description: str, config: PegasusXConfig) -> Iterator[None]:
+    """Show layers of a verification as they are done, on a terminal.
+
+    Args:
+        shown: False shows nothing at all.
+        description: what is going on.
+        config: for the number of layers.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as bars:
+        layers = bars.add_task(description, total=config.encoder_layers + config.decoder_layers)
+
+        def see(_: str, tensor: Any) -> None:
+            if isinstance(tensor, Estimate):  # the check's own run, not that of a candidate of ours
+                bars.advance(layers)
+
+        with listen(see, "encoder.layers.*.tokens.output", "decoder.layers.*.output"):
+            yield
 
 
 def at_rate(count: int, seconds: float, unit: str = "") -> str:

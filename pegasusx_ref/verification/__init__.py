@@ -1,12 +1,13 @@
 """Means to check an implementation: `verify`, slow oracles of the attention core, and transformers' padded layouts."""
 
-from pegasusx_ref.verification.candidates import from_backend, from_transformers
+from pegasusx_ref.verification.candidates import Candidate, from_backend, from_transformers
 from pegasusx_ref.verification.checking import Check
 from pegasusx_ref.verification.layouts import to_transformers_attentions
 from pegasusx_ref.verification.oracles import dense_attention_oracle, token_attention_oracle, visible_keys
 from pegasusx_ref.verification.verifying import Report, verify
 
 __all__ = [
+    "Candidate",
     "Check",
     "Report",
     "dense_attention_oracle",

@@ -83,6 +83,8 @@ class Capture:
     def _enter(self, place: str, args: Any, kwargs: Any) -> None:
         side, _, inner = place.partition(".")
         part = inner.split(".")
+        if inner == "layer_norm" and f"{side}.embeddings" not in self._found:  # there is no layer
+            self._keep(f"{side}.embeddings", args[0])
         if part[0] != "layers" or len(part) < 2:
             return
         layer = f"{side}.layers.{part[1]}"

@@ -1,0 +1,157 @@
+"""``pegasusx-ref verify``: is another implementation right, and where does it go wrong first?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import ml_dtypes
+import numpy as np
+
+from pegasusx_ref.checkpoint import read_weights
+from pegasusx_ref.cli.messages import UsageError, plainly
+from pegasusx_ref.cli.progress import verification_progress
+from pegasusx_ref.cli.summarize import read_document
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.registry import get_backend
+from pegasusx_ref.tokenizer import PegasusTokenizer
+from pegasusx_ref.verification import Candidate, Check, Report, from_backend, from_transformers, verify
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+COLUMNS = "{:52} {:13} {:>8} {:>9} {:>9} {:>9} {:>11}"
+
+
+@click.command("verify")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
+@click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="What it computes in.")
+@click.option(
+    "--tokens", default=300, show_default=True, type=click.IntRange(min=1), help="Source tokens, without FILE."
+)
+@click.option("--target-tokens", default=8, show_default=True, type=click.IntRange(min=1), help="Target tokens.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random tokens.")
+@click.option("--all", "everything", is_flag=True, help="List the tensors that pass too.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
+def verify_command(
+    file: Path | None,
+    folder: Path | None,
+    against: str,
+    dtype: str,
+    tokens: int,
+    target_tokens: int,
+    seed: int,
+    everything: bool,
+    as_json: bool,
+    shown: bool,
+) -> None:
+    """Check an implementation operation by operation, on the text of FILE or on random tokens.
+
+    Each operation is computed again in float64 from the implementation's own tensors, and the difference is held
+    against what rounding does in that operation. Lists the tensors that fail, in the order of execution. Exits with 0
+    where none does, 1 where one does.
+    """
+    with plainly():
+        folder = folder or DEMO_CHECKPOINT
+        config = PegasusXConfig.from_pretrained(folder)
+        weights, config = read_weights(folder, config, True)
+        rng = np.random.default_rng(seed)
+        if file is None:
+            source = random_ids(rng, tokens, config)
+        else:
+            _, text = read_document(file)
+            source = np.array(PegasusTokenizer.from_pretrained(folder)([text])["input_ids"])
+        inputs = {"input_ids": source, "decoder_input_ids": random_ids(rng, target_tokens, config)}
+        inputs["decoder_input_ids"][:, 0] = config.decoder_start_token_id
+        # The reference computes with the weights that the candidate has, rounded as it rounds them.
+        rounded = {name: np.asarray(tensor).astype(numpy_dtype(dtype)) for name, tensor in weights.items()}
+        reference = PegasusXForConditionalGeneration(config, rounded, get_backend("numpy", dtype="float64"))
+        candidate = candidate_of(against, folder, config, rounded, dtype)
+        with verification_progress(shown, f"{against} in {dtype}: {source.shape[1]} tokens, layer", config):
+            report = verify(reference, candidate, inputs, dtype)
+    if as_json:
+        click.echo(json.dumps(as_dict(report)))
+    else:
+        click.echo("\n".join(lines(report, everything)))
+    raise SystemExit(0 if report.passed else 1)
+
+
+def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:
+    """Draw ids of ordinary tokens (1, count)."""
+    return rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (1, count))
+
+
+def numpy_dtype(name: str) -> Any:
+    """Find a dtype by name; bfloat16 is not NumPy's own."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def candidate_of(
+    against: str, folder: Path, config: PegasusXConfig, weights: dict[str, np.ndarray], dtype: str
+) -> Candidate:
+    """Make what is to be verified.
+
+    Raises:
+        UsageError: transformers is asked for and not installed.
+        BackendError: a backend that is not to be had, or not in this dtype.
+    """
+    if against != "transformers":
+        ops = get_backend(against, dtype=dtype)
+        return from_backend(PegasusXForConditionalGeneration(config, weights, ops))
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UsageError(f"--against transformers needs {error.name}: pip install transformers torch") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model: Any = transformers.PegasusXForConditionalGeneration
+    return from_transformers(
+        model.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
+    )
+
+
+def lines(report: Report, everything: bool) -> list[str]:
+    """Say what was found: the first failure, then a table, then a count."""
+    counts = {v: sum(c.verdict == v for c in report.table) for v in ("pass", "blind", "warn", "fail")}
+    listed = [check for check in report.table if everything or check.verdict in ("warn", "fail")]
+    found = []
+    if report.first_failure is not None:
+        first = report.first_failure
+        why = f": {first.note}" if first.note else f" at {list(first.at)}"
+        found.append(f"First wrong: {first.name} ({first.operation}){why}")
+    if listed:
+        found.append(COLUMNS.format("tensor", "operation", "rho", "error", "sigma", "bound", "verdict"))
+        found += [row(check) for check in listed]
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    found.append(f"{len(report.table)} tensors in {report.arithmetic}: {told}")
+    if report.unknown:
+        found.append(f"not known here: {', '.join(report.unknown)}")
+    return found
+
+
+def row(check: Check) -> str:
+    """Write a line of the table."""
+    numbers = (f"{number:.2g}" for number in (check.rho, check.error, check.sigma, check.bound))
+    verdict = check.verdict if check.is_direct else f"{check.verdict} (wide)"
+    return COLUMNS.format(check.name, check.operation, *numbers, verdict)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Make a report that JSON can hold: numbers that are not finite become words."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+    table = [{key: plain(value) for key, value in check._asdict().items()} for check in report.table]
+    first = None if report.first_failure is None else report.first_failure.name
+    return {
+        "passed": report.passed,
+        "arithmetic": report.arithmetic,
+        "first_failure": first,
+        "unknown": report.unknown,
+        "table": table,
+    }
