@@ -112,7 +112,8 @@ class Checker:
         # From here on a matrix: rows of real tokens.
         value, clean, variance, bound = (x[valid] for x in (estimate.value, estimate.clean, *expected))
         error = np.minimum(np.abs(found[valid] - value), HUGE)
-        beside = ratio(error, np.sqrt(variance))
+        # An element may be summed from larger parts than it shows; its neighbours in the row tell how large they are.
+        beside = ratio(error, np.sqrt(variance + variance.mean(axis=1, keepdims=True)))
         rho = float(ratio(np.sqrt((error**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
         row, column = np.unravel_index(np.argmax(beside), beside.shape)
         is_wrong = rho > FAIL or beside.max() > ALONE or (error > bound).any() or bool(note)
