@@ -175,6 +175,15 @@ FAULTS: list[tuple[Callable[[Any], None], str, tuple[str, ...]]] = [
     (_one_weight_off, "encoder.layers.1.self_attn.tokens.out_proj", ("float64", "float32", "bfloat16")),
 ]
 
+MISTAKES: dict[Callable[[Any], None], str] = {
+    _layer_norm_eps: "LayerNorm's eps is 1e-06, not 1e-05",
+    _another_activation: "the activation is gelu, not relu",
+    _queries_and_keys_swapped: "the weights of k_proj are used",
+    _globals_share_the_layer_norm: "the tokens' LayerNorm is used",
+    _no_embedding_scale: "the embedding scale is missing",
+    _no_final_layer_norm: "LayerNorm is missing",
+}
+
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize(("break_it", "where", "seen_in"), FAULTS, ids=lambda x: getattr(x, "__name__", ""))
@@ -188,6 +197,8 @@ def test_a_fault_is_flagged_where_it_is(
     others = [name for name in failed(report) if dtype == "float64" or name not in POSITIONS]
     if dtype in seen_in:
         assert others[0] == where
+        if dtype == "float64" and (mistake := MISTAKES.get(break_it)):
+            assert [diagnosis.mistake for diagnosis in report.diagnoses] == [mistake]
     else:
         assert others == []  # it is smaller than what this arithmetic rounds
 

@@ -123,6 +123,7 @@ def lines(report: Report, everything: bool) -> list[str]:
         first = report.first_failure
         why = f": {first.note}" if first.note else f" at {list(first.at)}"
         found.append(f"First wrong: {first.name} ({first.operation}){why}")
+        found += [f"Looks like: {diagnosis.mistake}" for diagnosis in report.diagnoses]
     if listed:
         found.append(COLUMNS.format("tensor", "operation", "rho", "error", "sigma", "bound", "verdict"))
         found += [row(check) for check in listed]
@@ -152,6 +153,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "passed": report.passed,
         "arithmetic": report.arithmetic,
         "first_failure": first,
+        "diagnoses": [{key: plain(value) for key, value in d._asdict().items()} for d in report.diagnoses],
         "unknown": report.unknown,
         "table": table,
     }

@@ -2,6 +2,7 @@
 
 from pegasusx_ref.verification.candidates import Candidate, from_backend, from_transformers
 from pegasusx_ref.verification.checking import Check
+from pegasusx_ref.verification.diagnosing import Diagnosis
 from pegasusx_ref.verification.layouts import to_transformers_attentions
 from pegasusx_ref.verification.oracles import dense_attention_oracle, token_attention_oracle, visible_keys
 from pegasusx_ref.verification.verifying import Report, verify
@@ -9,6 +10,7 @@ from pegasusx_ref.verification.verifying import Report, verify
 __all__ = [
     "Candidate",
     "Check",
+    "Diagnosis",
     "Report",
     "dense_attention_oracle",
     "from_backend",

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import record
 
@@ -42,25 +40,3 @@ def from_transformers(model: Any) -> Candidate:
         return Capture(model, PegasusXConfig.from_dict(model.config.to_dict())).run(inputs)
 
     return run
-
-
-def tokens_of(array: np.ndarray, num_tokens: int, shift: int) -> np.ndarray:
-    """Take the real tokens out of a padded axis 1."""
-    return array[:, shift : shift + num_tokens]
-
-
-def blocks_of(padded: np.ndarray, config: PegasusXConfig, layer: int, num_tokens: int) -> dict[str, np.ndarray]:
-    """Cut transformers' padded blocks (B, H, N, K, G + K) into slices, named ``local.0`` and so on."""
-    K, G = config.block_size, config.num_global_tokens
-    staggered = is_staggered(config, layer)
-    shift = K // 2 if staggered else 0
-    slices = block_slices(num_tokens, K, staggered)
-    if padded.shape[2] != -(-num_tokens // K) + staggered:  # blocks where they should not be: the shape is the finding
-        return {f"local.{n}": padded[:, :, min(n, padded.shape[2] - 1)] for n in range(len(slices))}
-    found = {}
-    for n, (start, stop) in enumerate(slices):
-        block, first = divmod(start + shift, K)
-        last = first + stop - start
-        columns = np.r_[0:G, G + first : G + last]
-        found[f"local.{n}"] = padded[:, :, block, first:last][..., columns]
-    return found

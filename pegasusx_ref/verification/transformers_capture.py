@@ -1,6 +1,8 @@
 """Every tensor of a live transformers model, under the names of the trace points. [spec 16]"""
 
-from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,24 +12,45 @@ from torch.overrides import TorchFunctionMode
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.verification.candidates import Inputs, blocks_of, tokens_of
+from pegasusx_ref.verification.candidates import Inputs
 
-# Modules whose result is a trace point of the same name.
-WHOLE = {f"{side}.{part}" for side in ("encoder", "decoder") for part in ("embed_tokens", "layer_norm")}
-WHOLE |= {"encoder.embed_global", "lm_head"}
+# Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
+# twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
+ENCODER_LAYER: dict[str, tuple[str | None, str]] = {
+    "self_attn_layer_norm": (None, "{s}.self_attn_layer_norm"),
+    "global_self_attn_layer_norm": (None, "globals.self_attn_layer_norm"),
+    "self_attn.q_proj": (None, "self_attn.{s}.q_proj"),
+    "self_attn.k_proj": (None, "self_attn.{s}.k_proj"),
+    "self_attn.v_proj": (None, "self_attn.{s}.v_proj"),
+    "self_attn.out_proj": ("self_attn.{s}.context", "self_attn.{s}.out_proj"),
+    "final_layer_norm": ("{s}.self_attn_residual", "{s}.final_layer_norm"),
+    "fc1": (None, "{s}.fc1"),
+    "fc2": ("{s}.activation", "{s}.fc2"),
+}
+DECODER_LAYER: dict[str, tuple[str | None, str]] = {
+    "self_attn_layer_norm": (None, "self_attn_layer_norm"),
+    **{f"{a}.{p}_proj": (None, f"{a}.{p}_proj") for a in ("self_attn", "encoder_attn") for p in "qkv"},
+    "self_attn.out_proj": ("self_attn.context", "self_attn.out_proj"),
+    "encoder_attn_layer_norm": ("self_attn_residual", "encoder_attn_layer_norm"),
+    "encoder_attn.out_proj": ("encoder_attn.context", "encoder_attn.out_proj"),
+    "final_layer_norm": ("encoder_attn_residual", "final_layer_norm"),
+    "fc1": (None, "fc1"),
+    "fc2": ("activation", "fc2"),
+}
+Keep = Callable[[str, np.ndarray], None]
 
 
 class Softmaxes(TorchFunctionMode):  # type: ignore[misc]
-    """Sees the softmaxes of whatever module is running: which only attention has."""
+    """Shows the softmaxes to `see`: only attention has any."""
 
-    def __init__(self, capture: "Capture") -> None:
+    def __init__(self, see: Callable[[Any, Any], None]) -> None:
         super().__init__()
-        self._capture = capture
+        self._see = see
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if getattr(function, "__name__", "") == "softmax":
-            self._capture.softmax(args[0], result)
+            self._see(args[0], result)
         return result
 
 
@@ -42,178 +65,146 @@ class Capture:
     def __init__(self, model: Any, config: PegasusXConfig) -> None:
         self._model, self._config = model, config
         self._found: dict[str, np.ndarray] = {}
-        self._calls: dict[str, int] = defaultdict(int)
-        self._attention: str | None = None
+        self._handles: list[Any] = []
+        self._attention: str | None = None  # the place of the attention that is running
+        self._softmaxes = count()  # of that attention
         self._num_tokens = 0
 
     def run(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """Run the model on arrays, and give what was seen by trace-point name."""
-        ids = inputs["input_ids"]
-        assert ids is not None
-        self._num_tokens = ids.shape[1]
-        handles = [handle for name, module in self._model.named_modules() for handle in self._hooked(name, module)]
+        self._num_tokens = inputs["input_ids"].shape[1]
         device = next(self._model.parameters()).device
-        given = {
-            k: torch.from_numpy(np.asarray(v, dtype=np.int64)).to(device) for k, v in inputs.items() if v is not None
-        }
+        ids = {k: torch.from_numpy(v.astype(np.int64)).to(device) for k, v in inputs.items() if v is not None}
         try:
-            with torch.no_grad(), Softmaxes(self):
-                self._model(**given, use_cache=False)
+            self._watch_model()
+            with torch.no_grad(), Softmaxes(self._softmax):
+                self._model(**ids, use_cache=False)
         finally:
-            for handle in handles:
+            for handle in self._handles:
                 handle.remove()
         return self._found
 
-    def _hooked(self, name: str, module: Any) -> list[Any]:
-        place = name.removeprefix("model.")
+    # --- what is watched
 
-        def before(_: Any, args: Any, kwargs: Any) -> None:
-            self._enter(place, args, kwargs)
+    def _watch_model(self) -> None:
+        encoder, decoder = self._model.model.encoder, self._model.model.decoder
+        self._after(encoder.embed_global, partial(self._keep, "encoder.embed_global"))
+        self._after(self._model.lm_head, partial(self._keep, "lm_head"))
+        for side, part, table in (("encoder", encoder, ENCODER_LAYER), ("decoder", decoder, DECODER_LAYER)):
+            self._after(part.embed_tokens, partial(self._keep, f"{side}.embed_tokens"))
+            # What goes into the first layer, or into the last LayerNorm where there is none.
+            self._before(
+                part.layers[0] if len(part.layers) else part.layer_norm, partial(self._keep, f"{side}.embeddings")
+            )
+            for i, layer in enumerate(part.layers):
+                self._watch_layer(f"{side}.layers.{i}", layer, table)
+            self._after(part.layer_norm, partial(self._keep, f"{side}.layer_norm"))
 
-        def after(_: Any, args: Any, kwargs: Any, result: Any) -> None:
-            self._leave(place, result)
-
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, with_kwargs=True),
-        ]
-
-    # --- what a hook sees
-
-    def _enter(self, place: str, args: Any, kwargs: Any) -> None:
-        side, _, inner = place.partition(".")
-        part = inner.split(".")
-        if inner == "layer_norm" and f"{side}.embeddings" not in self._found:  # there is no layer
-            self._keep(f"{side}.embeddings", args[0])
-        if part[0] != "layers" or len(part) < 2:
-            return
-        layer = f"{side}.layers.{part[1]}"
-        last = part[-1]
-        if len(part) == 2:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if side == "encoder":
-                global_hidden = args[1] if len(args) > 1 else kwargs["global_hidden_states"]
-                if part[1] == "0":
-                    self._keep("encoder.embeddings", hidden)
-                self._keep(f"{layer}.tokens.input", hidden)
-                self._keep(f"{layer}.globals.input", global_hidden)
-            else:
-                if part[1] == "0":
-                    self._keep("decoder.embeddings", hidden)
-                self._keep(f"{layer}.input", hidden)
-            return
-        if last in ("self_attn", "encoder_attn"):
-            self._attention = place
-        if not args:
-            return
-        if side == "encoder":
-            stream = ("tokens", "globals")[self._calls[place] % 2]
-            if last == "out_proj":  # the global tokens come first here
-                self._context(layer, int(part[1]), args[0], is_global=stream == "tokens")
-            elif last == "final_layer_norm":
-                self._keep(f"{layer}.{stream}.self_attn_residual", args[0])
-            elif last == "fc2":
-                self._keep(f"{layer}.{stream}.activation", args[0])
-        elif last == "out_proj":
-            self._keep(f"{layer}.{part[2]}.context", args[0], heads=self._config.decoder_attention_heads)
-        elif last == "encoder_attn_layer_norm":
-            self._keep(f"{layer}.self_attn_residual", args[0])
-        elif last == "final_layer_norm":
-            self._keep(f"{layer}.encoder_attn_residual", args[0])
-        elif last == "fc2":
-            self._keep(f"{layer}.activation", args[0])
-
-    def _leave(self, place: str, result: Any) -> None:
-        side, _, inner = place.partition(".")
-        part = inner.split(".")
-        last = part[-1]
-        number, self._calls[place] = self._calls[place], self._calls[place] + 1
-        if place in WHOLE:
-            self._keep(place, result)
-        elif part[0] != "layers":
-            return
-        elif len(part) == 2:
-            layer = f"{side}.layers.{part[1]}"
-            if side == "encoder":
-                self._keep(f"{layer}.tokens.output", result[0])
-                self._keep(f"{layer}.globals.output", result[1])
-            else:
-                self._keep(f"{layer}.output", result)
-        elif last in ("self_attn", "encoder_attn"):
-            self._attention = None
-        elif side == "decoder":
-            if last not in ("activation_fn",):
-                self._keep(place, result)
+    def _watch_layer(self, place: str, layer: Any, table: dict[str, tuple[str | None, str]]) -> None:
+        if table is ENCODER_LAYER:
+            self._before(layer, partial(self._keep, f"{place}.tokens.input"))
+            self._before(layer, partial(self._keep, f"{place}.globals.input"), number=1)
+            self._after(layer, lambda both: self._keep(f"{place}.tokens.output", both[0]))
+            self._after(layer, lambda both: self._keep(f"{place}.globals.output", both[1]))
         else:
-            self._encoder_part(f"{side}.layers.{part[1]}", int(part[1]), part[2:], number, result)
+            self._before(layer, partial(self._keep, f"{place}.input"))
+            self._after(layer, partial(self._keep, f"{place}.output"))
+        for path, (goes_in, comes_out) in table.items():
+            module = layer.get_submodule(path)
+            if goes_in is not None:
+                self._before(module, self._by_turns(place, path, goes_in))
+            self._after(module, self._by_turns(place, path, comes_out))
+        for path in {path.split(".")[0] for path in table if "." in path}:
+            attention = layer.get_submodule(path)
+            self._handles.append(attention.register_forward_pre_hook(partial(self._enter, f"{place}.{path}")))
+            self._handles.append(attention.register_forward_hook(self._leave))
 
-    def _encoder_part(self, layer: str, index: int, part: list[str], number: int, result: Any) -> None:
-        stream = ("tokens", "globals")[number % 2]
-        last = part[-1]
-        if last == "self_attn_layer_norm":  # called twice where the global tokens have none of their own
-            self._keep(f"{layer}.{stream}.{last}", result)
-        elif last == "global_self_attn_layer_norm":
-            self._keep(f"{layer}.globals.self_attn_layer_norm", result)
-        elif last in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            if last == "out_proj":
-                stream = ("globals", "tokens")[number % 2]
-            self._keep(f"{layer}.self_attn.{stream}.{last}", result, shift=self._shift(result.shape[1]))
-        elif last in ("final_layer_norm", "fc1", "fc2"):
-            self._keep(f"{layer}.{stream}.{last}", result)
+    def _by_turns(self, place: str, path: str, name: str) -> Callable[[Any], None]:
+        """Keep a tensor under the name of the stream whose turn it is."""
+        calls, streams = count(), ("globals", "tokens") if path.endswith("out_proj") else ("tokens", "globals")
+        return lambda tensor: self._keep(f"{place}.{name.format(s=streams[next(calls) % 2])}", tensor)
 
-    def softmax(self, scores: Any, probs: Any) -> None:
-        """Take the scores and the weights of the attention that is running."""
+    def _before(self, module: Any, keep: Callable[[Any], None], number: int = 0) -> None:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            given = [*args, *(kwargs[name] for name in ("hidden_states", "global_hidden_states") if name in kwargs)]
+            keep(given[number])
+
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _after(self, module: Any, keep: Callable[[Any], None]) -> None:
+        self._handles.append(module.register_forward_hook(lambda _, __, result: keep(result)))
+
+    def _enter(self, place: str, *_: Any) -> None:
+        self._attention, self._softmaxes = place, count()
+
+    def _leave(self, *_: Any) -> None:
+        self._attention = None
+
+    def _softmax(self, scores: Any, probs: Any) -> None:
+        """Keep scores and weights; an encoder layer attends from the global tokens first, then from the tokens."""
         if self._attention is None:
             return
-        place = self._attention
-        side, _, index = place.split(".")[:3]
-        number = self._calls[f"{place}.softmax"]
-        self._calls[f"{place}.softmax"] += 1
-        for what, tensor in (("scores", scores), ("probs", probs)):
-            if side == "decoder":
-                self._keep(f"{place}.{what}", tensor)
-            elif number % 2 == 0:
-                self._global(f"{place}.global.{what}", tensor)
-            else:
-                for name, block in blocks_of(array_of(tensor), self._config, int(index), self._num_tokens).items():
-                    self._found[f"{place}.{name}.{what}"] = block
+        part = "" if self._attention.startswith("decoder") else (".global", ".local")[next(self._softmaxes) % 2]
+        self._keep(f"{self._attention}{part}.scores", scores)
+        self._keep(f"{self._attention}{part}.probs", probs)
 
     # --- what is kept
+
+    def _keep(self, name: str, tensor: Any) -> None:
+        """Keep a tensor without transformers' padding: of the tokens, of a block, of half a block."""
+        array = array_of(tensor)
+        if name.startswith("decoder") or name == "lm_head":
+            is_context = name.endswith(".context")
+            self._found[name] = heads_of(array, self._config.decoder_attention_heads) if is_context else array
+        elif name.endswith(".context"):
+            self._keep_encoder_context(name, heads_of(array, self._config.encoder_attention_heads))
+        elif ".local." in name:
+            self._keep_blocks(name, array)
+        elif ".global." in name:
+            G = self._config.num_global_tokens
+            first = G + self._shift(array.shape[3] - G)
+            self._found[name] = array[..., np.r_[:G, first : first + self._num_tokens]]
+        elif ".globals." in name or name == "encoder.embed_global":
+            self._found[name] = array
+        else:
+            first = self._shift(array.shape[1])
+            self._found[name] = array[:, first : first + self._num_tokens]
 
     def _shift(self, num_padded: int) -> int:
         """Tell by how much tokens are moved: staggered layers pad them by half a block on both sides."""
         K = self._config.block_size
         return K // 2 if num_padded == -(-self._num_tokens // K) * K + K else 0
 
-    def _keep(self, name: str, tensor: Any, shift: int = 0, heads: int | None = None) -> None:
-        array = array_of(tensor)
-        if heads is not None:
-            B, L, D = array.shape
-            array = array.reshape(B, L, heads, D // heads).swapaxes(1, 2)
-        elif name.startswith("encoder.") and ".globals." not in name and "embed_global" not in name:
-            array = tokens_of(array, self._num_tokens, shift)
-        self._found[name] = array
+    def _slices(self, name: str) -> tuple[list[tuple[int, int]], bool]:
+        staggered = is_staggered(self._config, int(name.split(".")[2]))
+        return block_slices(self._num_tokens, self._config.block_size, staggered), staggered
 
-    def _global(self, name: str, tensor: Any) -> None:
-        array = array_of(tensor)
-        G = self._config.num_global_tokens
-        shift = self._shift(array.shape[3] - G)
-        columns = np.r_[0:G, G + shift : G + shift + self._num_tokens]
-        self._found[name] = array[..., columns]
-
-    def _context(self, layer: str, index: int, tensor: Any, is_global: bool) -> None:
-        array = array_of(tensor)
-        B, X, D = array.shape
-        H = self._config.encoder_attention_heads
-        heads = array.reshape(B, X, H, D // H).swapaxes(1, 2)
-        if is_global:
-            self._found[f"{layer}.self_attn.global.context"] = heads
+    def _keep_encoder_context(self, name: str, heads: np.ndarray) -> None:
+        if ".globals." in name:
+            self._found[name.replace(".globals.", ".global.")] = heads
             return
-        shift = self._shift(X)
-        heads = heads[:, :, shift : shift + self._num_tokens]
-        slices = block_slices(self._num_tokens, self._config.block_size, is_staggered(self._config, index))
+        first = self._shift(heads.shape[2])
+        for n, (start, stop) in enumerate(self._slices(name)[0]):
+            self._found[name.replace(".tokens.", f".local.{n}.")] = heads[:, :, first + start : first + stop]
+
+    def _keep_blocks(self, name: str, padded: np.ndarray) -> None:
+        """Cut padded blocks (B, H, N, K, G + K) into slices; another number of blocks is the finding, not an error."""
+        K, G = self._config.block_size, self._config.num_global_tokens
+        slices, staggered = self._slices(name)
+        num_blocks, shift = padded.shape[2], K // 2 if staggered else 0
         for n, (start, stop) in enumerate(slices):
-            self._found[f"{layer}.self_attn.local.{n}.context"] = heads[:, :, start:stop]
+            block, first = divmod(start + shift, K)
+            found = padded[:, :, min(block, num_blocks - 1)]
+            if num_blocks == -(-self._num_tokens // K) + staggered:
+                last = first + stop - start
+                found = found[:, :, first:last][..., np.r_[:G, G + first : G + last]]
+            self._found[name.replace(".local.", f".local.{n}.")] = found
+
+
+def heads_of(array: np.ndarray, num_heads: int) -> np.ndarray:
+    """Cut features into heads (B, H, T, F)."""
+    B, T, D = array.shape
+    return array.reshape(B, T, num_heads, D // num_heads).swapaxes(1, 2)
 
 
 def array_of(tensor: Any) -> np.ndarray:
@@ -221,4 +212,4 @@ def array_of(tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    return np.array(tensor.cpu().numpy(), copy=True)
+    return np.array(tensor.cpu().numpy())

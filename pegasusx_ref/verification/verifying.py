@@ -15,6 +15,7 @@ from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.candidates import Candidate
 from pegasusx_ref.verification.checking import Check, Checker, Failure
+from pegasusx_ref.verification.diagnosing import Diagnosis, diagnose
 from pegasusx_ref.verification.operations import CheckingOperations
 from pegasusx_ref.verification.rows import ValidRows
 
@@ -27,12 +28,21 @@ class Report:
     Args:
         checks: of every tensor that the candidate has, in the order of execution.
         failure: the first tensor that is wrong, or None.
+        diagnoses: mistakes that explain it, the best first.
         arithmetic: what the candidate was judged by.
         unknown: names that the candidate has and the model has not.
     """
 
-    def __init__(self, checks: list[Check], failure: Failure | None, arithmetic: str, unknown: list[str]) -> None:
-        self.table, self.failure, self.arithmetic, self.unknown = checks, failure, arithmetic, unknown
+    def __init__(
+        self,
+        checks: list[Check],
+        failure: Failure | None,
+        diagnoses: list[Diagnosis],
+        arithmetic: str,
+        unknown: list[str],
+    ) -> None:
+        self.table, self.failure, self.diagnoses = checks, failure, diagnoses
+        self.arithmetic, self.unknown = arithmetic, unknown
 
     @property
     def passed(self) -> bool:
@@ -87,7 +97,9 @@ def verify(
         raise InputError(
             f"the candidate has no tensor of a trace point's name: it has {names}; see pegasusx_ref.TRACE_POINTS"
         )
-    return Report(checker.checks, checker.failure, arithmetic, sorted(set(tensors) - seen))
+    failure = checker.failure
+    diagnoses = [] if failure is None else diagnose(failure, ops.arithmetic, model.weights)
+    return Report(checker.checks, failure, diagnoses, arithmetic, sorted(set(tensors) - seen))
 
 
 def _checked(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
