@@ -78,6 +78,18 @@ def test_products(name: str, total: Callable[[np.ndarray], np.ndarray], seed: in
 
 
 @sums
+@given(seeds, st.integers(50, 300))
+def test_products_whose_terms_cancel(total: Callable[[np.ndarray], np.ndarray], seed: int, n: int) -> None:
+    """The result is 0, the sums on the way are not: their roundings stay."""
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(3, n)).astype(np.float32), rng.normal(size=(n, 8)).astype(np.float32)
+    x, w = np.concatenate([x, x], axis=1), np.concatenate([w, -w])
+    found = total(x[:, None, :] * w.T[None])
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    check(found, np.zeros((3, 8)), arithmetic.product_errors(ARITHMETICS["float32"], x, w, np.zeros((3, 8))))
+
+
+@sums
 @pytest.mark.parametrize("name", NAMES)
 @given(seeds, spreads, st.integers(1, 600))
 def test_softmax(name: str, total: Callable[[np.ndarray], np.ndarray], seed: int, spread: float, n: int) -> None:

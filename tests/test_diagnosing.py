@@ -7,6 +7,8 @@ import pytest
 from machines import random_model
 
 from pegasusx_ref import PegasusXConfig
+from pegasusx_ref.embedding import sinusoidal_positions
+from pegasusx_ref.normalization import layer_norm
 from pegasusx_ref.verification import from_backend, verify
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.diagnosing import LOW_PRECISION, diagnose
@@ -139,3 +141,35 @@ def test_positions_in_low_precision_are_named() -> None:
     assert [diagnosis.mistake for diagnosis in report.diagnoses] == [LOW_PRECISION]
     assert report.failure is not None
     assert diagnose(report.failure, ARITHMETICS["float64"], model.weights) == []
+
+
+def test_a_mistake_beside_another_is_not_the_explanation() -> None:
+    """The coefficient is 1, but rounding is not all that is left."""
+    name = "encoder.layers.1.tokens.fc1"
+    model, tensors, case = case_at(CONFIGS["published"], name)
+    wrong = HYPOTHESES["linear"](case)["the bias is missing"]()
+    assert verify(model, broken(tensors, name, wrong), INPUTS, "float32").diagnoses
+    noise = 1e-5 * np.random.default_rng(1).standard_normal(wrong.shape)
+    assert verify(model, broken(tensors, name, wrong + noise), INPUTS, "float32").diagnoses == []
+
+
+def test_a_part_of_a_mistake_is_not_the_mistake() -> None:
+    """What is left is no more than rounding, but the coefficient is not 1."""
+    name = "encoder.layers.0.tokens.self_attn_layer_norm"
+    model, tensors, case = case_at(PegasusXConfig.preset("tiny", init_std=0.02), name)
+    (x,), (weight, bias) = case.inputs, (case.settings[n] for n in ("weight", "bias"))
+    between = layer_norm(x, weight, bias, 1.45e-6)
+    report = verify(model, broken(tensors, name, between), INPUTS, "float32")
+    assert not report.passed
+    assert report.diagnoses == []
+
+
+def test_positions_that_are_off_by_more_than_low_precision_are_not_named_so() -> None:
+    name = "encoder.embeddings"
+    model, tensors, case = case_at(CONFIGS["published"], name)
+    (x,) = case.inputs
+    _, T, D = x.shape
+    near = 0.99 * sinusoidal_positions(0, T, D) + 0.01 * sinusoidal_positions(1, T, D)
+    report = verify(model, broken(tensors, name, x + near), INPUTS, "float32")
+    assert not report.passed
+    assert report.diagnoses == []

@@ -222,6 +222,21 @@ def test_any_element_that_is_changed_is_found(number: int) -> None:
     assert report.first_failure.name == check.name
 
 
+def test_a_row_that_is_off_everywhere_is_found_though_no_element_is() -> None:
+    name = "encoder.layers.1.tokens.fc2"
+    model = reference(CONFIG, 0, "float32")
+    tensors = dict(from_backend(random_model(CONFIG, 0, "numpy", "float32"))(INPUTS))
+    failure = verify(model, tensors | {name: tensors[name] + 1}, INPUTS, "float32").failure
+    assert failure is not None
+    deviation, bound = np.sqrt(failure.estimate.allowed().variance), failure.estimate.allowed().bound
+    assert (8 * deviation < bound / 2).all()
+    off = failure.estimate.value + 8 * deviation * np.sign(np.random.default_rng(0).standard_normal(deviation.shape))
+    found = verify(model, tensors | {name: off}, INPUTS, "float32").first_failure
+    assert found is not None
+    assert found.name == name
+    assert 7.9 < found.rho < 8.1
+
+
 def test_padding_rows_may_hold_anything() -> None:
     model = reference(CONFIG, 0, "float64")
     tensors = {name: array.copy() for name, array in from_backend(model)(INPUTS).items()}
