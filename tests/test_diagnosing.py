@@ -149,8 +149,8 @@ def test_a_mistake_beside_another_is_not_the_explanation() -> None:
     model, tensors, case = case_at(CONFIGS["published"], name)
     wrong = HYPOTHESES["linear"](case)["the bias is missing"]()
     assert verify(model, broken(tensors, name, wrong), INPUTS, "float32").diagnoses
-    noise = 1e-5 * np.random.default_rng(1).standard_normal(wrong.shape)
-    assert verify(model, broken(tensors, name, wrong + noise), INPUTS, "float32").diagnoses == []
+    wrong[0, 3:5, 7] += np.array([1e-4, -1e-4])  # the same in two directions: the coefficient stays
+    assert verify(model, broken(tensors, name, wrong), INPUTS, "float32").diagnoses == []
 
 
 def test_a_part_of_a_mistake_is_not_the_mistake() -> None:
@@ -158,7 +158,7 @@ def test_a_part_of_a_mistake_is_not_the_mistake() -> None:
     name = "encoder.layers.0.tokens.self_attn_layer_norm"
     model, tensors, case = case_at(PegasusXConfig.preset("tiny", init_std=0.02), name)
     (x,), (weight, bias) = case.inputs, (case.settings[n] for n in ("weight", "bias"))
-    between = layer_norm(x, weight, bias, 1.45e-6)
+    between = layer_norm(x, weight, bias, 1.15e-6)
     report = verify(model, broken(tensors, name, between), INPUTS, "float32")
     assert not report.passed
     assert report.diagnoses == []
