@@ -1,6 +1,6 @@
 """Every tensor of a live transformers model, under the names of the trace points. [spec 16]"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.verification.candidates import Inputs
 
 # Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
 # twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
@@ -70,7 +69,7 @@ class Capture:
         self._softmaxes = count()  # of that attention
         self._num_tokens = 0
 
-    def run(self, inputs: Inputs) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run the model on arrays, and give what was seen by trace-point name."""
         self._num_tokens = inputs["input_ids"].shape[1]
         device = next(self._model.parameters()).device
