@@ -30,8 +30,9 @@ def test_verify_names_what_is_wrong_first(transformers: ModuleType) -> None:
     assert run("--dtype", "float64", "--no-progress").exit_code == 0
     result = run("--dtype", "float32", "--no-progress")
     assert result.exit_code == 1
-    first, _, *rows, _ = result.stdout.splitlines()
+    first, diagnosis, _, *rows, _ = result.stdout.splitlines()
     assert first.startswith("First wrong: encoder.embeddings (add_positions) at [0, ")
+    assert diagnosis == "Looks like: positions are computed in low precision"
     assert [row.split()[0] for row in rows] == ["encoder.embeddings", "decoder.embeddings"]
     report = json.loads(run("--json", "--no-progress").stdout)
     assert (report["passed"], report["first_failure"]) == (False, "encoder.embeddings")
