@@ -139,10 +139,11 @@ class Generator(EncoderDecoder):
                     "pass input_ids, or set it to 0"
                 )
             source_ids = inputs.token_ids("input_ids", input_ids, self.config.vocab_size)
-        cache = self._cache_for(cache_implementation)
+        watched = self._is_watched()
+        cache = self._cache_for(cache_implementation, watched)
         source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         batch_size = source.tokens_BTD.shape[0]
-        next_logits = self._next_logits(source, longest, cache)
+        next_logits = self._next_logits(source, longest, cache, watched)
         ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
@@ -151,16 +152,16 @@ class Generator(EncoderDecoder):
         inside = [name for name in TRACE_POINTS if name.startswith("decoder.layer")]
         return any(wanted(name.format(i=i)) for name in inside for i in range(self.config.decoder_layers))
 
-    def _cache_for(self, cache_implementation: str | None) -> str:
+    def _cache_for(self, cache_implementation: str | None, watched: bool) -> str:
         if cache_implementation not in (None, *CACHES):
             raise InputError(
                 f"cache_implementation={cache_implementation!r} is not known here: pass one of {', '.join(CACHES)}"
             )
         if cache_implementation is None:
-            return "static" if self.ops.compiles and not self._is_watched() else "dynamic"
+            return "static" if self.ops.compiles and not watched else "dynamic"
         return cache_implementation
 
-    def _next_logits(self, source: Encoded, longest: int, cache_implementation: str) -> NextLogits:
+    def _next_logits(self, source: Encoded, longest: int, cache_implementation: str, watched: bool) -> NextLogits:
         """Make a decoder that remembers the tokens it was given: L rows a source, all at the same position."""
 
         def embed(ids_BL: np.ndarray, position: int) -> Array:
@@ -173,7 +174,7 @@ class Generator(EncoderDecoder):
             return self._project(hidden_BLD), cache
 
         if cache_implementation == "static":
-            return FixedSteps(self.ops, embed, decode, longest - 1, compiled=not self._is_watched())
+            return FixedSteps(self.ops, embed, decode, longest - 1, compiled=not watched)
         return GrowingSteps(self.ops, embed, decode)
 
     def _project(self, hidden_BLD: Array) -> Array:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import ml_dtypes
 import numpy as np
 
 from pegasusx_ref.backend import Backend
@@ -14,6 +13,7 @@ from pegasusx_ref.errors import InputError
 from pegasusx_ref.files import write_json
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.registry import get_backend
+from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.weights import Weights, random_weights, tie_embeddings
 
 
@@ -129,7 +129,7 @@ class Pretrained:
         folder = Path(folder)
         extra = self.config.extra | {"architectures": [type(self).__name__]}
         # What the backend keeps in half precision are matrices; vectors stay as they are.
-        stored = np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
+        stored = numpy_dtype(self.dtype)
         tensors = {n: t.astype(stored, copy=False) if t.ndim > 1 else t for n, t in self.state_dict().items()}
         write_weights(folder, tensors, PREFIX if self.has_head else "")
         self.config.replace(dtype=self.dtype, extra=extra).save_pretrained(folder)

@@ -1,9 +1,18 @@
-"""Taking torch tensors as NumPy arrays."""
+"""What NumPy lacks of torch: bfloat16, and taking its tensors."""
 
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Find a dtype by name; bfloat16 is that of ml_dtypes.
+
+    Args:
+        name: "float64", "float32", "bfloat16" or "float16".
+    """
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def to_numpy(values: Any) -> np.ndarray:

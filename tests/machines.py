@@ -8,11 +8,11 @@ from typing import Any
 
 import emulated
 import fake_cupy
-import ml_dtypes
 import numpy as np
 import pytest
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
+from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.weights import random_weights
 
 NO_TORCH = "torch is not installed: pip install -e '.[test]' -c tests/constraints.txt"
@@ -51,5 +51,4 @@ def random_model(
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to a dtype and back to float64, so that a backend gets just the numbers that the golden function gets."""
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    return array.astype(kind).astype(np.float64)
+    return array.astype(numpy_dtype(dtype)).astype(np.float64)

@@ -57,10 +57,10 @@ def case_at(config: PegasusXConfig, name: str) -> tuple[Any, dict[str, np.ndarra
     tensors = dict(from_backend(random_model(config, 0, "numpy", "float32"))(INPUTS))
     failure = verify(model, broken(tensors, name, tensors[name] + 1), INPUTS, "float32").failure
     assert failure is not None
-    assert failure.made is not None
+    assert failure.estimate.made is not None
     assert failure.check.name == name
-    values = tuple(x.value for x in failure.made.inputs)
-    return model, tensors, Case(name, values, failure.made.settings, model.weights)
+    values = tuple(x.value for x in failure.estimate.made.inputs)
+    return model, tensors, Case(name, values, failure.estimate.made.settings, model.weights)
 
 
 @pytest.mark.parametrize("name", PLACES)

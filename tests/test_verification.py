@@ -33,10 +33,6 @@ def failed(report: Report) -> list[str]:
 
 def reference(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForConditionalGeneration:
     """A model in float64 with weights that are rounded to the candidate's dtype."""
-    return random_model(config, seed, "numpy", "float64") if dtype == "float64" else _rounded(config, seed, dtype)
-
-
-def _rounded(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForConditionalGeneration:
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
     golden = random_model(config, seed)
     return PegasusXForConditionalGeneration(config, weights, golden.ops)

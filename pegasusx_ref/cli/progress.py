@@ -27,13 +27,9 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
     if not shown:
         yield
         return
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     started, first_token, num_decoded = time.perf_counter(), 0.0, 0
 
-    # On a terminal the bars move and vanish; elsewhere only the line of figures is printed.
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as bars:
+    with moving_bars() as bars:
         reading = bars.add_task(f"{name}: reading {num_tokens} tokens, layer", total=config.encoder_layers)
         writing = bars.add_task(f"{name}: writing, token", total=max_length - 1, visible=False)
 
@@ -51,7 +47,7 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
     ended = time.perf_counter()
     read_in, written_in = (first_token or ended) - started, ended - (first_token or ended)
     figures = f"read {at_rate(num_tokens, read_in, ' tokens')}, wrote {at_rate(num_decoded, written_in)}"
-    console.print(f"{name}: {figures}", markup=False, soft_wrap=True)
+    bars.console.print(f"{name}: {figures}", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,10 +59,7 @@ def verification_progress(shown: bool, description: str, config: PegasusXConfig)
         description: what is going on.
         config: for the number of layers.
     """
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as bars:
+    with moving_bars(shown) as bars:
         layers = bars.add_task(description, total=config.encoder_layers + config.decoder_layers)
 
         def see(_: str, tensor: Any) -> None:
@@ -75,6 +68,14 @@ def verification_progress(shown: bool, description: str, config: PegasusXConfig)
 
         with listen(see, "encoder.layers.*.tokens.output", "decoder.layers.*.output"):
             yield
+
+
+def moving_bars(shown: bool = True) -> Progress:
+    """Make bars that move and vanish on a terminal; elsewhere nothing of them is printed."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    hidden = not (shown and console.is_terminal)
+    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
 
 
 def at_rate(count: int, seconds: float, unit: str = "") -> str:

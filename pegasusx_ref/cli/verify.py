@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import ml_dtypes
 import numpy as np
 
 from pegasusx_ref.checkpoint import read_weights
@@ -16,6 +15,7 @@ from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.registry import get_backend
+from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.verification import Candidate, Check, Report, from_backend, from_transformers, verify
 
@@ -82,11 +82,6 @@ def verify_command(
 def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:
     """Draw ids of ordinary tokens (1, count)."""
     return rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (1, count))
-
-
-def numpy_dtype(name: str) -> Any:
-    """Find a dtype by name; bfloat16 is not NumPy's own."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def candidate_of(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.verification.estimate import Estimate, Made
+from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
 
@@ -50,7 +50,6 @@ class Failure(NamedTuple):
     """The first tensor that is wrong, with all that a diagnosis needs."""
 
     check: Check
-    made: Made | None
     estimate: Estimate
     found: np.ndarray | None
     valid: np.ndarray
@@ -97,18 +96,18 @@ class Checker:
     def _note(self, check: Check, estimate: Estimate, found: np.ndarray | None, valid: np.ndarray) -> None:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
-            self.failure = Failure(check, estimate.made, estimate, found, valid)
+            self.failure = Failure(check, estimate, found, valid)
 
     def _unfit(self, name: str, estimate: Estimate, note: str) -> Check:
         inf = float("inf")
-        operation = estimate.made.operation if estimate.made else "pass on"
-        return Check(name, operation, "fail", inf, inf, 0.0, 0.0, (), inf, estimate.is_direct, note)
+        return Check(name, estimate.operation, "fail", inf, inf, 0.0, 0.0, (), inf, estimate.is_direct, note)
 
     def _compared(self, name: str, estimate: Estimate, found: np.ndarray, valid: np.ndarray, note: str) -> Check:
         expected, places = estimate.allowed(), np.argwhere(valid)
-        operation = estimate.made.operation if estimate.made else "pass on"
         if not places.size:
-            return Check(name, operation, "pass", 0.0, 0.0, 0.0, 0.0, (), 0.0, estimate.is_direct, "no real token")
+            return Check(
+                name, estimate.operation, "pass", 0.0, 0.0, 0.0, 0.0, (), 0.0, estimate.is_direct, "no real token"
+            )
         # From here on a matrix: rows of real tokens.
         value, clean, variance, bound = (x[valid] for x in (estimate.value, estimate.clean, *expected))
         error = np.minimum(np.abs(found[valid] - value), HUGE)
@@ -118,13 +117,13 @@ class Checker:
         row, column = np.unravel_index(np.argmax(beside), beside.shape)
         is_wrong = rho > FAIL or beside.max() > ALONE or (error > bound).any() or bool(note)
         # Scores are as large as they happen to be: only their differences mean something.
-        is_blind = operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean()
+        is_blind = estimate.operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean()
         verdict = "fail" if is_wrong else "warn" if rho > WARN else "blind" if is_blind else "pass"
         seen = clean != LOWEST
         whole = ratio(np.abs(found[valid] - clean)[seen].max(initial=0.0), np.abs(clean[seen]).max(initial=0.0))
         return Check(
             name=name,
-            operation=operation,
+            operation=estimate.operation,
             verdict=verdict,
             rho=rho,
             error=float(error[row, column]),

@@ -43,7 +43,7 @@ def diagnose(failure: Failure, arithmetic: Arithmetic, weights: Mapping[str, np.
     Returns:
         What explains it, best first; none where nothing known does.
     """
-    made, found, valid = failure.made, failure.found, failure.valid
+    made, found, valid = failure.estimate.made, failure.found, failure.valid
     if made is None or found is None or made.operation not in HYPOTHESES:
         return []
     case = Case(failure.check.name, tuple(x.value for x in made.inputs), made.settings, weights)
@@ -100,7 +100,7 @@ def fitted(
 
 def is_low_precision(failure: Failure, arithmetic: Arithmetic) -> bool:
     """Tell whether an error of positions is what angles lose that are computed in the candidate's precision."""
-    found, made = failure.found, failure.made
+    found, made = failure.found, failure.estimate.made
     if found is None or made is None or arithmetic.name == "float64":
         return False
     places = made.settings["start"] + np.arange(found.shape[1])[:, None] + 1

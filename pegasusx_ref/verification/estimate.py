@@ -53,6 +53,11 @@ class Estimate:
         self._samples = samples
 
     @property
+    def operation(self) -> str:
+        """What computed it, by name."""
+        return "pass on" if self.made is None else self.made.operation
+
+    @property
     def is_known(self) -> bool:
         """Whether this is the candidate's own tensor."""
         return self.errors is None and self._samples is None

@@ -52,9 +52,11 @@ def of_layer_norm(case: Case) -> Variants:
         "LayerNorm has no shift": lambda: layer_norm(x, weight, np.zeros_like(bias), eps),
         "LayerNorm is missing": lambda: x,
     }
-    for other in others(case, r"\.(tokens|globals)\.self_attn_layer_norm$", ("self", "global_self")):
-        w, b = case.weights[f"{other}_attn_layer_norm.weight"], case.weights[f"{other}_attn_layer_norm.bias"]
-        whose = "the tokens'" if other.endswith(".self") else "the global tokens'"
+    # Before attention tokens and global tokens have a LayerNorm of their own.
+    if match := re.search(r"\.(tokens|globals)\.self_attn_layer_norm$", case.name):
+        whose, prefix = ("the global tokens'", "global_") if match.group(1) == "tokens" else ("the tokens'", "")
+        other = f"{case.name[: match.start()]}.{prefix}self_attn_layer_norm"
+        w, b = case.weights[f"{other}.weight"], case.weights[f"{other}.bias"]
         found[f"{whose} LayerNorm is used"] = partial(layer_norm, x, w, b, eps)
     return found
 
@@ -184,15 +186,6 @@ def of_add(case: Case) -> Variants:
         "the update is added twice": lambda: x + 2 * update,
         "the update is halved": lambda: x + update / 2,
     }
-
-
-def others(case: Case, pattern: str, names: tuple[str, ...]) -> list[str]:
-    """List the places of the two LayerNorms before attention, without the one that belongs here."""
-    match = re.search(pattern, case.name)
-    if match is None:
-        return []
-    own = {"tokens": "self", "globals": "global_self"}[match.group(1)]
-    return [f"{case.name[: match.start()]}.{name}" for name in names if name != own]
 
 
 HYPOTHESES: dict[str, Callable[[Case], Variants]] = {

@@ -57,15 +57,15 @@ class CheckingOperations(NumpyBackend):
         clean = value if same else golden(*(x.clean for x in inputs))
         found = errors(*values, value)
         found = Errors(found.variance * self._ours, found.bound * self._ours)
-        samples: list[np.ndarray] | None = None
-        if not all(x.is_known for x in inputs):
-            deviation = np.sqrt(found.variance)
-            samples = [
-                golden(*some) + deviation * self._rng.standard_normal(value.shape)
-                for some in zip(*(x.samples() for x in inputs), strict=True)
-            ]
-            found = None  # type: ignore[assignment]
-        return Estimate(self._rng, value, clean, found, samples, Made(operation, inputs, settings))
+        made = Made(operation, inputs, settings)
+        if all(x.is_known for x in inputs):
+            return Estimate(self._rng, value, clean, errors=found, made=made)
+        deviation = np.sqrt(found.variance)
+        samples = [
+            golden(*some) + deviation * self._rng.standard_normal(value.shape)
+            for some in zip(*(x.samples() for x in inputs), strict=True)
+        ]
+        return Estimate(self._rng, value, clean, samples=samples, made=made)
 
     # --- operations
 

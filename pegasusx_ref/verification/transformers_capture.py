@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from pegasusx_ref.attention import split_heads
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.tensors import to_numpy
 
 # Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
 # twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
@@ -36,7 +38,6 @@ DECODER_LAYER: dict[str, tuple[str | None, str]] = {
     "fc1": (None, "fc1"),
     "fc2": ("activation", "fc2"),
 }
-Keep = Callable[[str, np.ndarray], None]
 
 
 class Softmaxes(TorchFunctionMode):  # type: ignore[misc]
@@ -151,12 +152,12 @@ class Capture:
 
     def _keep(self, name: str, tensor: Any) -> None:
         """Keep a tensor without transformers' padding: of the tokens, of a block, of half a block."""
-        array = array_of(tensor)
+        array = np.array(to_numpy(tensor))  # a copy: what comes next may write into the tensor
         if name.startswith("decoder") or name == "lm_head":
             is_context = name.endswith(".context")
-            self._found[name] = heads_of(array, self._config.decoder_attention_heads) if is_context else array
+            self._found[name] = split_heads(array, self._config.decoder_attention_heads) if is_context else array
         elif name.endswith(".context"):
-            self._keep_encoder_context(name, heads_of(array, self._config.encoder_attention_heads))
+            self._keep_encoder_context(name, split_heads(array, self._config.encoder_attention_heads))
         elif ".local." in name:
             self._keep_blocks(name, array)
         elif ".global." in name:
@@ -198,17 +199,3 @@ class Capture:
                 last = first + stop - start
                 found = found[:, :, first:last][..., np.r_[:G, G + first : G + last]]
             self._found[name.replace(".local.", f".local.{n}.")] = found
-
-
-def heads_of(array: np.ndarray, num_heads: int) -> np.ndarray:
-    """Cut features into heads (B, H, T, F)."""
-    B, T, D = array.shape
-    return array.reshape(B, T, num_heads, D // num_heads).swapaxes(1, 2)
-
-
-def array_of(tensor: Any) -> np.ndarray:
-    """Copy a tensor to the host; halves become float32, exactly."""
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return np.array(tensor.cpu().numpy())
