@@ -111,8 +111,8 @@ def test_beam_search_equals_transformers(transformers: ModuleType, case: Case, d
     ours = quietly(case, **more)
     theirs = their_generate(transformers, case, **more, output_scores=True)
     if ours.sequences.tolist() != theirs.sequences.tolist():
-        # Where scores tie, either text is right; then both have the same score.
-        assert np.abs(ours.sequences_scores - theirs.sequences_scores.numpy()).max() < GAP
+        # Where scores tie, either text is right; then both have the same score, but for a few of float32's roundings.
+        np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-6, atol=GAP)
     np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
 
 
