@@ -175,7 +175,7 @@ MISTAKES: dict[Callable[[Any], None], str] = {
     _layer_norm_eps: "LayerNorm's eps is 1e-06, not 1e-05",
     _another_activation: "the activation is gelu, not relu",
     _queries_and_keys_swapped: "the weights of k_proj are used",
-    _globals_share_the_layer_norm: "the tokens' LayerNorm is used",
+    _globals_share_the_layer_norm: "the weights of self_attn_layer_norm are used",
     _no_embedding_scale: "the embedding scale is missing",
     _no_final_layer_norm: "LayerNorm is missing",
 }

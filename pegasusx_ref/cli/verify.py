@@ -17,7 +17,7 @@ from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.registry import get_backend
 from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.tokenizer import PegasusTokenizer
-from pegasusx_ref.verification import Candidate, Check, Report, from_backend, from_transformers, verify
+from pegasusx_ref.verification import Candidate, Check, Diagnosis, Report, from_backend, from_transformers, verify
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 COLUMNS = "{:52} {:13} {:>8} {:>9} {:>9} {:>9} {:>11}"
@@ -118,7 +118,7 @@ def lines(report: Report, everything: bool) -> list[str]:
         first = report.first_failure
         why = f": {first.note}" if first.note else f" at {list(first.at)}"
         found.append(f"First wrong: {first.name} ({first.operation}){why}")
-        found += [f"Looks like: {diagnosis.mistake}" for diagnosis in report.diagnoses]
+        found += [looks_like(diagnosis, first.name) for diagnosis in report.diagnoses]
     if listed:
         found.append(COLUMNS.format("tensor", "operation", "rho", "error", "sigma", "bound", "verdict"))
         found += [row(check) for check in listed]
@@ -127,6 +127,12 @@ def lines(report: Report, everything: bool) -> list[str]:
     if report.unknown:
         found.append(f"not known here: {', '.join(report.unknown)}")
     return found
+
+
+def looks_like(diagnosis: Diagnosis, failing: str) -> str:
+    """Say what explains the failing tensor."""
+    where = "" if diagnosis.where == failing else f" (in {diagnosis.where}, which is not shown)"
+    return f"Looks like: {diagnosis.mistake}{where}"
 
 
 def row(check: Check) -> str:

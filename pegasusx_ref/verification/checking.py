@@ -47,12 +47,21 @@ class Check(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The first tensor that is wrong, with all that a diagnosis needs."""
+    """The first tensor that is wrong, with all that a diagnosis needs.
+
+    Attributes:
+        check: what was found of it.
+        estimate: what it must be.
+        given: what the candidate has; rows of padding are right ones, where the shape is right.
+        valid: which rows count.
+        beside: the candidate's tensors of the same layer, by name.
+    """
 
     check: Check
     estimate: Estimate
-    found: np.ndarray | None
+    given: np.ndarray
     valid: np.ndarray
+    beside: dict[str, np.ndarray]
 
 
 class Checker:
@@ -70,13 +79,14 @@ class Checker:
 
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
         """Compare a tensor; what is returned goes on in its place."""
+        estimate.name = estimate.name or name
         given = self._tensors.get(name)
         if given is None:
             return None
         valid = self._rows.of(name, estimate.shape)
         if given.shape != estimate.shape:
             note = f"shape {given.shape} where {estimate.shape} is expected"
-            self._note(self._unfit(name, estimate, note), estimate, None, valid)
+            self._note(self._unfit(name, estimate, note), estimate, given.astype(np.float64), valid)
             return None
         found = np.asarray(given, dtype=np.float64)
         found = np.where(valid[..., None], found, estimate.value)
@@ -93,10 +103,12 @@ class Checker:
         self._note(self._compared(name, estimate, found, valid, note), estimate, found, valid)
         return Estimate(estimate.rng, found, estimate.clean)
 
-    def _note(self, check: Check, estimate: Estimate, found: np.ndarray | None, valid: np.ndarray) -> None:
+    def _note(self, check: Check, estimate: Estimate, given: np.ndarray, valid: np.ndarray) -> None:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
-            self.failure = Failure(check, estimate, found, valid)
+            given_beside = ((name, self._tensors.get(name)) for name in self._rows.names_beside(check.name))
+            beside = {name: tensor for name, tensor in given_beside if tensor is not None}
+            self.failure = Failure(check, estimate, given, valid, beside)
 
     def _unfit(self, name: str, estimate: Estimate, note: str) -> Check:
         inf = float("inf")

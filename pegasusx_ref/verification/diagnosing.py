@@ -1,15 +1,20 @@
 """What mistake would explain the first wrong tensor? [spec 16]"""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from pegasusx_ref.verification.arithmetic import Arithmetic
 from pegasusx_ref.verification.checking import HIDDEN, WARN, Failure, ratio
-from pegasusx_ref.verification.hypotheses import HYPOTHESES, Case
+from pegasusx_ref.verification.estimate import Estimate
+from pegasusx_ref.verification.hypotheses import HYPOTHESES, Case, Surroundings, fits
 
 LOW_PRECISION = "positions are computed in low precision"
+
+Variants = dict[tuple[str, str], Callable[[], np.ndarray]]  # by the tensor where the mistake is, and the mistake
 
 
 class Diagnosis(NamedTuple):
@@ -17,80 +22,124 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         mistake: in words.
+        where: the tensor in which it is made: the wrong one, or one before it that the candidate does not show; ``*``
+            stands for every block.
         coefficient: how much of it the error holds; 1 is all of it.
         standard_error: of the coefficient.
         rho: what is left of the error, beside rounding.
     """
 
     mistake: str
+    where: str
     coefficient: float
     standard_error: float
     rho: float
 
 
-def diagnose(failure: Failure, arithmetic: Arithmetic, weights: Mapping[str, np.ndarray]) -> list[Diagnosis]:
+def diagnose(failure: Failure, arithmetic: Arithmetic, around: Surroundings) -> list[Diagnosis]:
     """Try every mistake that is known of the operation, and give those that explain its result within rounding.
 
     With d the difference that a mistake makes and sigma that of rounding, the coefficient is the least-squares fit
     sum(E d / sigma^2) / sum(d^2 / sigma^2) to the error E. A mistake explains it where the coefficient is 1 within
     three standard errors, as if a row had one rounding error, and nothing but rounding is left.
 
+    Operations before it whose results are not shown are tried too. Where nothing explains the result, numbers that
+    are not known (a bias, a matrix) are fitted to it.
+
     Args:
         failure: the first wrong tensor.
         arithmetic: what the candidate computes in.
-        weights: of the model, by checkpoint name.
+        around: what there is beside the operation.
 
     Returns:
         What explains it, best first; none where nothing known does.
     """
-    made, found, valid = failure.estimate.made, failure.found, failure.valid
-    if made is None or found is None or made.operation not in HYPOTHESES:
-        return []
-    case = Case(failure.check.name, tuple(x.value for x in made.inputs), made.settings, weights)
-    value, variance = failure.estimate.value[valid], failure.estimate.allowed().variance[valid]
+    name, given = failure.check.name, failure.given
     explained = []
-    for mistake, variant in HYPOTHESES[made.operation](case).items():
+    for (where, mistake), variant in variants(failure.estimate.name or name, failure.estimate, around).items():
         with np.errstate(all="ignore"):
             wrong = variant()
-        if wrong.shape == found.shape and np.isfinite(wrong[valid]).all():
-            fit = fitted(arithmetic, found[valid], value, wrong[valid], variance)
-            explained += [] if fit is None else [Diagnosis(mistake, *fit)]
-    if not explained and made.operation == "add_positions" and is_low_precision(failure, arithmetic):
-        explained.append(Diagnosis(LOW_PRECISION, float("nan"), float("nan"), failure.check.rho))
+        if wrong.shape == given.shape and (fit := fitted(failure, arithmetic, wrong)):
+            explained.append(Diagnosis(mistake, where, *fit))
+    if not explained:
+        for mistake, wrong in fitted_to(failure):
+            if fit := fitted(failure, arithmetic, wrong):
+                explained.append(Diagnosis(mistake, name, *fit))
+    if not explained and is_low_precision(failure, arithmetic):
+        explained.append(Diagnosis(LOW_PRECISION, name, float("nan"), float("nan"), failure.check.rho))
     return sorted(explained, key=lambda diagnosis: diagnosis.rho)
 
 
-def fitted(
-    arithmetic: Arithmetic, found: np.ndarray, value: np.ndarray, wrong: np.ndarray, variance: np.ndarray
-) -> tuple[float, float, float] | None:
+def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:
+    """Give a tensor as it would be with each mistake in its operation, or in one before it that is not shown.
+
+    Args:
+        name: of the tensor.
+        estimate: how it was computed.
+        around: what there is beside it.
+    """
+    made = estimate.made
+    if made is None:
+        passed_on = Case(name, (estimate.value,), {}, around)
+        return {(name, mistake): variant for mistake, variant in HYPOTHESES["pass on"](passed_on).items()}
+    values = [x.value for x in made.inputs]
+    found: Variants = {}
+    if made.operation in HYPOTHESES:
+        own = HYPOTHESES[made.operation](Case(name, tuple(values), made.settings, around))
+        found = {(name, mistake): variant for mistake, variant in own.items()}
+    # The same mistake may reach this tensor by several ways: through each block, or through queries and keys.
+    ways: dict[tuple[str, str], dict[int, Callable[[], np.ndarray]]] = {}
+    for i, x in enumerate(made.inputs):
+        if x.made is not None:
+            for (where, mistake), variant in variants(x.name or name, x, around).items():
+                ways.setdefault((re.sub(r"local\.\d+", "local.*", where), mistake), {})[i] = variant
+
+    def pushed_on(changed: dict[int, Callable[[], np.ndarray]]) -> np.ndarray:
+        inputs = [changed[i]() if i in changed else value for i, value in enumerate(values)]
+        if [x.shape for x in inputs] != [x.shape for x in values]:
+            return np.empty(0)  # what changes a shape explains nothing further on
+        return made.golden(*inputs)
+
+    return found | {key: partial(pushed_on, changed) for key, changed in ways.items()}
+
+
+def fitted(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tuple[float, float, float] | None:
     """Fit a mistake to the error.
 
     Args:
+        failure: the wrong tensor.
         arithmetic: what the candidate computes in.
-        found: the candidate's rows.
-        value: right ones.
-        wrong: with the mistake.
-        variance: of rounding errors.
+        wrong: how it would be with the mistake; rows of NaN do not count.
 
     Returns:
         Coefficient, standard error and what is left, as `Diagnosis` has them; None where it does not explain the error.
     """
-    seen = wrong > HIDDEN
+    counts = ~np.isnan(wrong).all(axis=-1)
+    if has_right_shape := failure.given.shape == failure.estimate.shape:
+        counts &= failure.valid
+    found, wrong = failure.given[counts], wrong[counts]
+    if not found.size or not (np.isfinite(found) & np.isfinite(wrong)).all():
+        return None
+    if has_right_shape:
+        value, variance = failure.estimate.value[counts], failure.estimate.allowed().variance[counts]
+    else:  # nothing right to compare with: all that is found must be explained
+        value, variance = np.zeros_like(found), np.full_like(found, failure.estimate.allowed().variance.mean())
+    seen, should_be_seen = wrong > HIDDEN, value > HIDDEN
     if ((found > HIDDEN) != seen).any():
         return None
-    unmasked = seen & (value <= HIDDEN)  # the mistake is in the mask
     found, wrong = np.where(seen, found, 0.0), np.where(seen, wrong, 0.0)
-    value = np.where(seen & ~unmasked, value, np.where(unmasked, wrong, 0.0))
+    value = np.where(seen & should_be_seen, value, wrong)  # what is hidden is judged above
     # What is wrong may be larger than what is right, and so is its rounding then.
     sizes = ratio((wrong**2).sum(axis=1, keepdims=True), (value**2).sum(axis=1, keepdims=True))
-    variance = variance * np.maximum(1.0, sizes) + (arithmetic.result * wrong) ** 2 / 3
+    variance = variance * np.maximum(1.0, np.where(has_right_shape, sizes, 1.0)) + (arithmetic.result * wrong) ** 2 / 3
     difference, rest = wrong - value, found - wrong
     rho = float(ratio(np.sqrt((rest**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
-    weight = float((difference**2 / variance).sum())
-    if rho > WARN or (weight == 0 and not unmasked.any()):
+    with np.errstate(over="ignore"):
+        weight = float((difference**2 / variance).sum())
+    if rho > WARN:
         return None
-    if weight == 0:
-        return 1.0, 0.0, rho
+    if weight < 1:  # it differs in nothing but, perhaps, in what is hidden
+        return None if (seen == should_be_seen).all() else (1.0, 0.0, rho)
     coefficient = float(((found - value) * difference / variance).sum()) / weight
     # The roundings of a row may be one: that of its mean, of its root, of its sum.
     by_row = np.abs(difference / np.sqrt(variance)).sum(axis=1)
@@ -98,11 +147,28 @@ def fitted(
     return (coefficient, standard_error, rho) if abs(coefficient - 1) <= 3 * standard_error + 1e-12 else None
 
 
+def fitted_to(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
+    """Give the tensor with mistakes whose numbers are taken from it."""
+    made, valid = failure.estimate.made, failure.valid
+    if made is None or made.operation != "linear" or failure.given.shape != failure.estimate.shape:
+        return
+    (x,), found = made.inputs, failure.given[valid]
+    if not np.isfinite(found).all():
+        return
+    for mistake, rows in fits.of_linear(failure.check.name, x.value[valid], made.settings, found).items():
+        wrong = np.full(failure.given.shape, np.nan)
+        wrong[valid] = rows
+        yield mistake, wrong
+
+
 def is_low_precision(failure: Failure, arithmetic: Arithmetic) -> bool:
     """Tell whether an error of positions is what angles lose that are computed in the candidate's precision."""
-    found, made = failure.found, failure.estimate.made
-    if found is None or made is None or arithmetic.name == "float64":
+    made, found = failure.estimate.made, failure.given
+    if made is None or made.operation != "add_positions" or found.shape != failure.estimate.shape:
+        return False
+    if arithmetic.name == "float64":
         return False
     places = made.settings["start"] + np.arange(found.shape[1])[:, None] + 1
-    error = np.abs(found - failure.estimate.value)
-    return bool((error <= 4 * arithmetic.result * places + failure.estimate.allowed().bound).all())
+    error = np.abs(found - failure.estimate.value)[failure.valid]
+    allowed = (4 * arithmetic.result * places + failure.estimate.allowed().bound)[failure.valid]
+    return bool((error <= allowed).all())

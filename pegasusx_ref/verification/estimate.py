@@ -1,6 +1,7 @@
 """A tensor on its way through a check: what it must be, and what rounding may have made of it. [spec 16]"""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,13 @@ class Made(NamedTuple):
         operation: the name of the operation, or of its part.
         inputs: estimates that it was computed from.
         settings: what else went in: weights, eps, masks.
+        golden: computes the value from those of the inputs.
     """
 
     operation: str
     inputs: tuple["Estimate", ...]
     settings: dict[str, Any]
+    golden: Callable[..., np.ndarray]
 
 
 class Estimate:
@@ -38,6 +41,9 @@ class Estimate:
         errors: of the operation that gave the value; None where the value is the candidate's own tensor.
         samples: as many as `NUM_SAMPLES`, where not all inputs of the operation were the candidate's own.
         made: how it came about.
+
+    Attributes:
+        name: of the first trace point that it came by.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Estimate:
     ) -> None:
         self.rng, self.value, self.clean, self.errors, self.made = rng, value, clean, errors, made
         self._samples = samples
+        self.name: str | None = None
 
     @property
     def operation(self) -> str:
@@ -104,7 +111,14 @@ class Estimate:
         samples = None if self.is_known else [function(sample) for sample in self.samples()]
         value = function(self.value)
         clean = value if self.clean is self.value else function(self.clean)
-        return Estimate(self.rng, value, clean, samples=samples)
+        made = None if self.is_known else Made("rearrange", (self,), {}, function)
+        return Estimate(self.rng, value, clean, samples=samples, made=made)
+
+    def forgetful(self) -> "Estimate":
+        """Copy without how it came about: what holds on to an estimate holds on to all that it was made from."""
+        copied = copy(self)
+        copied.made = None
+        return copied
 
     def reshape(self, *shape: int) -> "Estimate":
         """As of an array."""
@@ -124,10 +138,11 @@ def joined(parts: Sequence[Estimate], axis: int) -> Estimate:
     def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate(arrays, axis=axis)
 
-    samples = None
+    samples, made = None, None
     if not all(part.is_known for part in parts):
         samples = [join(some) for some in zip(*(part.samples() for part in parts), strict=True)]
+        made = Made("join", tuple(parts), {}, lambda *arrays: join(arrays))
     value = join([part.value for part in parts])
     same = all(part.clean is part.value for part in parts)
     clean = value if same else join([part.clean for part in parts])
-    return Estimate(parts[0].rng, value, clean, samples=samples)
+    return Estimate(parts[0].rng, value, clean, samples=samples, made=made)

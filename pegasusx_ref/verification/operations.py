@@ -57,7 +57,7 @@ class CheckingOperations(NumpyBackend):
         clean = value if same else golden(*(x.clean for x in inputs))
         found = errors(*values, value)
         found = Errors(found.variance * self._ours, found.bound * self._ours)
-        made = Made(operation, inputs, settings)
+        made = Made(operation, remembered(operation, inputs), settings, golden)
         if all(x.is_known for x in inputs):
             return Estimate(self._rng, value, clean, errors=found, made=made)
         deviation = np.sqrt(found.variance)
@@ -74,7 +74,7 @@ class CheckingOperations(NumpyBackend):
         times = 0 if scale == 1 else 2  # the scale may be rounded, the product is
         errors = arithmetic.rounding(self.arithmetic, value, times)
         settings = {"ids": ids_BT, "table": table_VD, "scale": scale}
-        return Estimate(self._rng, value, value, errors, made=Made("embed_tokens", (), settings))
+        return Estimate(self._rng, value, value, errors, made=Made("embed_tokens", (), settings, lambda: value))
 
     def add_positions(self, x_BTD: Any, start: int) -> Estimate:  # type: ignore[override]
         _, T, D = x_BTD.shape
@@ -183,3 +183,15 @@ class CheckingOperations(NumpyBackend):
 
     def cross_entropy(self, logits_BLV: Any, labels_BL: np.ndarray) -> np.ndarray:
         return head.cross_entropy(self.to_numpy(logits_BLV), labels_BL)
+
+
+def remembered(operation: str, inputs: tuple[Estimate, ...]) -> tuple[Estimate, ...]:
+    """Let an estimate remember what it was made from, but no further than to where its sublayer begins."""
+    if operation == "add":
+        stream, update = inputs
+        return stream.forgetful(), update
+    if operation == "layer_norm" and (made := inputs[0].made) is not None:
+        short = inputs[0].forgetful()
+        short.made = made._replace(inputs=tuple(x.forgetful() for x in made.inputs))
+        return (short,)
+    return inputs

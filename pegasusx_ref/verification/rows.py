@@ -28,6 +28,15 @@ class ValidRows:
         # What is written of a source without any real token means nothing.
         self._target = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
 
+    def names_beside(self, name: str) -> list[str]:
+        """List the tensors of the layer that a tensor belongs to; of no layer, none."""
+        layer = re.match(r"\w+\.layers\.(\d+)\.", name)
+        if layer is None:
+            return []
+        i, points = int(layer.group(1)), [p for p in TRACE_POINTS if p.startswith(general(layer.group()))]
+        blocks = range(len(self._slices[i]) if name.startswith("encoder") else 1)
+        return list(dict.fromkeys(point.format(i=i, n=n) for n in blocks for point in points))
+
     def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Say which rows of a tensor count.
 

@@ -16,6 +16,7 @@ from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.candidates import Candidate
 from pegasusx_ref.verification.checking import Check, Checker, Failure
 from pegasusx_ref.verification.diagnosing import Diagnosis, diagnose
+from pegasusx_ref.verification.hypotheses import Surroundings
 from pegasusx_ref.verification.operations import CheckingOperations
 from pegasusx_ref.verification.rows import ValidRows
 
@@ -98,7 +99,9 @@ def verify(
             f"the candidate has no tensor of a trace point's name: it has {names}; see pegasusx_ref.TRACE_POINTS"
         )
     failure = checker.failure
-    diagnoses = [] if failure is None else diagnose(failure, ops.arithmetic, model.weights)
+    diagnoses = []
+    if failure is not None:
+        diagnoses = diagnose(failure, ops.arithmetic, Surroundings(config, model.weights, source, failure.beside))
     return Report(checker.checks, failure, diagnoses, arithmetic, sorted(set(tensors) - seen))
 
 

@@ -1,0 +1,90 @@
+"""Mistakes inside attention: scale, mask, heads, softmax, values. [spec 16]"""
+
+import math
+
+import numpy as np
+
+from pegasusx_ref.attention import merge_heads, softmax
+from pegasusx_ref.verification.hypotheses.blocks import other_blocks
+from pegasusx_ref.verification.hypotheses.case import Case, Variants
+
+LOWEST = np.finfo(np.float64).min
+
+
+def of_scores(case: Case) -> Variants:
+    """Another scale, another mask, other heads, or other keys."""
+    (q, k), visible = case.inputs, case.settings["visible"]
+    _, H, L, F = q.shape
+    products, right = q @ k.swapaxes(2, 3), F**-0.5
+
+    def masked(scores: np.ndarray, seen: np.ndarray | None = visible) -> np.ndarray:
+        return scores if seen is None else np.where(seen[:, None], scores, LOWEST)
+
+    found: Variants = {
+        "scores are not scaled": lambda: masked(products),
+        "scores are scaled by sqrt(D), not by the root of a head's width": lambda: masked(products / math.sqrt(H * F)),
+        "the scale is applied twice: by the head's width, not by its root": lambda: masked(products / F),
+        "keys are in the reverse order": lambda: masked(products[..., ::-1] * right),
+        "queries and keys are cut into heads the other way round": lambda: masked(
+            recut(q) @ recut(k).swapaxes(2, 3) * right
+        ),
+    }
+    if H > 1:
+        found["heads of queries and keys do not belong together"] = lambda: masked(
+            (q @ np.roll(k, 1, axis=1).swapaxes(2, 3)) * right
+        )
+    if visible is not None:
+        is_padding = visible.shape[1] == 1
+        what = "padding keys are seen: no mask, or one on queries" if is_padding else "the mask is missing"
+        found[what] = lambda: products * right
+        found["the mask is the other way round"] = lambda: masked(products * right, ~visible)
+        if visible.shape[1] == L > 1:
+            ahead = np.concatenate([visible[:, 1:], np.ones_like(visible[:, :1])], axis=1)
+            behind = np.concatenate([visible[:, :1], visible[:, :-1]], axis=1)
+            found["the causal mask lets each token see the next one"] = lambda: masked(products * right, ahead)
+            found["the causal mask hides each token from itself"] = lambda: masked(products * right, behind)
+    if case.name.startswith("encoder"):
+        G = case.around.config.num_global_tokens
+        hidden = np.arange(k.shape[2])[None, None] >= G
+        found["global tokens are hidden from the others"] = lambda: masked(
+            products * right, hidden if visible is None else visible & hidden
+        )
+        found["global tokens are not among the keys"] = lambda: masked(products * right)[..., G:]
+        found |= other_blocks(case)
+    return found
+
+
+def of_softmax(case: Case) -> Variants:
+    """Softmax over something else."""
+    (scores,) = case.inputs
+    return {
+        "softmax runs over the queries": lambda: softmax(scores.swapaxes(2, 3)).swapaxes(2, 3),
+        "softmax is taken twice": lambda: softmax(softmax(scores)),
+        "softmax is a sigmoid": lambda: 0.5 * (1 + np.tanh(0.5 * np.maximum(scores, -1e3))),
+        "softmax has one more in its denominator": lambda: softmax(with_zero(scores))[..., 1:],
+    }
+
+
+def of_weighted_sum(case: Case) -> Variants:
+    """Other values."""
+    probs, v = case.inputs
+    found: Variants = {
+        "values are in the reverse order": lambda: probs @ v[:, :, ::-1],
+        "values are cut into heads the other way round": lambda: probs @ recut(v),
+    }
+    if v.shape[1] > 1:
+        found["heads of weights and values do not belong together"] = lambda: probs @ np.roll(v, 1, axis=1)
+    if case.name.replace("context", "probs") not in case.around.tensors:
+        found |= other_blocks(case)
+    return found
+
+
+def recut(x_BHTF: np.ndarray) -> np.ndarray:
+    """Take feature f of head h where feature h of head f would be: (F, H) instead of (H, F)."""
+    B, H, T, F = x_BHTF.shape
+    return merge_heads(x_BHTF).reshape(B, T, F, H).transpose(0, 3, 1, 2)
+
+
+def with_zero(scores: np.ndarray) -> np.ndarray:
+    """Put a score of 0 before the others."""
+    return np.concatenate([np.zeros_like(scores[..., :1]), scores], axis=-1)
