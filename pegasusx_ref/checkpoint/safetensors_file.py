@@ -1,6 +1,7 @@
 """Reading a safetensors file without copying it, bfloat16 included."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -9,15 +10,23 @@ from safetensors import SafetensorError, safe_open
 
 from pegasusx_ref.errors import CheckpointError
 
-DTYPES: dict[str, np.dtype] = {
+WEIGHTS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+INTEGERS: dict[str, np.dtype] = {
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS) -> dict[str, np.ndarray]:
     """Map a safetensors file into memory.
 
     The safetensors library checks the file (header, offsets, length); the tensors are then views of a memory map, so
@@ -26,9 +35,10 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
+        dtypes: that are expected, by the format's names.
 
     Returns:
-        Read-only float64, float32, float16 and bfloat16 arrays by name.
+        Read-only arrays by name.
 
     Raises:
         CheckpointError: the file is missing, truncated or corrupt, or a tensor is of another dtype.
@@ -51,12 +61,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in dtypes:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}: expected one of {', '.join(DTYPES)}"
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}: expected one of {', '.join(dtypes)}"
             )
         start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
         # A plain ndarray over the map: np.memmap would pass its subclass on to every result.
         raw = np.asarray(buffer[start:stop])
-        tensors[name] = raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = raw.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
     return tensors

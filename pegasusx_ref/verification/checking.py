@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.tensors import to_numpy
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
@@ -80,9 +81,9 @@ class Checker:
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
         """Compare a tensor; what is returned goes on in its place."""
         estimate.name = estimate.name or name
-        given = self._tensors.get(name)
-        if given is None:
+        if (tensor := self._tensors.get(name)) is None:
             return None
+        given = to_numpy(tensor)
         valid = self._rows.of(name, estimate.shape)
         if given.shape != estimate.shape:
             note = f"shape {given.shape} where {estimate.shape} is expected"
@@ -107,7 +108,7 @@ class Checker:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
             given_beside = ((name, self._tensors.get(name)) for name in self._rows.names_beside(check.name))
-            beside = {name: tensor for name, tensor in given_beside if tensor is not None}
+            beside = {name: to_numpy(tensor) for name, tensor in given_beside if tensor is not None}
             self.failure = Failure(check, estimate, given, valid, beside)
 
     def _unfit(self, name: str, estimate: Estimate, note: str) -> Check:

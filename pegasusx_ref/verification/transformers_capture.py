@@ -1,19 +1,17 @@
 """Every tensor of a live transformers model, under the names of the trace points. [spec 16]"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pegasusx_ref.attention import split_heads
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.tensors import to_numpy
+from pegasusx_ref.verification.transformers_layout import Unpadded
 
 # Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
 # twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
@@ -54,35 +52,68 @@ class Softmaxes(TorchFunctionMode):  # type: ignore[misc]
         return result
 
 
-class Capture:
-    """One run of transformers' model, watched.
+class Call(NamedTuple):
+    """A layer's run, to be done again."""
+
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Capture(Mapping[str, np.ndarray]):
+    """Tensors of one run of transformers' model: those between layers, and those inside the layer last asked for.
+
+    The tensors inside all layers of a long text do not fit into memory. So the run keeps what goes into each layer, and
+    a layer runs again, watched, when a tensor inside it is asked for.
 
     Args:
         model: transformers' `PegasusXForConditionalGeneration`.
         config: its configuration.
+        inputs: arrays.
     """
 
-    def __init__(self, model: Any, config: PegasusXConfig) -> None:
-        self._model, self._config = model, config
-        self._found: dict[str, np.ndarray] = {}
+    def __init__(self, model: Any, config: PegasusXConfig, inputs: Mapping[str, Any]) -> None:
+        self._model, self._unpadded = model, Unpadded(config, inputs["input_ids"].shape[1])
+        self._between: dict[str, np.ndarray] = {}
+        self._inside: dict[str, np.ndarray] = {}
+        self._found = self._between  # where what is seen is kept
+        self._names: set[str] = set()
+        self._calls: dict[str, Call] = {}
+        self._open = ""  # the place of the layer whose tensors are at hand
         self._handles: list[Any] = []
         self._attention: str | None = None  # the place of the attention that is running
         self._softmaxes = count()  # of that attention
-        self._num_tokens = 0
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Run the model on arrays, and give what was seen by trace-point name."""
-        self._num_tokens = inputs["input_ids"].shape[1]
-        device = next(self._model.parameters()).device
+        device = next(model.parameters()).device
         ids = {k: torch.from_numpy(v.astype(np.int64)).to(device) for k, v in inputs.items() if v is not None}
+        self._run(self._watch_model, partial(model, **ids, use_cache=False))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._between:
+            return self._between[name]
+        place = ".".join(name.split(".")[:3])
+        if place != self._open and place in self._calls:
+            self._open, self._inside = place, {}
+            self._found = self._inside
+            call = self._calls[place]
+            self._run(partial(self._watch_inside, place, call.layer), partial(call.layer, *call.args, **call.kwargs))
+        return self._inside[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the names that were seen so far."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _run(self, watch: Callable[[], None], what: Callable[[], Any]) -> None:
         try:
-            self._watch_model()
+            watch()
             with torch.no_grad(), Softmaxes(self._softmax):
-                self._model(**ids, use_cache=False)
+                what()
         finally:
             for handle in self._handles:
                 handle.remove()
-        return self._found
+            self._handles = []
 
     # --- what is watched
 
@@ -90,18 +121,22 @@ class Capture:
         encoder, decoder = self._model.model.encoder, self._model.model.decoder
         self._after(encoder.embed_global, partial(self._keep, "encoder.embed_global"))
         self._after(self._model.lm_head, partial(self._keep, "lm_head"))
-        for side, part, table in (("encoder", encoder, ENCODER_LAYER), ("decoder", decoder, DECODER_LAYER)):
+        for side, part in (("encoder", encoder), ("decoder", decoder)):
             self._after(part.embed_tokens, partial(self._keep, f"{side}.embed_tokens"))
             # What goes into the first layer, or into the last LayerNorm where there is none.
             self._before(
                 part.layers[0] if len(part.layers) else part.layer_norm, partial(self._keep, f"{side}.embeddings")
             )
             for i, layer in enumerate(part.layers):
-                self._watch_layer(f"{side}.layers.{i}", layer, table)
+                self._watch_from_outside(f"{side}.layers.{i}", layer)
             self._after(part.layer_norm, partial(self._keep, f"{side}.layer_norm"))
 
-    def _watch_layer(self, place: str, layer: Any, table: dict[str, tuple[str | None, str]]) -> None:
-        if table is ENCODER_LAYER:
+    def _watch_from_outside(self, place: str, layer: Any) -> None:
+        def keep_call(layer: Any, args: Any, kwargs: Any) -> None:
+            self._calls[place] = Call(layer, tuple(map(copied, args)), {k: copied(v) for k, v in kwargs.items()})
+
+        self._handles.append(layer.register_forward_pre_hook(keep_call, with_kwargs=True))
+        if place.startswith("encoder"):
             self._before(layer, partial(self._keep, f"{place}.tokens.input"))
             self._before(layer, partial(self._keep, f"{place}.globals.input"), number=1)
             self._after(layer, lambda both: self._keep(f"{place}.tokens.output", both[0]))
@@ -109,6 +144,9 @@ class Capture:
         else:
             self._before(layer, partial(self._keep, f"{place}.input"))
             self._after(layer, partial(self._keep, f"{place}.output"))
+
+    def _watch_inside(self, place: str, layer: Any) -> None:
+        table = ENCODER_LAYER if place.startswith("encoder") else DECODER_LAYER
         for path, (goes_in, comes_out) in table.items():
             module = layer.get_submodule(path)
             if goes_in is not None:
@@ -143,59 +181,18 @@ class Capture:
     def _softmax(self, scores: Any, probs: Any) -> None:
         """Keep scores and weights; an encoder layer attends from the global tokens first, then from the tokens."""
         if self._attention is None:
-            return
+            return  # not of a layer that is watched from inside
         part = "" if self._attention.startswith("decoder") else (".global", ".local")[next(self._softmaxes) % 2]
         self._keep(f"{self._attention}{part}.scores", scores)
         self._keep(f"{self._attention}{part}.probs", probs)
 
-    # --- what is kept
-
     def _keep(self, name: str, tensor: Any) -> None:
-        """Keep a tensor without transformers' padding: of the tokens, of a block, of half a block."""
         array = np.array(to_numpy(tensor))  # a copy: what comes next may write into the tensor
-        if name.startswith("decoder") or name == "lm_head":
-            is_context = name.endswith(".context")
-            self._found[name] = split_heads(array, self._config.decoder_attention_heads) if is_context else array
-        elif name.endswith(".context"):
-            self._keep_encoder_context(name, split_heads(array, self._config.encoder_attention_heads))
-        elif ".local." in name:
-            self._keep_blocks(name, array)
-        elif ".global." in name:
-            G = self._config.num_global_tokens
-            first = G + self._shift(array.shape[3] - G)
-            self._found[name] = array[..., np.r_[:G, first : first + self._num_tokens]]
-        elif ".globals." in name or name == "encoder.embed_global":
-            self._found[name] = array
-        else:
-            first = self._shift(array.shape[1])
-            self._found[name] = array[:, first : first + self._num_tokens]
+        for part, cut in self._unpadded.tensors(name, array):
+            self._names.add(part)
+            self._found[part] = cut
 
-    def _shift(self, num_padded: int) -> int:
-        """Tell by how much tokens are moved: staggered layers pad them by half a block on both sides."""
-        K = self._config.block_size
-        return K // 2 if num_padded == -(-self._num_tokens // K) * K + K else 0
 
-    def _slices(self, name: str) -> tuple[list[tuple[int, int]], bool]:
-        staggered = is_staggered(self._config, int(name.split(".")[2]))
-        return block_slices(self._num_tokens, self._config.block_size, staggered), staggered
-
-    def _keep_encoder_context(self, name: str, heads: np.ndarray) -> None:
-        if ".globals." in name:
-            self._found[name.replace(".globals.", ".global.")] = heads
-            return
-        first = self._shift(heads.shape[2])
-        for n, (start, stop) in enumerate(self._slices(name)[0]):
-            self._found[name.replace(".tokens.", f".local.{n}.")] = heads[:, :, first + start : first + stop]
-
-    def _keep_blocks(self, name: str, padded: np.ndarray) -> None:
-        """Cut padded blocks (B, H, N, K, G + K) into slices; another number of blocks is the finding, not an error."""
-        K, G = self._config.block_size, self._config.num_global_tokens
-        slices, staggered = self._slices(name)
-        num_blocks, shift = padded.shape[2], K // 2 if staggered else 0
-        for n, (start, stop) in enumerate(slices):
-            block, first = divmod(start + shift, K)
-            found = padded[:, :, min(block, num_blocks - 1)]
-            if num_blocks == -(-self._num_tokens // K) + staggered:
-                last = first + stop - start
-                found = found[:, :, first:last][..., np.r_[:G, G + first : G + last]]
-            self._found[name.replace(".local.", f".local.{n}.")] = found
+def copied(value: Any) -> Any:
+    """Copy tensors."""
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -102,7 +102,7 @@ def verify(
     diagnoses = []
     if failure is not None:
         diagnoses = diagnose(failure, ops.arithmetic, Surroundings(config, model.weights, source, failure.beside))
-    return Report(checker.checks, failure, diagnoses, arithmetic, sorted(set(tensors) - seen))
+    return Report(checker.checks, failure, diagnoses, arithmetic, sorted(set(tensors) - seen - set(arrays)))
 
 
 def _checked(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
