@@ -24,9 +24,9 @@ class ValidRows:
     def __init__(
         self, source_mask_BT: np.ndarray, target_mask_BL: np.ndarray, slices: list[list[tuple[int, int]]]
     ) -> None:
-        self._source, self._slices = source_mask_BT, slices
+        self.source_mask_BT, self.slices = source_mask_BT, slices
         # What is written of a source without any real token means nothing.
-        self._target = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
+        self.target_mask_BL = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
 
     def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Say which rows of a tensor count.
@@ -41,9 +41,9 @@ class ValidRows:
         letter = TRACE_POINTS[general(name)][-2]
         if letter == "G":
             return np.ones(shape[:-1], dtype=bool)
-        mask = self._target if letter == "L" else self._source
+        mask = self.target_mask_BL if letter == "L" else self.source_mask_BT
         if letter == "S":
             layer, block = (int(number) for number in re.findall(r"\d+", name)[:2])
-            start, stop = self._slices[layer][block]
+            start, stop = self.slices[layer][block]
             mask = mask[:, start:stop]
         return np.broadcast_to(mask if len(shape) == 3 else mask[:, None], shape[:-1])
