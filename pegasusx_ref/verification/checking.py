@@ -9,6 +9,7 @@ from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
 
+VERDICTS = ("pass", "blind", "warn", "fail")  # from good to bad
 WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first
 ALONE = 10.0  # the error of one element beside what is expected of it, where the rest of its row is right
 HIDDEN = -1e4  # a masked score is at most this: float16's lowest number is -65504
