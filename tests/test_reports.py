@@ -12,8 +12,9 @@ from machines import random_model
 
 from pegasusx_ref import PegasusXConfig, verify
 from pegasusx_ref.reports import as_html, as_junit
-from pegasusx_ref.reports.drawing import FIRST_FAILING, LEVELS, binned, drawn
-from pegasusx_ref.reports.heatmaps import Heatmap, Strip
+from pegasusx_ref.reports.cells import FIRST_FAILING, LEVELS, binned
+from pegasusx_ref.reports.drawing import drawn
+from pegasusx_ref.reports.heatmaps import Heatmap, Spot, Strip, worst_spots
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
 from pegasusx_ref.verification.checking import FAIL, Rows
@@ -259,6 +260,43 @@ def test_bins_keep_their_largest_value() -> None:
         assert rho[head, at] == largest
         assert f"up to {largest:.3g}" in text
         assert ("wrong" in text) == is_wrong[head, 2 * x : 2 * (x + width)].any()
+
+
+def test_the_worst_rows_are_told_in_words() -> None:
+    rng = np.random.default_rng(0)
+    strips = [
+        Strip(axis, Rows(rho := 10 ** rng.uniform(-1, 2, (3, 20)), (rho > FAIL) & (rng.random((3, 20)) < 0.1)), edges)
+        for axis, edges in (("global token", ()), ("position", (8, 16)))
+    ]
+    strips[0].rows.rho[1, :] = np.nan
+    everything = [
+        Spot(
+            axis,
+            row,
+            head,
+            (row >= 8) + (row >= 16) if ends else None,
+            rho[head, row].item(),
+            bool(is_wrong[head, row]),
+        )
+        for axis, (rho, is_wrong), ends, _ in strips
+        for head, row in np.ndindex(3, 20)
+        if not np.isnan(rho[head, row])
+    ]
+    expected = sorted(everything, key=lambda spot: (-spot.is_wrong, -spot.rho))
+    assert 0 < sum(spot.is_wrong for spot in expected) < 12
+    assert worst_spots(Heatmap("place", 0, True, strips), 12) == expected[:12]
+    html = as_html(REPORTS["failing"])
+    rows = re.findall(r'<tr><th scope="row">position 17</th><td>3</td><td>2</td><td>[\d.e+]+</td><td>wrong</td>', html)
+    assert len(rows) == 1
+
+
+def test_a_candidate_may_show_few_tensors() -> None:
+    shown = {name: TENSORS[name] for name in TENSORS if not name.endswith(("scores", "probs", "0.fc1"))}
+    wrong = off_by("encoder.layers.1.self_attn.local.2.context", (0, 3, 5, 1), 1.0)
+    html = as_html(verify(MODEL, shown | wrong, INPUTS, "float32"))
+    assert "fail (wide)" in html
+    assert "from tensors that were not shown" in html
+    assert cells(Page(html).pictures[0], "position")[3, 17] >= FIRST_FAILING
 
 
 def test_names_are_escaped() -> None:

@@ -1,17 +1,16 @@
-"""A heatmap as shapes: cells of many rows, edges of blocks, and what each part of it says when pointed at."""
+"""A heatmap as shapes: its cells, the edges of blocks, and what each part of it says when pointed at."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.reports.cells import levels, path, power_of_two
 from pegasusx_ref.reports.heatmaps import Edges, Heatmap, Strip, block_at
-from pegasusx_ref.verification.checking import FAIL, WARN
 
-LEVELS = (0.3, 1.0, WARN, FAIL, 30.0, 1e3, 1e6)  # rho up to which a cell has its colour; above the last one more
-FIRST_FAILING = LEVELS.index(FAIL) + 1
 WIDTH, GAP, HEAD_HEIGHT, LINE_HEIGHT = 900, 24, 16, 28  # of the picture, in its own units
 LEFT, LEFT_WITHOUT_HEADS, RIGHT = 64, 8, 16  # of the axes, for labels
-NARROWEST = 3  # blocks that are drawn
+NARROWEST, TICK = 3, 80  # blocks whose edges are drawn, and the room of a label
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # from label to label
 
 
 class DrawnStrip(NamedTuple):
@@ -84,7 +83,7 @@ def drawn_strip(strip: Strip, has_heads: bool, x: int, width: int, most_cells: i
     """Draw one axis of a heatmap."""
     length = strip.rows.rho.shape[1]
     bin_width = power_of_two(length / most_cells)
-    cells = levels(strip, bin_width)
+    cells = levels(strip.rows, bin_width)
     num_heads, num_cells = cells.shape
     tile = power_of_two(num_cells / most_tiles)
     tiles = [
@@ -93,40 +92,20 @@ def drawn_strip(strip: Strip, has_heads: bool, x: int, width: int, most_cells: i
         for start in range(0, num_cells, tile)
         if (text := told(strip, head if has_heads else None, start * bin_width, (start + tile) * bin_width))
     ]
-    step = next(s for e in range(9) for s in (10**e, 2 * 10**e, 5 * 10**e) if length / s <= width / 80)
-    ticks = [(position / bin_width, str(position)) for position in range(0, length, step)]
-    found = {level: path(cells == level) for level in range(len(LEVELS) + 1) if (cells == level).any()}
-    edges, others = (lines(edges, bin_width, num_heads, width / num_cells) for edges in strip[2:])
-    return DrawnStrip(strip.axis, x, width, num_cells, bin_width, found, edges, others, tiles, ticks)
-
-
-def power_of_two(least: float) -> int:
-    """Round up to a power of two, so that bins do not straddle the edges of blocks."""
-    return 1 << max(0, int(np.ceil(np.log2(least))))
-
-
-def binned(values: np.ndarray, width: int, rest: float) -> np.ndarray:
-    """Take the largest of every `width` values along the last axis, whatever is NaN apart."""
-    missing = -values.shape[-1] % width
-    padded = np.pad(values, ((0, 0), (0, missing)), constant_values=rest)
-    largest: np.ndarray = np.fmax.reduce(padded.reshape(len(values), -1, width), axis=2)
-    return largest
-
-
-def levels(strip: Strip, bin_width: int) -> np.ndarray:
-    """Give the level of every cell; -1 where no row counts."""
-    rho, is_wrong = binned(strip.rows.rho, bin_width, np.nan), binned(strip.rows.is_wrong, bin_width, False)
-    found = np.searchsorted(LEVELS, rho, side="left")
-    # A row may be wrong in one element and right as a whole.
-    found = np.where(is_wrong, np.maximum(found, FIRST_FAILING), found)
-    return np.where(np.isnan(rho), -1, found)
-
-
-def path(is_set: np.ndarray) -> str:
-    """Outline cells: one rectangle for those that lie side by side."""
-    steps = np.diff(np.pad(is_set.astype(int), ((0, 0), (1, 1))), axis=1)
-    starts, stops = np.argwhere(steps == 1), np.argwhere(steps == -1)
-    return "".join(f"M{x} {y}h{stop - x}v1h{x - stop}z" for (y, x), (_, stop) in zip(starts, stops, strict=True))
+    step = next((step for step in STEPS if step * width >= length * TICK), STEPS[-1])
+    edges, other_edges = (lines(some, bin_width, num_heads, width / num_cells) for some in strip[2:])
+    return DrawnStrip(
+        axis=strip.axis,
+        x=x,
+        width=width,
+        num_cells=num_cells,
+        bin_width=bin_width,
+        paths={int(level): path(cells == level) for level in np.unique(cells) if level >= 0},
+        edges=edges,
+        other_edges=other_edges,
+        tiles=tiles,
+        ticks=[(row / bin_width, str(row)) for row in range(0, length, step)],
+    )
 
 
 def lines(edges: Edges, bin_width: int, height: int, scale: float) -> str:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.reports.drawing import LEVELS, Drawing, drawn
+from pegasusx_ref.reports.cells import LEVELS
+from pegasusx_ref.reports.drawing import Drawing, drawn
 from pegasusx_ref.reports.heatmaps import Spot, heatmaps, place, worst_spots
 from pegasusx_ref.reports.overview import badness, overview
 from pegasusx_ref.reports.text import counted
@@ -49,7 +50,7 @@ def as_html(report: Report, subject: str = "candidate") -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = number
-    first = report.first_failure or max(report.table, key=badness)
+    first = report.first_failure or max(report.table, key=lambda check: check.rho)
     worst: dict[str, Check] = {}  # by place, in the order of execution
     for check in report.table:
         where = place(check.name)
@@ -62,7 +63,7 @@ def as_html(report: Report, subject: str = "candidate") -> str:
         first=first,
         figures=figures(report, first, FIRST),
         others=[(check, figures(report, check, FOLDED)) for check in others[:MOST_FOLDED]],
-        left_out=[place(check.name) for check in others[MOST_FOLDED:]],
+        num_left_out=len(others[MOST_FOLDED:]),
         maps=overview(report),
         levels=LEVELS,
         config=report.config,
