@@ -14,7 +14,7 @@ from pegasusx_ref import PegasusXConfig, verify
 from pegasusx_ref.reports import as_html, as_junit
 from pegasusx_ref.reports.cells import FIRST_FAILING, LEVELS, binned
 from pegasusx_ref.reports.drawing import drawn
-from pegasusx_ref.reports.heatmaps import Heatmap, Spot, Strip, worst_spots
+from pegasusx_ref.reports.heatmaps import Heatmap, Strip, worst_spots
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
 from pegasusx_ref.verification.checking import FAIL, Rows
@@ -270,24 +270,19 @@ def test_the_worst_rows_are_told_in_words() -> None:
     ]
     strips[0].rows.rho[1, :] = np.nan
     everything = [
-        Spot(
-            axis,
-            row,
-            head,
-            (row >= 8) + (row >= 16) if ends else None,
-            rho[head, row].item(),
-            bool(is_wrong[head, row]),
-        )
-        for axis, (rho, is_wrong), ends, _ in strips
+        (bool(is_wrong[head, row]), rho[head, row].item(), axis, head, row)
+        for axis, (rho, is_wrong), *_ in strips
         for head, row in np.ndindex(3, 20)
         if not np.isnan(rho[head, row])
     ]
-    expected = sorted(everything, key=lambda spot: (-spot.is_wrong, -spot.rho))
-    assert 0 < sum(spot.is_wrong for spot in expected) < 12
-    assert worst_spots(Heatmap("place", 0, True, strips), 12) == expected[:12]
-    html = as_html(REPORTS["failing"])
-    rows = re.findall(r'<tr><th scope="row">position 17</th><td>3</td><td>2</td><td>[\d.e+]+</td><td>wrong</td>', html)
-    assert len(rows) == 1
+    expected = sorted(everything, reverse=True)[:12]
+    assert 0 < sum(is_wrong for is_wrong, *_ in expected) < 12
+    found = worst_spots(Heatmap("place", 0, True, strips), 12)
+    assert [(spot.is_wrong, spot.rho, spot.axis, spot.head, spot.row) for spot in found] == expected
+    for spot in found:
+        assert spot.block == ((spot.row >= 8) + (spot.row >= 16) if spot.axis == "position" else None)
+    told = '<tr><th scope="row">position 17</th><td>3</td><td>2</td><td>[\\d.e+]+</td><td>wrong</td></tr>'
+    assert len(re.findall(told, as_html(REPORTS["failing"]))) == 2  # scores, and the probabilities of the right ones
 
 
 def test_a_candidate_may_show_few_tensors() -> None:
