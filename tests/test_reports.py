@@ -17,7 +17,7 @@ from pegasusx_ref.reports.drawing import drawn
 from pegasusx_ref.reports.heatmaps import Heatmap, Strip, worst_spots
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
-from pegasusx_ref.verification.checking import FAIL, Rows
+from pegasusx_ref.verification.checking import ALONE, FAIL, Rows
 from pegasusx_ref.verification.rows import ValidRows
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)  # blocks of 8, 4 global tokens, 4 heads
@@ -160,17 +160,26 @@ def test_one_wrong_element_is_one_cell(name: str, index: tuple[int, ...], axis: 
             assert np.argwhere(found > LEVELS.index(FAIL) - 1).tolist() == expected
 
 
-def test_an_element_that_is_wrong_alone_is_seen_though_its_row_is_right() -> None:
-    failure = report_of(lm_head=TENSORS["lm_head"] + 1).failure
+@pytest.mark.parametrize(
+    ("name", "is_beyond_bound"), [("encoder.embed_tokens", True), ("encoder.layers.1.tokens.fc2", False)]
+)
+def test_an_element_that_is_wrong_alone_is_seen_though_its_row_is_right(name: str, is_beyond_bound: bool) -> None:
+    row = (0, 13)
+    failure = report_of(**{name: TENSORS[name] + 1}).failure
     assert failure is not None
+    variance, bound = (array[row] for array in failure.estimate.allowed())
+    alone = ALONE * np.sqrt(variance + variance.mean())
+    column = int(np.argmax(alone - bound if is_beyond_bound else bound - alone))
     off = failure.estimate.value.copy()
-    off[0, 3, 70] += 20 * np.sqrt(failure.estimate.allowed().variance[0, 3].max())
-    report = report_of(lm_head=off)
+    off[*row, column] += 1.001 * (bound if is_beyond_bound else alone)[column]
+    assert (abs(off - failure.estimate.value)[*row] > bound).any() == is_beyond_bound
+    report = report_of(**{name: off})
     assert report.first_failure is not None
+    assert report.first_failure.name == name
     assert report.first_failure.rho < FAIL
-    found = cells(Page(as_html(report)).pictures[0], "target position")
-    assert np.argwhere(found >= FIRST_FAILING).tolist() == [[0, 3]]
-    assert found[0, 3] == FIRST_FAILING
+    found = cells(Page(as_html(report)).pictures[0], "position")
+    assert np.argwhere(found >= FIRST_FAILING).tolist() == [[0, 13]]
+    assert found[0, 13] == FIRST_FAILING
 
 
 def test_nan_is_drawn_where_it_is() -> None:

@@ -92,5 +92,5 @@ def lengths(mask: np.ndarray) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with two digits; what is not fitted is no number."""
-    return "–" if np.isnan(value) else f"{value:.2g}"
+    """Write a number with two digits."""
+    return f"{value:.2g}"
