@@ -46,7 +46,9 @@ def watched() -> Iterator[set[str]]:
     def on_event(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         # A function that raises also "returns", with None: it may have refused the very shape that its names promise.
-        if event == "return" and argument is not None and code.co_filename.startswith(PACKAGES):
+        # Compiled templates have names of their own.
+        is_ours = code.co_filename.startswith(PACKAGES) and code.co_filename.endswith(".py")
+        if event == "return" and argument is not None and is_ours:
             for mistake in find_mistakes(frame.f_locals):
                 mistakes.add(f"{Path(code.co_filename).name}:{code.co_qualname}: {mistake}")
 

@@ -2,13 +2,18 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from pegasusx_ref.cli import main
+from pegasusx_ref.verification import Candidate, from_backend
 
 
 def run(*arguments: object) -> Result:
@@ -44,6 +49,59 @@ def test_verify_lists_everything_if_asked() -> None:
     header, *rows, count = result.stdout.splitlines()
     assert header.split() == ["tensor", "operation", "rho", "error", "sigma", "bound", "verdict"]
     assert count.startswith(f"{len(rows)} tensors in float32")
+
+
+def _wrong(model: Any) -> Candidate:
+    """One of ours, with a tensor that is off."""
+
+    def tensors(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        found = dict(from_backend(model)(inputs))
+        found["encoder.layers.0.tokens.fc1"] = found["encoder.layers.0.tokens.fc1"] * 1.01
+        return found
+
+    return tensors
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_verify_writes_reports(
+    wrong: bool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wrong:
+        monkeypatch.setattr("pegasusx_ref.cli.verify.from_backend", _wrong)
+    page, xml = tmp_path / "report.html", tmp_path / "report.xml"
+    page.write_text("of another day", encoding="utf-8")
+    arguments = ("--model", model_folder, "--against", "numpy", "--tokens", 40, "--no-progress", "--json")
+    alone = run(*arguments)
+    result = run(*arguments, "--html", page, "--junit", xml)
+    assert (result.exit_code, result.stdout, result.stderr) == (int(wrong), alone.stdout, "")
+    html, suites = page.read_text(encoding="utf-8"), ET.fromstring(xml.read_text(encoding="utf-8"))
+    assert html.startswith("<!DOCTYPE html>")
+    assert f"<h1>numpy in float32, {model_folder.name}</h1>" in html
+    assert ("First wrong: <code>encoder.layers.0.tokens.fc1</code>" in html) == wrong
+    assert int(suites.get("tests", "")) == len(json.loads(result.stdout)["table"])
+    assert (suites.get("failures") != "0") == wrong
+
+
+def test_verify_refuses_files_that_it_cannot_write_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pegasusx_ref.cli.verify.verify", lambda *_: pytest.fail("it ran"))
+    good = tmp_path / "good.html"
+    for arguments, message in (
+        (("--html", tmp_path), f"Error: --html {tmp_path}: Is a directory"),
+        (("--html", good, "--junit", "nowhere/x"), "Error: --junit nowhere/x: No such file or directory"),
+        (("--html", good, "--junit", good), f"Error: --html and --junit both write {good}"),
+    ):
+        result = run("--against", "numpy", *arguments)
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", message + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_leaves_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
+    old = tmp_path / "old.html"
+    old.write_text("old", encoding="utf-8")
+    assert run("--against", "abacus", "--html", old, "--junit", tmp_path / "new.xml").exit_code == 2
+    assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,25 @@ from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.registry import get_backend
+from pegasusx_ref.reports import as_dict, as_html, as_junit, as_text
 from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.tokenizer import PegasusTokenizer
-from pegasusx_ref.verification import Candidate, Check, Diagnosis, Report, from_backend, from_transformers, verify
+from pegasusx_ref.verification import Candidate, from_backend, from_transformers, verify
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-COLUMNS = "{:52} {:13} {:>8} {:>9} {:>9} {:>9} {:>11}"
+
+
+def writable(_context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Open a file before anything long runs, and leave it as it was."""
+    if path is not None:
+        is_new = not path.exists()
+        try:
+            path.open("a").close()
+        except OSError as error:
+            raise UsageError(f"{option.opts[0]} {path}: {error.strerror or error}") from None
+        if is_new:
+            path.unlink()
+    return path
 
 
 @click.command("verify")
@@ -35,6 +48,20 @@ COLUMNS = "{:52} {:13} {:>8} {:>9} {:>9} {:>9} {:>11}"
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random tokens.")
 @click.option("--all", "everything", is_flag=True, help="List the tensors that pass too.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    callback=writable,
+    metavar="FILE",
+    help="Write a page with pictures of what is wrong.",
+)
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path),
+    callback=writable,
+    metavar="FILE",
+    help="Write XML for a CI system: a test case a tensor.",
+)
 @click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
 def verify_command(
     file: Path | None,
@@ -46,6 +73,8 @@ def verify_command(
     seed: int,
     everything: bool,
     as_json: bool,
+    html: Path | None,
+    junit: Path | None,
     shown: bool,
 ) -> None:
     """Check an implementation operation by operation, on the text of FILE or on random tokens.
@@ -54,6 +83,8 @@ def verify_command(
     against what rounding does in that operation. Lists the tensors that fail, in the order of execution. Exits with 0
     where none does, 1 where one does.
     """
+    if html is not None and html == junit:
+        raise UsageError(f"--html and --junit both write {html}")
     with plainly():
         folder = folder or DEMO_CHECKPOINT
         config = PegasusXConfig.from_pretrained(folder)
@@ -72,10 +103,11 @@ def verify_command(
         candidate = candidate_of(against, folder, config, rounded, dtype)
         with verification_progress(shown, f"{against} in {dtype}: {source.shape[1]} tokens, layer", config):
             report = verify(reference, candidate, inputs, dtype)
-    if as_json:
-        click.echo(json.dumps(as_dict(report)))
-    else:
-        click.echo("\n".join(lines(report, everything)))
+    click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))
+    subject = f"{against} in {dtype}, {folder.resolve().name}"
+    for path, write in ((html, as_html), (junit, as_junit)):
+        if path is not None:
+            write_report(path, write(report, subject))
     raise SystemExit(0 if report.passed else 1)
 
 
@@ -109,52 +141,13 @@ def candidate_of(
     )
 
 
-def lines(report: Report, everything: bool) -> list[str]:
-    """Say what was found: the first failure, then a table, then a count."""
-    counts = {v: sum(c.verdict == v for c in report.table) for v in ("pass", "blind", "warn", "fail")}
-    listed = [check for check in report.table if everything or check.verdict in ("warn", "fail")]
-    found = []
-    if report.first_failure is not None:
-        first = report.first_failure
-        why = f": {first.note}" if first.note else f" at {list(first.at)}"
-        found.append(f"First wrong: {first.name} ({first.operation}){why}")
-        found += [looks_like(diagnosis, first.name) for diagnosis in report.diagnoses]
-    if listed:
-        found.append(COLUMNS.format("tensor", "operation", "rho", "error", "sigma", "bound", "verdict"))
-        found += [row(check) for check in listed]
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    found.append(f"{len(report.table)} tensors in {report.arithmetic}: {told}")
-    if report.unknown:
-        found.append(f"not known here: {', '.join(report.unknown)}")
-    return found
+def write_report(path: Path, content: str) -> None:
+    """Write a report; characters that UTF-8 lacks, as file names may hold them, are spelled out.
 
-
-def looks_like(diagnosis: Diagnosis, failing: str) -> str:
-    """Say what explains the failing tensor."""
-    where = "" if diagnosis.where == failing else f" (in {diagnosis.where}, which is not shown)"
-    return f"Looks like: {diagnosis.mistake}{where}"
-
-
-def row(check: Check) -> str:
-    """Write a line of the table."""
-    numbers = (f"{number:.2g}" for number in (check.rho, check.error, check.sigma, check.bound))
-    verdict = check.verdict if check.is_direct else f"{check.verdict} (wide)"
-    return COLUMNS.format(check.name, check.operation, *numbers, verdict)
-
-
-def as_dict(report: Report) -> dict[str, Any]:
-    """Make a report that JSON can hold: numbers that are not finite become words."""
-
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and not np.isfinite(value) else value
-
-    table = [{key: plain(value) for key, value in check._asdict().items()} for check in report.table]
-    first = None if report.first_failure is None else report.first_failure.name
-    return {
-        "passed": report.passed,
-        "arithmetic": report.arithmetic,
-        "first_failure": first,
-        "diagnoses": [{key: plain(value) for key, value in d._asdict().items()} for d in report.diagnoses],
-        "unknown": report.unknown,
-        "table": table,
-    }
+    Raises:
+        UsageError: the file cannot be written any more.
+    """
+    try:
+        path.write_text(content, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None

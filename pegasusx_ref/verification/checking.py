@@ -10,6 +10,7 @@ from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
 
+VERDICTS = ("pass", "blind", "warn", "fail")  # from good to bad
 WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first
 ALONE = 10.0  # the error of one element beside what is expected of it, where the rest of its row is right
 HIDDEN = -1e4  # a masked score is at most this: float16's lowest number is -65504
@@ -47,6 +48,18 @@ class Check(NamedTuple):
     note: str = ""
 
 
+class Rows(NamedTuple):
+    """How far off each row of a tensor is: arrays of its shape without the last axis.
+
+    Attributes:
+        rho: the error beside the one that rounding is expected to make; NaN where a row does not count.
+        is_wrong: whether the row, or one element of it, is further off than a correct implementation's.
+    """
+
+    rho: np.ndarray
+    is_wrong: np.ndarray
+
+
 class Failure(NamedTuple):
     """The first tensor that is wrong, with all that a diagnosis needs.
 
@@ -70,12 +83,13 @@ class Checker:
 
     Args:
         tensors: the candidate's, by trace-point name; those that it lacks are passed over.
-        rows: which rows count.
+        valid: which rows count.
     """
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], rows: ValidRows) -> None:
-        self._tensors, self._rows = tensors, rows
+    def __init__(self, tensors: Mapping[str, np.ndarray], valid: ValidRows) -> None:
+        self._tensors, self._valid = tensors, valid
         self.checks: list[Check] = []
+        self.rows: dict[str, Rows] = {}
         self.failure: Failure | None = None
 
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
@@ -84,10 +98,11 @@ class Checker:
         if (tensor := self._tensors.get(name)) is None:
             return None
         given = to_numpy(tensor)
-        valid = self._rows.of(name, estimate.shape)
+        valid = self._valid.of(name, estimate.shape)
         if given.shape != estimate.shape:
-            note = f"shape {given.shape} where {estimate.shape} is expected"
-            self._note(self._unfit(name, estimate, note), estimate, given.astype(np.float64), valid)
+            inf, note = float("inf"), f"shape {given.shape} where {estimate.shape} is expected"
+            check = Check(name, estimate.operation, "fail", inf, inf, 0.0, 0.0, (), inf, estimate.is_direct, note)
+            self._note(check, estimate, given.astype(np.float64), valid)
             return None
         found = np.asarray(given, dtype=np.float64)
         found = np.where(valid[..., None], found, estimate.value)
@@ -98,8 +113,12 @@ class Checker:
                 note = "masked keys have scores like others"
             else:
                 found = np.where(hidden, estimate.value, found)
-        if not np.isfinite(found).all():
-            self._note(self._unfit(name, estimate, "NaN or infinite"), estimate, found, valid)
+        finite = np.isfinite(found)
+        if not finite.all():
+            # As far off as can be, so that it is known where.
+            check = self._compared(name, estimate, np.where(finite, found, HUGE), valid, "NaN or infinite")
+            inf = float("inf")
+            self._note(check._replace(rho=inf, error=inf, end_to_end=inf), estimate, found, valid)
             return None
         self._note(self._compared(name, estimate, found, valid, note), estimate, found, valid)
         return Estimate(estimate.rng, found, estimate.clean)
@@ -107,13 +126,9 @@ class Checker:
     def _note(self, check: Check, estimate: Estimate, given: np.ndarray, valid: np.ndarray) -> None:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
-            given_beside = ((name, self._tensors.get(name)) for name in self._rows.names_beside(check.name))
+            given_beside = ((name, self._tensors.get(name)) for name in self._valid.names_beside(check.name))
             beside = {name: to_numpy(tensor) for name, tensor in given_beside if tensor is not None}
             self.failure = Failure(check, estimate, given, valid, beside)
-
-    def _unfit(self, name: str, estimate: Estimate, note: str) -> Check:
-        inf = float("inf")
-        return Check(name, estimate.operation, "fail", inf, inf, 0.0, 0.0, (), inf, estimate.is_direct, note)
 
     def _compared(self, name: str, estimate: Estimate, found: np.ndarray, valid: np.ndarray, note: str) -> Check:
         expected, places = estimate.allowed(), np.argwhere(valid)
@@ -126,9 +141,12 @@ class Checker:
         error = np.minimum(np.abs(found[valid] - value), HUGE)
         # An element may be summed from larger parts than it shows; its neighbours in the row tell how large they are.
         beside = ratio(error, np.sqrt(variance + variance.mean(axis=1, keepdims=True)))
-        rho = float(ratio(np.sqrt((error**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
+        rhos = ratio(np.sqrt((error**2).sum(axis=1)), np.sqrt(variance.sum(axis=1)))
+        wrong = (rhos > FAIL) | (beside.max(axis=1) > ALONE) | (error > bound).any(axis=1)
+        self.rows[name] = placed(valid, rhos, wrong)
+        rho = float(rhos.max())
         row, column = np.unravel_index(np.argmax(beside), beside.shape)
-        is_wrong = rho > FAIL or beside.max() > ALONE or (error > bound).any() or bool(note)
+        is_wrong = wrong.any() or bool(note)
         # Scores are as large as they happen to be: only their differences mean something.
         is_blind = estimate.operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean()
         verdict = "fail" if is_wrong else "warn" if rho > WARN else "blind" if is_blind else "pass"
@@ -147,6 +165,15 @@ class Checker:
             is_direct=estimate.is_direct,
             note=note,
         )
+
+
+def placed(valid: np.ndarray, rhos: np.ndarray, wrong: np.ndarray) -> Rows:
+    """Put what was found of the rows that count back where they stand in the tensor."""
+    rows = Rows(np.full(valid.shape, np.nan, dtype=np.float32), np.zeros(valid.shape, dtype=bool))
+    with np.errstate(over="ignore"):
+        rows.rho[valid] = rhos
+    rows.is_wrong[valid] = wrong
+    return rows
 
 
 def ratio(error: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ class ValidRows:
     def __init__(
         self, source_mask_BT: np.ndarray, target_mask_BL: np.ndarray, slices: list[list[tuple[int, int]]]
     ) -> None:
-        self._source, self._slices = source_mask_BT, slices
+        self.source_mask_BT, self.slices = source_mask_BT, slices
         # What is written of a source without any real token means nothing.
-        self._target = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
+        self.target_mask_BL = target_mask_BL & source_mask_BT.any(axis=1, keepdims=True)
 
     def names_beside(self, name: str) -> list[str]:
         """List the tensors of the layer that a tensor belongs to; of no layer, none."""
@@ -34,7 +34,7 @@ class ValidRows:
         if layer is None:
             return []
         i, points = int(layer.group(1)), [p for p in TRACE_POINTS if p.startswith(general(layer.group()))]
-        blocks = range(len(self._slices[i]) if name.startswith("encoder") else 1)
+        blocks = range(len(self.slices[i]) if name.startswith("encoder") else 1)
         return list(dict.fromkeys(point.format(i=i, n=n) for n in blocks for point in points))
 
     def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -50,9 +50,9 @@ class ValidRows:
         letter = TRACE_POINTS[general(name)][-2]
         if letter == "G":
             return np.ones(shape[:-1], dtype=bool)
-        mask = self._target if letter == "L" else self._source
+        mask = self.target_mask_BL if letter == "L" else self.source_mask_BT
         if letter == "S":
             layer, block = (int(number) for number in re.findall(r"\d+", name)[:2])
-            start, stop = self._slices[layer][block]
+            start, stop = self.slices[layer][block]
             mask = mask[:, start:stop]
         return np.broadcast_to(mask if len(shape) == 3 else mask[:, None], shape[:-1])

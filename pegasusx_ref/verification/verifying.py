@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.global_local import block_slices
@@ -14,7 +15,7 @@ from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.candidates import Candidate
-from pegasusx_ref.verification.checking import Check, Checker, Failure
+from pegasusx_ref.verification.checking import Check, Checker, Failure, Rows
 from pegasusx_ref.verification.diagnosing import Diagnosis, diagnose
 from pegasusx_ref.verification.hypotheses import Surroundings
 from pegasusx_ref.verification.operations import CheckingOperations
@@ -32,6 +33,9 @@ class Report:
         diagnoses: mistakes that explain it, the best first.
         arithmetic: what the candidate was judged by.
         unknown: names that the candidate has and the model has not.
+        config: of the model.
+        valid: which rows counted: the masks, and the blocks of every encoder layer.
+        rows: how far off each row of a tensor is, by the tensor's name; of a tensor of another shape there is nothing.
     """
 
     def __init__(
@@ -41,9 +45,13 @@ class Report:
         diagnoses: list[Diagnosis],
         arithmetic: str,
         unknown: list[str],
+        config: PegasusXConfig,
+        valid: ValidRows,
+        rows: dict[str, Rows],
     ) -> None:
         self.table, self.failure, self.diagnoses = checks, failure, diagnoses
         self.arithmetic, self.unknown = arithmetic, unknown
+        self.config, self.valid, self.rows = config, valid, rows
 
     @property
     def passed(self) -> bool:
@@ -89,7 +97,8 @@ def verify(
     )
     ops = CheckingOperations(ARITHMETICS[arithmetic])
     model = PegasusXForConditionalGeneration(config, reference.state_dict(), ops)
-    checker = Checker(tensors, ValidRows(source, target, slices))
+    valid = ValidRows(source, target, slices)
+    checker = Checker(tensors, valid)
     with listen(checker):
         model(**arrays)
     seen = {check.name for check in checker.checks}
@@ -102,7 +111,8 @@ def verify(
     diagnoses = []
     if failure is not None:
         diagnoses = diagnose(failure, ops.arithmetic, Surroundings(config, model.weights, source, failure.beside))
-    return Report(checker.checks, failure, diagnoses, arithmetic, sorted(set(tensors) - seen - set(arrays)))
+    unknown = sorted(set(tensors) - seen - set(arrays))
+    return Report(checker.checks, failure, diagnoses, arithmetic, unknown, config, valid, checker.rows)
 
 
 def _checked(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
