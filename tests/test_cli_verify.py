@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pegasusx_ref import DEMO_CHECKPOINT, PegasusXForConditionalGeneration
 from pegasusx_ref.cli import main
 from pegasusx_ref.verification import Candidate, from_backend
 
@@ -111,7 +112,7 @@ def test_verify_leaves_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
         (["--model", "nowhere"], "nowhere"),
         (["--against", "abacus"], "backend 'abacus' is not installed"),
         (["--against", "numpy", "--dtype", "float16"], "float16"),
-        (["--dtype", "int8"], "'int8' is not one of 'float64', 'float32', 'bfloat16', 'float16'"),
+        (["--dtype", "int8"], "'int8' is not one of 'float64', 'float32', 'tf32', 'bfloat16', 'float16'"),
     ],
     ids=str,
 )
@@ -119,3 +120,54 @@ def test_verify_says_in_a_line_what_it_cannot(arguments: list[str], message: str
     result = run(*arguments, "--no-progress")
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr.splitlines()[-1]
+
+
+# --- dumps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    """What the demo model computes in float32, with what went in."""
+    model = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT)
+    inputs = {"input_ids": np.array([[300, 400, 500, 1]]), "decoder_input_ids": np.array([[0, 600]])}
+    tensors = {name.replace("lm_head", "logits"): tensor for name, tensor in from_backend(model)(inputs).items()}
+    np.savez(tmp_path / "dump.npz", **tensors, **inputs)  # type: ignore[arg-type]
+    return tmp_path / "dump.npz"
+
+
+def test_verify_judges_a_dump(dump: Path) -> None:
+    result = run("--dump", dump)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "not known here: logits"
+    (dump.parent / "map.toml").write_text('lm_head = "logits"')
+    result = run("--dump", dump, "--map", dump.parent / "map.toml", "--all")
+    assert result.exit_code == 0
+    assert "lm_head" in result.stdout
+    assert run("--dump", dump, "--dtype", "tf32").exit_code == 0
+    assert run("--dump", dump, "--dtype", "float64").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dump", "none.npz"), "none.npz: no such file"),
+        (("--dump", "{dump}", "--map", "none.toml"), "none.toml cannot be read as a TOML file"),
+        (("{dump}", "--dump", "{dump}"), "holds the ids that it was made from: leave"),
+        (("--map", "{dump}"), "says what is what in a dump: give --dump"),
+        (("--dtype", "tf32"), "--dtype tf32: transformers does not compute in it here"),
+    ],
+)
+def test_a_wrong_use_of_dumps_is_one_line(dump: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run(*(argument.format(dump=dump) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_dump_without_ids_says_what_is_missing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "dump.npz", lm_head=np.ones((1, 2, 3)))
+    result = run("--dump", tmp_path / "dump.npz")
+    assert result.exit_code == 2
+    assert (
+        "there are no input_ids: a run takes input_ids and decoder_input_ids, and a dump has to hold" in result.stderr
+    )

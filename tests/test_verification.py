@@ -267,7 +267,7 @@ def test_what_cannot_be_verified_is_refused() -> None:
     model = reference(CONFIG, 0, "float64")
     with pytest.raises(InputError, match="arithmetic='int8' is not known: pass one of float64, float32"):
         verify(model, {}, INPUTS, "int8")
-    with pytest.raises(InputError, match="inputs have no decoder_input_ids"):
+    with pytest.raises(InputError, match="there are no decoder_input_ids"):
         verify(model, {}, {"input_ids": [[7]]})
     with pytest.raises(
         InputError, match="inputs have labels: a run takes input_ids, decoder_input_ids and their masks"

@@ -1,6 +1,7 @@
 """``pegasusx-ref verify``: is another implementation right, and where does it go wrong first?"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from pegasusx_ref.registry import get_backend
 from pegasusx_ref.reports import as_dict, as_html, as_junit, as_text
 from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.tokenizer import PegasusTokenizer
-from pegasusx_ref.verification import Candidate, from_backend, from_transformers, verify
+from pegasusx_ref.verification import Candidate, from_backend, from_dump, from_transformers, verify
+from pegasusx_ref.verification.dumps import INPUTS
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 
 
 def writable(_context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -40,6 +42,19 @@ def writable(_context: click.Context, option: click.Parameter, path: Path | None
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The implementation's tensors, and the input_ids and decoder_input_ids that it ran on: safetensors or npz.",
+)
+@click.option(
+    "--map",
+    "mapping",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML: which tensor of the dump is which trace point.",
+)
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="What it computes in.")
 @click.option(
     "--tokens", default=300, show_default=True, type=click.IntRange(min=1), help="Source tokens, without FILE."
@@ -67,6 +82,8 @@ def verify_command(
     file: Path | None,
     folder: Path | None,
     against: str,
+    dump: Path | None,
+    mapping: Path | None,
     dtype: str,
     tokens: int,
     target_tokens: int,
@@ -85,23 +102,29 @@ def verify_command(
     """
     if html is not None and html == junit:
         raise UsageError(f"--html and --junit both write {html}")
+    if dump is not None and file is not None:
+        raise UsageError(f"--dump {dump} holds the ids that it was made from: leave {file} out")
+    if dump is None and dtype == "tf32":
+        raise UsageError(f"--dtype tf32: {against} does not compute in it here; it is for a --dump made elsewhere")
+    if dump is None and mapping is not None:
+        raise UsageError(f"--map {mapping} says what is what in a dump: give --dump")
     with plainly():
         folder = folder or DEMO_CHECKPOINT
         config = PegasusXConfig.from_pretrained(folder)
         weights, config = read_weights(folder, config, True)
-        rng = np.random.default_rng(seed)
-        if file is None:
-            source = random_ids(rng, tokens, config)
-        else:
-            _, text = read_document(file)
-            source = np.array(PegasusTokenizer.from_pretrained(folder)([text])["input_ids"])
-        inputs = {"input_ids": source, "decoder_input_ids": random_ids(rng, target_tokens, config)}
-        inputs["decoder_input_ids"][:, 0] = config.decoder_start_token_id
         # The reference computes with the weights that the candidate has, rounded as it rounds them.
-        rounded = {name: np.asarray(tensor).astype(numpy_dtype(dtype)) for name, tensor in weights.items()}
+        stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
+        rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
         reference = PegasusXForConditionalGeneration(config, rounded, get_backend("numpy", dtype="float64"))
-        candidate = candidate_of(against, folder, config, rounded, dtype)
-        with verification_progress(shown, f"{against} in {dtype}: {source.shape[1]} tokens, layer", config):
+        candidate: Candidate | Mapping[str, np.ndarray]
+        if dump is not None:
+            against, candidate = dump.name, from_dump(dump, mapping)
+            inputs = {name: candidate[name] for name in INPUTS if name in candidate}
+        else:
+            candidate = candidate_of(against, folder, config, rounded, dtype)
+            inputs = inputs_of(file, folder, config, (tokens, target_tokens), seed)
+        count = f"{inputs['input_ids'].shape[-1]} tokens" if "input_ids" in inputs else "no tokens"
+        with verification_progress(shown, f"{against} in {dtype}: {count}, layer", config):
             report = verify(reference, candidate, inputs, dtype)
     click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))
     subject = f"{against} in {dtype}, {folder.resolve().name}"
@@ -109,6 +132,29 @@ def verify_command(
         if path is not None:
             write_report(path, write(report, subject))
     raise SystemExit(0 if report.passed else 1)
+
+
+def inputs_of(
+    file: Path | None, folder: Path, config: PegasusXConfig, counts: tuple[int, int], seed: int
+) -> dict[str, np.ndarray]:
+    """Take the ids of a text, or so many random ones, and random target ids.
+
+    Args:
+        file: the text, or None.
+        folder: of the tokenizer.
+        config: of the model.
+        counts: source and target tokens.
+        seed: of the random numbers.
+    """
+    rng, (tokens, target_tokens) = np.random.default_rng(seed), counts
+    if file is None:
+        source = random_ids(rng, tokens, config)
+    else:
+        _, text = read_document(file)
+        source = np.array(PegasusTokenizer.from_pretrained(folder)([text])["input_ids"])
+    target = random_ids(rng, target_tokens, config)
+    target[:, 0] = config.decoder_start_token_id
+    return {"input_ids": source, "decoder_input_ids": target}
 
 
 def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:

@@ -19,6 +19,26 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention
 STEPS: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {"reshape": np.reshape, "transpose": np.transpose}
 
 
+class Archive(Mapping[str, np.ndarray]):
+    """The tensors of an npz file, which is open only while one is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with np.load(path, allow_pickle=False) as members:
+            self._names = list(members)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with np.load(self._path, allow_pickle=False) as members:
+            tensor: np.ndarray = members[name]
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Renamed(Mapping[str, np.ndarray]):
     """Tensors under the names of trace points, each read when it is asked for.
 
@@ -76,7 +96,7 @@ def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None =
         if path.suffix == ".safetensors":
             tensors: Mapping[str, Any] = read_safetensors(path, WEIGHTS | INTEGERS)
         elif path.suffix == ".npz":
-            tensors = np.load(path, allow_pickle=False)
+            tensors = Archive(path)
         else:
             raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
     except (CheckpointError, ValueError, OSError, BadZipFile) as error:

@@ -122,7 +122,7 @@ def _checked(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for ids, mask in MASKS.items():
         if inputs.get(ids) is None:
-            raise InputError(f"inputs have no {ids}: a run takes {' and '.join(MASKS)}")
+            raise InputError(f"there are no {ids}: a run takes {' and '.join(MASKS)}, and a dump has to hold them too")
         arrays[ids] = token_ids(ids, inputs[ids], vocab_size)
         arrays[mask] = check_mask(mask, inputs.get(mask), arrays[ids].shape)
     return arrays
