@@ -1,0 +1,145 @@
+"""Every step of a run from its shapes alone: no weights, no numbers, so also of models that do not fit here."""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import NamedTuple
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.weights import EMBEDDING
+
+# An element of a matrix product is a sum over one axis. Of all other tensors no element takes more than a few
+# operations; they are not counted.
+SUMMED_OVER = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "lm_head"), "D"),
+    "fc2": "M",
+    "scores": "F",
+    "context": "X",
+}
+
+
+class Step(NamedTuple):
+    """A tensor that the model makes, and what it takes to make it.
+
+    Attributes:
+        name: its trace point.
+        letters: its dimensions, as in spec/01-notation.md.
+        shape: their sizes.
+        flops: of its matrix product, a multiplication and an addition counted as two; 0 where it is none.
+    """
+
+    name: str
+    letters: str
+    shape: tuple[int, ...]
+    flops: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+def steps(config: PegasusXConfig, T: int, L: int, B: int = 1, past: int = 0) -> Iterator[Step]:
+    """List every step of a run, layer by layer and slice by slice, in the order of `TRACE_POINTS`.
+
+    Args:
+        config: the model's configuration.
+        T: source tokens.
+        L: new target tokens.
+        B: texts.
+        past: target tokens that are in the decoder's caches already. Above 0 it is a step of decoding: the encoder does
+            not run, nor do the projections whose results are in the caches.
+    """
+    for side, num_layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        if side == "encoder" and past:
+            continue
+        sizes = sizes_of(config, side) | {"B": B, "T": T, "L": L}
+        points = [point for point in TRACE_POINTS if point.startswith(side)]
+        inside = [point for point in points if ".layers." in point]
+        first = points.index(inside[0])
+        before, after = points[:first], points[first + len(inside) :]
+        for point in before:
+            yield step(point, point, sizes)
+        for i in range(num_layers):
+            slices = block_slices(T, config.block_size, is_staggered(config, i))
+            yield from layer_steps(i, inside, sizes, slices, past)
+        for point in after:
+            yield step(point, point, sizes)
+    yield step("lm_head", "lm_head", sizes)
+
+
+def layer_steps(
+    i: int, points: list[str], sizes: dict[str, int], slices: list[tuple[int, int]], past: int
+) -> Iterator[Step]:
+    """List the steps of one layer.
+
+    Args:
+        i: its number.
+        points: its trace points.
+        sizes: of the dimensions that are the same everywhere in it.
+        slices: its blocks, of an encoder layer.
+        past: see `steps`.
+    """
+    G, T = sizes["G"], sizes["T"]
+    local = [point for point in points if ".local." in point]
+    for point in points:
+        if point in local[1:]:
+            continue  # stands with the first
+        if point in local:
+            for n, (start, stop) in enumerate(slices):
+                in_slice = sizes | {"S": stop - start, "X": G + stop - start}
+                yield from (step(p, p.format(i=i, n=n), in_slice) for p in local)
+        elif ".encoder_attn." in point:
+            if not (past and point.endswith(("k_proj", "v_proj"))):
+                yield step(point, point.format(i=i), sizes | {"X": T})
+        else:
+            yield step(point, point.format(i=i), sizes | {"X": G + T if ".global." in point else past + sizes["L"]})
+
+
+def step(point: str, name: str, sizes: dict[str, int]) -> Step:
+    """Work out one step.
+
+    Args:
+        point: the entry of `TRACE_POINTS`.
+        name: with its numbers.
+        sizes: of all dimensions, by letter.
+    """
+    letters, summed_over = TRACE_POINTS[point], SUMMED_OVER.get(point.rpartition(".")[2])
+    shape = tuple(sizes[letter] for letter in letters)
+    flops = 2 * prod(shape) * sizes[summed_over] if summed_over else 0
+    return Step(name, letters, shape, flops)
+
+
+def sizes_of(config: PegasusXConfig, side: str) -> dict[str, int]:
+    """Give the dimensions that the configuration sets, by letter.
+
+    Args:
+        config: the model's configuration.
+        side: "encoder" or "decoder", which may have different heads and feed-forward sublayers.
+    """
+    is_encoder = side == "encoder"
+    H = config.encoder_attention_heads if is_encoder else config.decoder_attention_heads
+    M = config.encoder_ffn_dim if is_encoder else config.decoder_ffn_dim
+    D = config.d_model
+    return {"D": D, "H": H, "F": D // H, "M": M, "G": config.num_global_tokens, "V": config.vocab_size}
+
+
+def weights_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Name the weights that a step takes; tokens and global tokens share most of theirs.
+
+    Args:
+        name: of the step.
+        shapes: of the model's weights, from `parameter_shapes`.
+
+    Returns:
+        Names of weights. An untied model's embeddings have the shared table besides their own: checkpoints hold it, and
+        nothing reads it.
+    """
+    place = name.replace("globals.self_attn_layer_norm", "global_self_attn_layer_norm")
+    place = place.replace(".tokens.", ".").replace(".globals.", ".")
+    candidates = [f"{place}.weight", f"{place}.bias"]
+    if name.endswith("embed_tokens") or (name == "lm_head" and "lm_head.weight" not in shapes):
+        candidates.append(EMBEDDING)
+    return [weight for weight in candidates if weight in shapes]
