@@ -4,6 +4,7 @@ import click
 
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
+from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace
 from pegasusx_ref.cli.verify import verify_command
@@ -17,5 +18,6 @@ def main() -> None:
 
 main.add_command(summarize)
 main.add_command(trace)
+main.add_command(explain)
 main.add_command(verify_command)
 main.add_command(backends)

@@ -46,4 +46,5 @@ def print_code(lines: tuple[str, ...], first_line: int) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    Console().print(Syntax("\n".join(lines), "python", line_numbers=True, start_line=first_line, word_wrap=True))
+    options = {"line_numbers": True, "start_line": first_line, "word_wrap": True, "background_color": "default"}
+    Console().print(Syntax("\n".join(lines), "python", **options))

@@ -65,10 +65,10 @@ def trace(
 ) -> None:
     """Show the way of a text through the model, of FILE or standard input.
 
-    First the model writes its summary, greedily. Then encoder and decoder run once, the decoder over the start token
-    and the summary (or the TEXT of --target), each of its rows predicting the token that follows. Of every tensor the
-    table has shape, range, root mean square, the FLOPs of its matrix product, and bytes; of scores, masked ones are
-    counted apart. The slices of a layer are one line.
+    First the model writes its summary, as pegasusx-ref summarize does. Then encoder and decoder run once, the decoder
+    over the start token and the summary (or the TEXT of --target), each of its rows predicting the token that follows.
+    Of every tensor the table has shape, range, root mean square, the FLOPs of its matrix product, and bytes; of scores,
+    masked ones are counted apart. The slices of a layer are one line.
     """
     if place is not None and as_json:
         raise UsageError("--at shows numbers to a person: leave --json out, or take --save")
@@ -115,7 +115,7 @@ def trace(
 def target_ids(
     summarizer: SummarizationPipeline, source: np.ndarray, target: str | None, max_new_tokens: int | None
 ) -> np.ndarray:
-    """Make the tokens that the decoder is to predict (1, L): those of a text, or a greedy summary.
+    """Make the tokens that the decoder is to predict (1, L): those of a text, or of the model's summary.
 
     Args:
         summarizer: the model and its tokenizer.
@@ -127,9 +127,7 @@ def target_ids(
         InputError: the text is empty.
     """
     if target is None:
-        ids: np.ndarray = summarizer.model.generate(
-            source, num_beams=1, num_return_sequences=1, do_sample=False, max_new_tokens=max_new_tokens
-        )
+        ids: np.ndarray = summarizer.model.generate(source, num_return_sequences=1, max_new_tokens=max_new_tokens)
         return ids[:, 1:]  # without the start token
     if not target.strip():
         raise InputError("--target is empty: the decoder needs a text, or leave it out for the model's summary")

@@ -49,6 +49,11 @@ def scaled(number: int, step: int, units: Sequence[str]) -> str:
     return f"{value:.{digits}f}{units[power]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a count of something, in the plural where it is not one."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def number(value: float) -> str:
     """Write a measured number with three digits."""
     return f"{value:.3g}"

@@ -9,6 +9,7 @@ import numpy as np
 from pegasusx_ref.study.figures import Table, count, dimensions, number, size
 from pegasusx_ref.study.steps import Step
 from pegasusx_ref.study.watching import Summary, joined
+from pegasusx_ref.tensors import numpy_dtype
 
 SCOPES = re.compile(r"(encoder|decoder)(?:\.(layers\.[\d*]+))?(?:\.((?:self|encoder)_attn))?\.(.+)")
 
@@ -75,7 +76,7 @@ def as_table(rows: list[Row], dtype: str) -> Table:
         rows: from `rows_of`.
         dtype: that the tensors have or would have, for their bytes.
     """
-    itemsize = np.dtype(dtype).itemsize
+    itemsize = numpy_dtype(dtype).itemsize
     measured = any(row.summary for row in rows)
     masked = any(row.summary and row.summary.masked for row in rows)
     header = ["step", "shape", *(["dtype", "min", "max", "rms"] if measured else [])]
@@ -113,7 +114,7 @@ def scopes_of(name: str) -> list[str]:
 def as_dict(row: Row, dtype: str) -> dict[str, Any]:
     """Make an object that JSON can hold: numbers that are not finite become words."""
     entries: dict[str, Any] = {key: value for key, value in row._asdict().items() if key not in ("size", "summary")}
-    entries["bytes"] = np.dtype(dtype).itemsize * row.size
+    entries["bytes"] = numpy_dtype(dtype).itemsize * row.size
     if row.summary is not None:
         entries |= row.summary._asdict()
     return {

@@ -89,7 +89,7 @@ def steps_at(place: str, run: Iterable[Step]) -> list[Step]:
     known = dict.fromkeys(".".join(names[:n]) for names in parts for n in range(1, len(names) + 1))
     near = get_close_matches(place, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "pegasusx-ref explain lists all places"
-    raise InputError(f"place {place!r} is not in this run: {hint}")
+    raise InputError(f"place {place!r} does not occur in a run of these shapes: {hint}")
 
 
 def layer_steps(

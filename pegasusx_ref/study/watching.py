@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.study.zooming import is_masked
+
 
 class Summary(NamedTuple):
     """The numbers of a tensor in short; masked scores, which are the lowest number of the dtype, do not count.
@@ -35,7 +37,7 @@ def summary_of(tensor: np.ndarray, is_scores: bool) -> Summary:
     """
     values = tensor.ravel()
     if is_scores:
-        values = values[values != np.finfo(tensor.dtype).min]
+        values = values[~is_masked(values)]
     masked = tensor.size - values.size
     if not values.size:
         return Summary(tensor.dtype.name, np.nan, np.nan, np.nan, 0, masked)

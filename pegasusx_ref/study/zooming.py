@@ -25,10 +25,16 @@ class Pieces(NamedTuple):
 
 
 def values(tensor: np.ndarray) -> str:
-    """Write the corners of a tensor's numbers, of the first text, as NumPy does."""
-    edge_items = 3 if tensor.ndim < 4 else 2
-    with np.printoptions(precision=4, edgeitems=edge_items, threshold=0, linewidth=120, suppress=True):
-        return str(tensor[0])
+    """Write the corners of a tensor's numbers, of the first text, as NumPy does; a masked score is -inf."""
+    shown = np.where(is_masked(tensor[0]), -np.inf, tensor[0])
+    with np.printoptions(precision=4, edgeitems=3 if tensor.ndim < 4 else 2, threshold=0, linewidth=120, suppress=True):
+        return str(shown)
+
+
+def is_masked(scores: np.ndarray) -> np.ndarray:
+    """Tell which scores are masked: those that are the lowest number of their dtype."""
+    masked: np.ndarray = scores == np.finfo(scores.dtype).min
+    return masked
 
 
 def attended(name: str, tensor: np.ndarray, config: PegasusXConfig, pieces: Pieces, num_queries: int) -> list[str]:
@@ -42,10 +48,8 @@ def attended(name: str, tensor: np.ndarray, config: PegasusXConfig, pieces: Piec
         num_queries: how many queries to tell of.
     """
     queries, keys = queries_and_keys(name, config, pieces)
-    # A masked score is the lowest number there is; the mean of several would overflow.
-    masked = tensor[0] == np.finfo(tensor.dtype).min
-    mean = np.where(masked, -np.inf, tensor[0]).mean(axis=0)
-    lines = []
+    mean = np.where(is_masked(tensor[0]), -np.inf, tensor[0]).mean(axis=0)
+    lines = [f"mean over {tensor.shape[1]} heads:"]
     for query, weights in list(zip(queries, mean, strict=True))[:num_queries]:
         strongest = np.argsort(-weights, kind="stable")[:STRONGEST]
         seen = [f"{keys[x]} {weights[x]:.3g}" for x in strongest if weights[x] > -np.inf and weights[x] != 0]
