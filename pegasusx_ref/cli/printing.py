@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 import click
 
@@ -46,5 +47,7 @@ def print_code(lines: tuple[str, ...], first_line: int) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    options = {"line_numbers": True, "start_line": first_line, "word_wrap": True, "background_color": "default"}
-    Console().print(Syntax("\n".join(lines), "python", **options))
+    code = "\n".join(lines)
+    # Colours of the terminal's own palette can be read on any background.
+    style: Any = {"theme": "ansi_dark", "background_color": "default"}
+    Console().print(Syntax(code, "python", line_numbers=True, start_line=first_line, word_wrap=True, **style))

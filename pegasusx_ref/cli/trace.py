@@ -17,7 +17,7 @@ from pegasusx_ref.cli.verify import writable
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.head import shift_tokens_right
-from pegasusx_ref.study.figures import count, dimensions, size
+from pegasusx_ref.study.figures import count, counted, dimensions, size
 from pegasusx_ref.study.rows import as_dict, as_table, folded_name, rows_of
 from pegasusx_ref.study.saving import TensorFile, layout_of, saving
 from pegasusx_ref.study.steps import Step, steps, steps_at
@@ -108,8 +108,9 @@ def trace(
         return
     print_table(as_table(rows, dtype))
     num_bytes = np.dtype(dtype).itemsize * sum(one.size for one in run)
-    figures = f"{len(run)} tensors of {size(num_bytes)}, {count(sum(one.flops for one in run))} FLOPs"
-    click.echo(f"\n{T} source tokens, {L} target tokens: {figures}\ntarget: {summary}")
+    figures = f"{counted(len(run), 'tensor')} of {size(num_bytes)}, {count(sum(one.flops for one in run))} FLOPs"
+    lengths = f"{counted(T, 'source token')}, {counted(L, 'target token')}"
+    click.echo(f"\n{lengths}: {figures}\ntarget: {summary}")
 
 
 def target_ids(

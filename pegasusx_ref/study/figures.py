@@ -50,8 +50,8 @@ def scaled(number: int, step: int, units: Sequence[str]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a count of something, in the plural where it is not one."""
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+    """Write exactly how many of something there are."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def number(value: float) -> str:
