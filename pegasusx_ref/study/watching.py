@@ -1,5 +1,6 @@
 """A run, watched: of every tensor its range and norm are kept, not the tensor, so that long inputs fit."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -41,21 +42,26 @@ def summary_of(tensor: np.ndarray, is_scores: bool) -> Summary:
     masked = tensor.size - values.size
     if not values.size:
         return Summary(tensor.dtype.name, np.nan, np.nan, np.nan, 0, masked)
-    rms = float(np.linalg.norm(values)) / values.size**0.5
-    return Summary(tensor.dtype.name, float(values.min()), float(values.max()), rms, values.size, masked)
+    minimum, maximum = float(values.min()), float(values.max())
+    largest = float(np.maximum(-minimum, maximum))
+    # Squares of large numbers would overflow.
+    rms = largest * float(np.linalg.norm(values / largest)) / values.size**0.5 if 0 < largest < np.inf else largest
+    return Summary(tensor.dtype.name, minimum, maximum, rms, values.size, masked)
 
 
 def joined(summaries: Iterable[Summary]) -> Summary:
     """Summarize several tensors as if they were one: the slices of a layer."""
     parts = list(summaries)
+    if len(parts) == 1:
+        return parts[0]
     seen = [part for part in parts if part.counted]
     counted, masked = sum(part.counted for part in seen), sum(part.masked for part in parts)
     if not seen:
         return parts[0]._replace(masked=masked)
-    square = sum(part.rms**2 * part.counted for part in seen) / counted
+    rms = math.hypot(*(part.rms * math.sqrt(part.counted / counted) for part in seen))
     # NumPy's minimum and maximum hand NaN on, Python's do not.
     minimum, maximum = np.min([part.minimum for part in seen]), np.max([part.maximum for part in seen])
-    return Summary(parts[0].dtype, float(minimum), float(maximum), square**0.5, counted, masked)
+    return Summary(parts[0].dtype, float(minimum), float(maximum), rms, counted, masked)
 
 
 class Watch:
