@@ -1,6 +1,7 @@
 """A run as a table, as numbers, as a file: what is shown is what was computed."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_slices_of_different_sizes_are_one_row() -> None:
     assert (row.name, row.shape, row.tensors) == ("encoder.layers.1.self_attn.local.*.scores", (1, 4, "1-8", "5-12"), 4)
     lines = as_lines(as_table([row], "float32"))
     assert lines[-1].split() == ["local.*.scores", "×", "4", "BHSX", "1×4×1-8×5-12", "14.7", "k", "3.58", "KiB"]
+
+
+def test_a_heading_has_the_sums_of_what_is_in_it() -> None:
+    made = list(steps(PegasusXConfig.preset("tiny"), 21, 2))
+    table = as_table(rows_of(made), "float32")
+    headings = [list(table.rows[i]) for i in sorted(table.headings)]
+    layer = ["layers.0", "self_attn", "layers.1", "self_attn"]
+    cross = ["layers.0", "self_attn", "encoder_attn", "layers.1", "self_attn", "encoder_attn"]
+    assert [heading[0].strip() for heading in headings] == ["encoder", *layer, "decoder", *cross]
+    inside = [step for step in made if step.name.startswith("decoder.layers.1.encoder_attn.")]
+    sums = [count(sum(step.flops for step in inside)), size(4 * sum(step.size for step in inside))]
+    assert headings[-1] == ["    encoder_attn", "", *sums]
 
 
 def test_figures() -> None:
@@ -254,3 +267,12 @@ def test_trace_refuses_in_a_line(
     assert result.exit_code == 2
     assert "KiB, but 2.00 KiB are free: take a shorter text" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_in_the_readme_run(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^pegasusx-ref ((?:trace|explain) .*?)(?: +#.*)?$", readme, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"trace", "explain"}
+    for command in commands:
+        assert CliRunner().invoke(main, command.split()).exit_code == 0, command
