@@ -68,6 +68,14 @@ def test_explain_works_out_the_cost_of_a_model() -> None:
     assert (halved["itemsize"], found["itemsize"]) == (2, 4)
 
 
+def test_explain_writes_out_the_flops_of_a_matrix_product() -> None:
+    assert "\n1,024 parameters of 4.00 KiB, 43.0 k FLOPs = 2 B T D D, 1 tensor of " in (
+        run("encoder.layers.0.self_attn.tokens.q_proj", *TINY).stdout
+    )
+    assert " FLOPs = 2 B H S X F, " in run("encoder.layers.0.self_attn.local.0.scores", *TINY).stdout
+    assert "FLOPs = " not in run("encoder.layers.0.self_attn.tokens", *TINY).stdout
+
+
 def test_explain_takes_the_shapes_of_a_checkpoint(model_folder: object) -> None:
     found = json.loads(run("lm_head", "--model", model_folder, "--json").stdout)
     assert found["steps"][0]["shape"] == [1, 128, 500]

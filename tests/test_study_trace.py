@@ -218,6 +218,7 @@ def test_trace_follows_the_summary_that_summarize_prints(text: Path, wordy_folde
     step = next(step for step in found["steps"] if step["name"] == "decoder.layers.1.self_attn.scores")
     assert (step["shape"], step["masked"]) == ([1, 4, 6, 6], 4 * 15)
     assert step["minimum"] > -1e6
+    assert any(step["name"] == "encoder.layers.1.self_attn.local.0.probs" for step in found["steps"])
 
 
 def test_trace_shows_the_numbers_at_a_place(text: Path, model_folder: Path, tokenizer: PegasusTokenizer) -> None:
@@ -262,6 +263,9 @@ def test_trace_refuses_in_a_line(
         result = run(*arguments, "--model", model_folder)
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr.splitlines()[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(PegasusXForConditionalGeneration, "generate", lambda *_, **__: pytest.fail("it wrote a summary"))
+        assert run(text, "--at", "nowhere", "--model", model_folder).exit_code == 2
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2048}))
     result = run(text, "--model", model_folder, "--save", tmp_path / "x.safetensors")
     assert result.exit_code == 2

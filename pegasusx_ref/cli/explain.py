@@ -13,7 +13,7 @@ from pegasusx_ref.study.costs import cost
 from pegasusx_ref.study.figures import Table, count, counted, size
 from pegasusx_ref.study.rows import as_dict, as_table, rows_of
 from pegasusx_ref.study.sections import Section, golden_source, places, sections, sections_at
-from pegasusx_ref.study.steps import Step, steps, steps_at
+from pegasusx_ref.study.steps import Step, flops_formula, steps, steps_at
 from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.trace_points import TRACE_POINTS
 
@@ -32,7 +32,7 @@ from pegasusx_ref.trace_points import TRACE_POINTS
     type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
     help="Of weights and tensors, for their bytes.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with every slice.")
 def explain(
     place: str | None,
     whole_cost: bool,
@@ -111,7 +111,7 @@ def show_sections(
             "sections": [section._asdict() for section in found],
             "parameters": own.parameters,
             "flops": own.flops,
-            "steps": [as_dict(row, dtype) for row in rows],
+            "steps": [as_dict(row, dtype) for row in rows_of(here, fold="nothing")],
             "source": [source._asdict() for source in sources],
         }
         click.echo(json.dumps(entries, ensure_ascii=False))
@@ -124,7 +124,8 @@ def show_sections(
         print_table(as_table(rows, dtype))
         facts = [f"{counted(len(here), 'tensor')} of {size(itemsize * tensors)}"]
         if own.flops:
-            facts.insert(0, f"{count(own.flops)} FLOPs")
+            formula = f" = {flops_formula(here)}" if len(rows) == 1 else ""
+            facts.insert(0, f"{count(own.flops)} FLOPs{formula}")
         if own.parameters:
             facts.insert(0, f"{counted(own.parameters, 'parameter')} of {size(itemsize * own.parameters)}")
         click.echo(f"\n{', '.join(facts)}")

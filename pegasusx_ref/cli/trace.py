@@ -12,6 +12,7 @@ import numpy as np
 
 from pegasusx_ref.cli.messages import UsageError, note, plainly
 from pegasusx_ref.cli.printing import print_table
+from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.cli.summarize import read_document
 from pegasusx_ref.cli.verify import writable
 from pegasusx_ref.config import PegasusXConfig
@@ -51,7 +52,7 @@ QUERIES = 8  # of which it is told what they see, unless all are asked for
     help="What it computes in.",
 )
 @click.option("--all", "everything", is_flag=True, help="List every slice, tell of every query.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with every slice.")
 def trace(
     file: Path | None,
     folder: Path | None,
@@ -75,42 +76,55 @@ def trace(
     with plainly():
         name, text = read_document(file or Path("-"))
         summarizer = pipeline("summarization", folder, dtype=dtype)
-        config, tokenizer = summarizer.model.config, summarizer.tokenizer
-        batch = summarizer.encode(text)
-        if dropped := batch.num_truncated_tokens[0]:
-            longest = config.max_position_embeddings
-            note(f"{name} is longer than the model's {longest} tokens: the last {dropped} were dropped")
-        source = batch["input_ids"]
-        labels = target_ids(summarizer, source, target, max_new_tokens)
+        model, tokenizer = summarizer.model, summarizer.tokenizer
+        config = model.config
+        source = source_ids(name, text, summarizer)
+        T = source.shape[1]
+        if place is not None:
+            steps_at(place, steps(config, T, 1))  # a wrong place should not cost a summary
+        with layer_progress(f"{name}: reading {counted(T, 'token')}, layer", config.encoder_layers):
+            labels = target_ids(summarizer, source, target, max_new_tokens)
         shifted = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
         inputs = {"input_ids": source, "decoder_input_ids": shifted}
-        run = list(steps(config, source.shape[1], shifted.shape[1]))
-        chosen = run if place is None else steps_at(place, run)
-        watch, patterns = Watch(), () if place is None else (place, f"{place}.*")
+        run, watch, recorded = list(steps(config, T, shifted.shape[1])), Watch(), {}
         with ExitStack() as listeners:
             if path is not None:
                 listeners.enter_context(listen(listeners.enter_context(written(path, inputs, run, dtype))))
-            recorded = {} if place is None else listeners.enter_context(record(*patterns))
-            if place is None:
+            if place is not None:
+                recorded = listeners.enter_context(record(place, f"{place}.*"))
+            else:
                 listeners.enter_context(listen(watch))
-            summarizer.model(**inputs)
+            layers = config.encoder_layers, config.decoder_layers
+            listeners.enter_context(layer_progress(f"{name}: tracing, layer", *layers))
+            model(**inputs)
     if place is not None:
         pieces = Pieces(*(tokenizer.convert_ids_to_tokens(ids[0]) for ids in inputs.values()))
-        show_values(recorded, chosen, config, pieces, everything)
+        show_values(recorded, steps_at(place, run), config, pieces, everything)
         return
-    rows = rows_of(run, watch.summaries, "nothing" if everything else "slices")
-    summary = " ".join(tokenizer.decode(labels[0], skip_special_tokens=True).split())
-    T, L = source.shape[1], shifted.shape[1]
+    rows = rows_of(run, watch.summaries, "nothing" if everything or as_json else "slices")
+    facts: dict[str, Any] = {
+        "document": name,
+        "num_source_tokens": T,
+        "num_target_tokens": shifted.shape[1],
+        "target": " ".join(tokenizer.decode(labels[0], skip_special_tokens=True).split()),
+    }
     if as_json:
-        facts: dict[str, Any] = {"document": name, "num_source_tokens": T, "num_target_tokens": L, "target": summary}
-        facts["steps"] = [as_dict(row, dtype) for row in rows]
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(facts | {"steps": [as_dict(row, dtype) for row in rows]}, ensure_ascii=False))
         return
     print_table(as_table(rows, dtype))
     num_bytes = np.dtype(dtype).itemsize * sum(one.size for one in run)
     figures = f"{counted(len(run), 'tensor')} of {size(num_bytes)}, {count(sum(one.flops for one in run))} FLOPs"
-    lengths = f"{counted(T, 'source token')}, {counted(L, 'target token')}"
-    click.echo(f"\n{lengths}: {figures}\ntarget: {summary}")
+    lengths = f"{counted(T, 'source token')}, {counted(shifted.shape[1], 'target token')}"
+    click.echo(f"\n{lengths}: {figures}\ntarget: {facts['target']}")
+
+
+def source_ids(name: str, text: str, summarizer: SummarizationPipeline) -> np.ndarray:
+    """Turn a document into token ids (1, T), and note what is cut off."""
+    batch, longest = summarizer.encode(text), summarizer.model.config.max_position_embeddings
+    if dropped := batch.num_truncated_tokens[0]:
+        note(f"{name} is longer than the model's {longest} tokens: the last {dropped} were dropped")
+    ids: np.ndarray = batch["input_ids"]
+    return ids
 
 
 def target_ids(

@@ -134,6 +134,17 @@ def step(point: str, name: str, sizes: dict[str, int]) -> Step:
     return Step(name, letters, shape, flops)
 
 
+def flops_formula(members: list[Step]) -> str:
+    """Write out how many FLOPs a matrix product takes, in dimension letters.
+
+    Args:
+        members: one step, or those of the same trace point in several slices or layers.
+    """
+    first = members[0]
+    product = " ".join(["2", *first.letters, SUMMED_OVER[first.name.rpartition(".")[2]]])
+    return product if len(members) == 1 else f"sum of {len(members)} times {product}"
+
+
 def sizes_of(config: PegasusXConfig, side: str) -> dict[str, int]:
     """Give the dimensions that the configuration sets, by letter.
 
