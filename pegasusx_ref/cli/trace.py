@@ -96,7 +96,7 @@ def trace(
                 listeners.enter_context(listen(watch))
             layers = config.encoder_layers, config.decoder_layers
             listeners.enter_context(layer_progress(f"{name}: tracing, layer", *layers))
-            model(**inputs)
+            model(source, decoder_input_ids=shifted)
     if place is not None:
         pieces = Pieces(*(tokenizer.convert_ids_to_tokens(ids[0]) for ids in inputs.values()))
         show_values(recorded, steps_at(place, run), config, pieces, everything)
