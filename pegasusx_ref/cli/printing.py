@@ -26,8 +26,8 @@ def print_table(table: Table) -> None:
 
 
 def print_prose(markdown: str) -> None:
-    """Print what is written in Markdown, links as their words."""
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    """Print what is written in Markdown, links and pictures as their words."""
+    plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     if not is_terminal():
         click.echo(plain)
         return

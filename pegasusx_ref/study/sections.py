@@ -15,6 +15,7 @@ from pegasusx_ref.verification.rows import general
 
 HEADING = re.compile(r"^##? (?:(\d+(?:\.\d+)?) )?(.*)$", re.MULTILINE)
 CODE = re.compile(r"^Code: \[`([\w.]+)`\]\(.*\)$\n*", re.MULTILINE)
+EXAMPLE = re.compile(r"^```python$.*?^```$\n*", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$\n*", re.MULTILINE | re.DOTALL)
 EQUATION = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
 
@@ -78,8 +79,8 @@ class Section(NamedTuple):
     @property
     def prose(self) -> str:
         """The text without its examples; what announces one with a colon ends there."""
-        announced = re.sub(rf":\n+(?={FENCED.pattern})", ".\n\n", self.text, flags=FENCED.flags)
-        return FENCED.sub("", announced).strip()
+        announced = re.sub(rf":\n+(?={EXAMPLE.pattern})", ".\n\n", self.text, flags=EXAMPLE.flags)
+        return EXAMPLE.sub("", announced).strip()
 
 
 class Source(NamedTuple):
