@@ -78,7 +78,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if path.suffix != ".npz":
         return read_safetensors(path)
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:  # NumPy leaves a broken file open
             return dict(archive)
     except (OSError, ValueError, BadZipFile) as error:
         raise UsageError(f"{path}: not a complete npz file ({error})") from None
