@@ -281,21 +281,30 @@ def test_a_wrong_dump_fails(tmp_path: Path) -> None:
 
 
 def test_a_dump_of_the_kept_rows_is_compared_with_them(tmp_path: Path) -> None:
-    folder = committed("long")
-    whole = dump_of("long", "float32")
+    folder, whole = committed("long"), dump_of("long", "float32")
     kept = {entry["name"]: stored_part(entry, whole[entry["name"]]) for entry in folder.tensors}
-    result = check("long", kept, tmp_path)
-    assert (result.exit_code, result.stdout) == (0, f"{len(folder.tensors)} tensors in float32: {len(kept)} pass\n")
+    late = "encoder.embeddings"
+    (rows,) = (entry["sampled"]["indices"] for entry in folder.tensors if entry["name"] == late)
+    padding = np.array([4096 < row < 4120 for row in rows])[:, None]
+    assert padding.sum() == 1
+    probs, scores = (f"encoder.layers.1.self_attn.{name}" for name in ("global.probs", "local.64.scores"))
+    is_masked = folder.trace[scores] == LOWEST
+    assert is_masked.any()
 
-    late = "encoder.embeddings"  # positions as float32 computes them
-    angles = np.array(folder.tensors[2]["sampled"]["indices"], dtype=np.float32)[:, None] * np.float32(0.01)
-    for name, value in (
-        (late, kept[late] + np.where(np.arange(6) == 1, np.sin(angles * np.float32(1 + 1e-6)) - np.sin(angles), 0)),
-        (late, np.where(np.arange(6) == 1, np.float32(np.nan), kept[late])),
+    for right in ({}, {late: np.where(padding, np.nan, kept[late])}, {scores: np.where(is_masked, -2e4, kept[scores])}):
+        result = check("long", kept | right, tmp_path)
+        assert (result.exit_code, result.stdout) == (0, f"{len(kept)} tensors in float32: {len(kept)} pass\n")
+
+    angles = np.array(rows, dtype=np.float32)[:, None] * np.float32(0.01)
+    off = np.sin(angles * np.float32(1 + 1e-6)) - np.sin(angles)  # a position whose frequency is a float
+    for name, wrong in (
+        (late, kept[late] + off * (np.arange(6) == 1)),
+        (late, np.where(padding, kept[late], np.nan)),
         (late, kept[late][:, 1:]),
-        ("encoder.layers.1.self_attn.global.probs", kept["encoder.layers.1.self_attn.global.probs"] * np.float32(1.01)),
+        (probs, kept[probs] * 1.01),
+        (scores, np.where(is_masked, 0.0, kept[scores])),
     ):
-        result = check("long", kept | {name: value.astype(np.float32)}, tmp_path)
+        result = check("long", kept | {name: wrong}, tmp_path)
         assert result.exit_code == 1
         assert result.stdout.startswith(f"First wrong: {name} (")
 
@@ -398,6 +407,8 @@ def test_the_example_passes_on_every_block(attention_block: Path, name: str, pre
         done = started(attention_block, FOLDER / name, layer, block, *precision)
         assert (done.returncode, done.stderr) == (0, "")
         assert [line.split()[0] for line in done.stdout.splitlines()] == ["pass"] * 3
+        errors = [float(error) for error in re.findall(r"row (\S+)", done.stdout)]
+        assert (max(errors) > 1e-12) == (precision == ["float"])
 
 
 def changed(name: str, tensor: str, factor: float, tmp_path: Path) -> Path:

@@ -101,11 +101,12 @@ CASES: dict[str, Case] = {
         masked=(Span(1, 10, 13),),
     ),
     "long": Case(
-        "16,384 tokens, of which 19 are kept",
+        "16,384 tokens with a hole among them, of which 19 are kept",
         {"d_model": 6, "block_size": 64, "encoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8},
         batch=1,
         source_tokens=16384,
         target_tokens=3,
+        masked=(Span(0, 4097, 4120),),
         rows=ROWS_OF_LONG,
     ),
 }
