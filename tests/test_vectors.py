@@ -24,9 +24,9 @@ from twins import transformers_twin
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
 from pegasusx_ref.cli import main
 from pegasusx_ref.verification import from_backend, from_transformers
+from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.vectors import CASES, Vector, make_vector, read_vector
-from pegasusx_ref.verification.vectors.checking import INPUTS
 from pegasusx_ref.verification.vectors.sampling import Sample
 
 FOLDER = Path(__file__).parents[1] / "spec" / "vectors"
@@ -273,8 +273,7 @@ def test_a_wrong_dump_fails(tmp_path: Path) -> None:
     first, diagnosis, *_ = result.stdout.splitlines()
     assert first.startswith("First wrong: encoder.layers.1.tokens.activation (activation)")
     assert diagnosis == "Looks like: the activation is missing"
-    np.savez(tmp_path / "dump.npz", **wrong)  # type: ignore[arg-type]
-    report = json.loads(run("check", FOLDER / "staggered", "--dump", tmp_path / "dump.npz", "--json").stdout)
+    report = json.loads(check("staggered", wrong, tmp_path, "--json").stdout)
     assert (report["passed"], report["first_failure"]) == (False, "encoder.layers.1.tokens.activation")
     everything = check("staggered", wrong, tmp_path, "--all")
     assert len(everything.stdout.splitlines()) > len(committed("staggered").tensors)
@@ -328,23 +327,25 @@ def test_write_writes_what_is_committed(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (
-            ["check", "nowhere", "--dump", "good.npz"],
+            ["check", "nowhere", "--dump", "good.safetensors"],
             "nowhere/manifest.json: No such file or directory; give the folder",
         ),
         (["check", "vector"], "Missing option '--dump'"),
-        (["check", "vector", "--dump", "nowhere.npz"], "nowhere.npz: No such file"),
-        (["check", "vector", "--dump", "broken.npz"], "broken.npz: not a complete npz file"),
+        (["check", "vector", "--dump", "nowhere.npz"], "nowhere.npz: no such file"),
         (["check", "vector", "--dump", "broken.safetensors"], "broken.safetensors: not a complete safetensors file"),
-        (["check", "vector", "--dump", "unknown.npz"], "the candidate has no tensor of a trace point's name"),
-        (["check", "vector", "--dump", "good.npz", "--arithmetic", "int8"], "'int8' is not one of 'float64'"),
-        (["check", "damaged", "--dump", "good.npz"], "damaged/weights.safetensors: has sha256 "),
-        (["check", "incomplete", "--dump", "good.npz"], "incomplete/inputs.safetensors: No such file or directory"),
-        (["check", "no-json", "--dump", "good.npz"], "no-json/manifest.json: is not JSON"),
-        (["check", "later", "--dump", "good.npz"], "has format 'pegasusx-vectors-9'; this version reads"),
-        (["check", "empty", "--dump", "good.npz"], "empty/manifest.json: has no 'config'"),
+        (["check", "vector", "--dump", "unknown.safetensors"], "the candidate has no tensor of a trace point's name"),
+        (["check", "vector", "--dump", "good.safetensors", "--arithmetic", "int8"], "'int8' is not one of 'float64'"),
+        (["check", "damaged", "--dump", "good.safetensors"], "damaged/weights.safetensors: has sha256 "),
+        (
+            ["check", "incomplete", "--dump", "good.safetensors"],
+            "incomplete/inputs.safetensors: No such file or directory",
+        ),
+        (["check", "no-json", "--dump", "good.safetensors"], "no-json/manifest.json: is not JSON"),
+        (["check", "later", "--dump", "good.safetensors"], "has format 'pegasusx-vectors-9'; this version reads"),
+        (["check", "empty", "--dump", "good.safetensors"], "empty/manifest.json: has no 'config'"),
         (["write", "others"], "others: holds 'thesis.txt', which is no vector; give a new or an empty folder"),
         (["write", "damaged-too"], "damaged-too/one-token: holds 'thesis.txt', which is no vector"),
-        (["write", "good.npz"], "good.npz: is a file; give a folder to write vectors into"),
+        (["write", "good.safetensors"], "good.safetensors: is a file; give a folder to write vectors into"),
         (["write", "new", "--preset", "large"], "'large' is not one of 'staggered'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -365,10 +366,9 @@ def test_what_cannot_be_done_is_said_in_a_line(
     for folder in ("others", "damaged-too/one-token"):
         Path(folder).mkdir(parents=True)
         Path(folder, "thesis.txt").write_text("three years", encoding="utf-8")
-    np.savez("good.npz", lm_head=committed("one-token").trace["lm_head"])
-    np.savez("unknown.npz", logits=committed("one-token").trace["lm_head"])
-    for file in ("broken.npz", "broken.safetensors"):
-        Path(file).write_bytes(b"PK\x03\x04 and no more")
+    save_file({"lm_head": committed("one-token").trace["lm_head"]}, "good.safetensors")
+    save_file({"logits": committed("one-token").trace["lm_head"]}, "unknown.safetensors")
+    Path("broken.safetensors").write_bytes(b"no header, and no more")
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr.splitlines()[-1]

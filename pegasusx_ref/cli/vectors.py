@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from zipfile import BadZipFile
 
 import click
-import numpy as np
 
-from pegasusx_ref.checkpoint.safetensors_file import read_safetensors
-from pegasusx_ref.cli.messages import UsageError, plainly
+from pegasusx_ref.cli.messages import plainly
 from pegasusx_ref.cli.verify import as_dict, lines
+from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.vectors import CASES, check_vector, read_vector, write_vectors
 
@@ -59,26 +57,9 @@ def check_command(folder: Path, file: Path, arithmetic: str, everything: bool, a
     Exits with 0 where none does, 1 where one does.
     """
     with plainly():
-        report = check_vector(read_vector(folder), read_tensors(file), arithmetic)
+        report = check_vector(read_vector(folder), from_dump(file), arithmetic)
     if as_json:
         click.echo(json.dumps(as_dict(report)))
     else:
         click.echo("\n".join(lines(report, everything)))
     raise SystemExit(0 if report.passed else 1)
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read tensors by name.
-
-    Raises:
-        UsageError: there is no such file, or it is neither npz nor safetensors.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: No such file")
-    if path.suffix != ".npz":
-        return read_safetensors(path)
-    try:
-        with path.open("rb") as file, np.load(file) as archive:  # NumPy leaves a broken file open
-            return dict(archive)
-    except (OSError, ValueError, BadZipFile) as error:
-        raise UsageError(f"{path}: not a complete npz file ({error})") from None

@@ -11,13 +11,12 @@ from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.registry import get_backend
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.checking import FAIL, HIDDEN, WARN, Check, Failure, ratio
+from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.vectors.making import Vector
 from pegasusx_ref.verification.vectors.sampling import Sample
 from pegasusx_ref.verification.verifying import Report, verify
-
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 
 
 def check_vector(vector: Vector, tensors: Mapping[str, np.ndarray], arithmetic: str = "float32") -> Report:
@@ -66,8 +65,8 @@ def check_rows(vector: Vector, tensors: Mapping[str, np.ndarray], arithmetic: st
         found = np.asarray(tensors[name], dtype=np.float64)
         checks.append(compared(entry, stored, found, valid, entry["tolerances"][arithmetic]["end_to_end"]))
         if checks[-1].verdict == "fail" and failure is None:
-            failure = Failure(checks[-1], Estimate(np.random.default_rng(), stored, stored), None, valid)
-    unknown = sorted(set(tensors) - {check.name for check in checks})
+            failure = Failure(checks[-1], Estimate(np.random.default_rng(), stored, stored), found, valid, {})
+    unknown = sorted(set(tensors) - {check.name for check in checks} - set(INPUTS))
     return Report(checks, failure, [], arithmetic, unknown)
 
 

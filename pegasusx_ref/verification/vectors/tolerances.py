@@ -50,8 +50,7 @@ def on_rounded(arithmetic: Arithmetic) -> Callable[[str, Estimate], Estimate]:
 
 def on_own(name: str, estimate: Estimate) -> Estimate:
     """Go on with what rounding has made of the tensor by then, and forget how it came about: that would hold it all."""
-    samples = None if estimate.is_known else estimate.samples()
-    return Estimate(estimate.rng, estimate.value, estimate.clean, samples=samples)
+    return estimate.forgetful()
 
 
 def tolerances(
