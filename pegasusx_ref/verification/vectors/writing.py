@@ -23,8 +23,7 @@ UPWARDS = Context(prec=3, rounding=ROUND_CEILING)
 def write_vectors(folder: Path, names: Sequence[str] = tuple(CASES)) -> list[Path]:
     """Write conformance vectors, each into a folder of its name. [spec 16.14]
 
-    Weights and inputs are the same bytes on every machine, whatever the versions of the libraries; computed tensors
-    differ by what float64 rounds.
+    The numbers of weights and inputs are the same on every machine; computed tensors differ by what float64 rounds.
 
     Args:
         folder: made where there is none; it may hold vectors already, and nothing else.
