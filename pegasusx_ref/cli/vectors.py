@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pegasusx_ref.cli.messages import plainly
-from pegasusx_ref.cli.verify import as_dict, lines
+from pegasusx_ref.reports import as_dict, as_text
 from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.vectors import CASES, check_vector, read_vector, write_vectors
@@ -61,5 +61,5 @@ def check_command(folder: Path, file: Path, arithmetic: str, everything: bool, a
     if as_json:
         click.echo(json.dumps(as_dict(report)))
     else:
-        click.echo("\n".join(lines(report, everything)))
+        click.echo(as_text(report, everything))
     raise SystemExit(0 if report.passed else 1)

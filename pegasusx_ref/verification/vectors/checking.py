@@ -14,6 +14,8 @@ from pegasusx_ref.verification.checking import FAIL, HIDDEN, WARN, Check, Failur
 from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST
+from pegasusx_ref.verification.rows import ValidRows
+from pegasusx_ref.verification.vectors.cases import slices_of
 from pegasusx_ref.verification.vectors.making import Vector
 from pegasusx_ref.verification.vectors.sampling import Sample
 from pegasusx_ref.verification.verifying import Report, verify
@@ -67,7 +69,11 @@ def check_rows(vector: Vector, tensors: Mapping[str, np.ndarray], arithmetic: st
         if checks[-1].verdict == "fail" and failure is None:
             failure = Failure(checks[-1], Estimate(np.random.default_rng(), stored, stored), found, valid, {})
     unknown = sorted(set(tensors) - {check.name for check in checks} - set(INPUTS))
-    return Report(checks, failure, [], arithmetic, unknown)
+    config = PegasusXConfig.from_dict(vector.manifest["config"])
+    source, target = vector.inputs["attention_mask"], vector.inputs["decoder_attention_mask"]
+    rows = ValidRows(source, target, slices_of(config, source.shape[1]))
+    # No picture of rows: those that are kept are too far apart to stand side by side.
+    return Report(checks, failure, [], arithmetic, unknown, config, rows, {})
 
 
 def valid_rows(inputs: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> np.ndarray:
