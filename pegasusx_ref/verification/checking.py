@@ -94,7 +94,7 @@ class Checker:
 
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
         """Compare a tensor; what is returned goes on in its place."""
-        estimate.name = estimate.name or name
+        estimate.names = estimate.names or (name,)
         if (tensor := self._tensors.get(name)) is None:
             return None
         given = to_numpy(tensor)

@@ -56,7 +56,7 @@ def diagnose(failure: Failure, arithmetic: Arithmetic, around: Surroundings) -> 
     """
     name, given = failure.check.name, failure.given
     explained = []
-    for (where, mistake), variant in variants(failure.estimate.name or name, failure.estimate, around).items():
+    for (where, mistake), variant in variants(name, failure.estimate, around).items():
         with np.errstate(all="ignore"):
             wrong = variant()
         if wrong.shape == given.shape and (fit := fitted(failure, arithmetic, wrong)):
@@ -74,11 +74,11 @@ def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:
     """Give a tensor as it would be with each mistake in its operation, or in one before it that is not shown.
 
     Args:
-        name: of the tensor.
+        name: of the tensor, where nothing of an earlier name was passed on to it.
         estimate: how it was computed.
         around: what there is beside it.
     """
-    made = estimate.made
+    made, name = estimate.made, estimate.names[0] if estimate.names else name
     if made is None:
         passed_on = Case(name, (estimate.value,), {}, around)
         return {(name, mistake): variant for mistake, variant in HYPOTHESES["pass on"](passed_on).items()}
@@ -91,7 +91,7 @@ def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:
     ways: dict[tuple[str, str], dict[int, Callable[[], np.ndarray]]] = {}
     for i, x in enumerate(made.inputs):
         if x.made is not None:
-            for (where, mistake), variant in variants(x.name or name, x, around).items():
+            for (where, mistake), variant in variants(name, x, around).items():
                 ways.setdefault((re.sub(r"local\.\d+", "local.*", where), mistake), {})[i] = variant
 
     def pushed_on(changed: dict[int, Callable[[], np.ndarray]]) -> np.ndarray:

@@ -42,9 +42,6 @@ class Estimate:
         samples: as many as `NUM_SAMPLES`, where not all inputs of the operation were the candidate's own.
         made: how it came about.
         names: of the public tensors that it is, or was put together from, where a listener gave any.
-
-    Attributes:
-        name: of the first trace point that it came by.
     """
 
     def __init__(
@@ -59,7 +56,6 @@ class Estimate:
     ) -> None:
         self.rng, self.value, self.clean, self.errors, self.made = rng, value, clean, errors, made
         self._samples, self.names = samples, names
-        self.name: str | None = None
 
     @property
     def operation(self) -> str:
