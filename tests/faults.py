@@ -292,6 +292,7 @@ EMBEDDING = [
         "ids are off by one",
         "encoder.embed_tokens",
         altered("encoder.embed_tokens", input_ids=lambda ids: ids - 1),
+        mistake="ids are one too small",
     ),
     Fault(
         "labels are not shifted: the decoder sees what it is to write",
@@ -447,7 +448,7 @@ BLOCKS = [
             returning(LAYER_1, lambda both, _: tuple(x.roll(-2, 1) for x in both), method="pad_local_tokens"),
             altered(LAYER_1, "unpad_local_tokens", padded_hidden_states=lambda x: x.roll(2, 1)),
         ),
-        mistake="the first block has 2 tokens, not 4",
+        mistake="the first block has 6 tokens, not 4",
     ),
     Fault(
         "staggered blocks wrap around: the ends of the text share one",
@@ -632,6 +633,7 @@ VALUES = [
         "the keys are taken for values",
         "decoder.layers.1.encoder_attn.context",
         altered("decoder.layers.1.encoder_attn", past_key_values=cached(lambda k, v: (k, k))),
+        mistake="keys are taken for values",
     ),
     Fault(
         "heads are merged as they lie, not side by side",
@@ -690,6 +692,7 @@ WEIGHTS = [
         "the weights of another layer",
         "decoder.layers.1.fc1",
         borrowed("decoder.layers.1", "fc1", "decoder.layers.0.fc1"),
+        mistake="the weights of decoder.layers.0.fc1 are used",
     ),
     Fault(
         "global tokens have queries of their own",
@@ -704,16 +707,19 @@ WEIGHTS = [
         "decoder.layers.1.fc1",
         computing("decoder.layers.1.fc1", in_bfloat16),
         seen_in=FINE,
+        mistake="its numbers have no more digits than bfloat16: computed or stored in it",
     ),
     Fault(
         "a result is cut to bfloat16, not rounded",
         "decoder.layers.1.fc2",
         computing("decoder.layers.1.fc2", cut_to_bfloat16),
+        mistake="its numbers have no more digits than bfloat16: computed or stored in it",
     ),
     Fault(
         "the head is not tied to the embeddings",
         "lm_head",
         parameter("lm_head", "weight", lambda w: 0.2 * noise(w)),
+        mistake="the weights are others: the head's are its own, not tied to the embeddings",
     ),
     Fault(
         "logits have a bias",
@@ -725,6 +731,7 @@ WEIGHTS = [
         "logits are divided by sqrt(D), as in a tied T5",
         "lm_head",
         returning("lm_head", lambda x, _: x / ROOT),
+        mistake="logits are divided by sqrt(D)",
     ),
 ]
 
@@ -792,6 +799,7 @@ STREAMS = [
             "decoder.layers.1",
             piece("hidden_states = self.final_layer_norm", "residual = hidden_states = self.final_layer_norm"),
         ),
+        mistake="the residual is taken after the LayerNorm",
     ),
     Fault(
         "dropout is left on",
@@ -802,11 +810,13 @@ STREAMS = [
         "global tokens are not updated",
         f"{LAYER_0}.globals.output",
         returning(LAYER_0, lambda both, given: (both[0], given["global_hidden_states"])),
+        mistake="the layer changes nothing: its output is its input",
     ),
     Fault(
         "a layer is left out",
         "decoder.layers.1.output",
         returning("decoder.layers.1", lambda _, given: given["hidden_states"]),
+        mistake="the layer changes nothing: its output is its input",
     ),
     Fault(
         "the output of the wrong encoder layer",
@@ -821,7 +831,12 @@ STREAMS = [
 ]
 
 STORED = [
-    Fault("rows of the batch are exchanged", f"{LAYER_0}.self_attn.tokens.out_proj", dump=lambda x, _: x[::-1]),
+    Fault(
+        "rows of the batch are exchanged",
+        f"{LAYER_0}.self_attn.tokens.out_proj",
+        dump=lambda x, _: x[::-1],
+        mistake="the texts of the batch are in the reverse order",
+    ),
     Fault(
         "another layer's tensor",
         f"{LAYER_1}.tokens.fc1",
@@ -832,8 +847,18 @@ STORED = [
         "decoder.layers.0.encoder_attn.probs",
         dump=lambda _, tensors: tensors["decoder.layers.0.encoder_attn.scores"],
     ),
-    Fault("rows are off by one token", "encoder.layer_norm", dump=lambda x, _: np.roll(x, 1, axis=1)),
-    Fault("time comes before batch", "decoder.layers.0.final_layer_norm", dump=lambda x, _: x.swapaxes(0, 1)),
+    Fault(
+        "rows are off by one token",
+        "encoder.layer_norm",
+        dump=lambda x, _: np.roll(x, 1, axis=1),
+        mistake="rows stand one place too late",
+    ),
+    Fault(
+        "time comes before batch",
+        "decoder.layers.0.final_layer_norm",
+        dump=lambda x, _: x.swapaxes(0, 1),
+        mistake="positions come before texts",
+    ),
     Fault(
         "heads lie one after the other",
         "decoder.layers.0.self_attn.q_proj",
@@ -846,6 +871,7 @@ STORED = [
         "decoder.layers.1.encoder_attn_residual",
         dump=lambda x, _: x.astype(np.float16).astype(x.dtype),
         seen_in=FINE,
+        mistake="its numbers have no more digits than float16: computed or stored in it",
     ),
     Fault("large numbers saturate", f"{LAYER_0}.tokens.fc1", dump=lambda x, _: x.clip(-2, 2)),
 ]

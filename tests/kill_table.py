@@ -22,12 +22,14 @@ transformers: Any = pytest.importorskip("transformers", reason="transformers is 
 COMMAND = "python tests/kill_table.py > spec/mutations.md"
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
 # Blocks of 8: the last one is not full, a staggered layer has one more, padding begins inside of blocks. The target
-# starts with padding's id, as PEGASUS-X's do.
+# starts with padding's id, as PEGASUS-X's do, and has rows enough to tell another matrix.
 _rng = np.random.default_rng(0)
 INPUTS: dict[str, Any] = {
     "input_ids": _rng.integers(106, 256, (3, 29)),
     "attention_mask": np.arange(29) < np.array([[29], [17], [11]]),
-    "decoder_input_ids": np.c_[np.zeros((3, 1), dtype=np.int64), _rng.integers(106, 256, (3, 6))],
+    "decoder_input_ids": np.c_[
+        np.zeros((3, 1), dtype=np.int64), _rng.integers(106, 256, (3, 14))
+    ],  # rows enough for a matrix
 }
 NOTHING = Fault("nothing is broken", "")
 

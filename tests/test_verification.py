@@ -175,6 +175,16 @@ def test_a_row_that_is_off_everywhere_is_found_though_no_element_is() -> None:
     assert 7.9 < found.rho < 8.1
 
 
+def test_what_is_captured_is_copied(transformers: ModuleType) -> None:
+    import torch
+
+    model = reference(CONFIG, 0, "float64")
+    twin = eager_twin(transformers, model, "float64")
+    for layer in (*twin.model.encoder.layers, *twin.model.decoder.layers):
+        layer.activation_fn = torch.nn.ReLU(inplace=True)  # writes into fc1's result
+    assert verify(model, from_transformers(twin), INPUTS, "float64").passed
+
+
 def test_padding_rows_may_hold_anything() -> None:
     model = reference(CONFIG, 0, "float64")
     tensors = {name: array.copy() for name, array in from_backend(model)(INPUTS).items()}
