@@ -2,7 +2,7 @@
 
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
-from pegasusx_ref.errors import BackendError, CheckpointError, ConfigError, InputError, PegasusXError
+from pegasusx_ref.errors import BackendError, CheckpointError, ConfigError, ExtraError, InputError, PegasusXError
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
 from pegasusx_ref.registry import available_backends, get_backend
@@ -20,6 +20,7 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "ConfigError",
+    "ExtraError",
     "GenerationConfig",
     "InputError",
     "PegasusTokenizer",

@@ -19,3 +19,7 @@ class CheckpointError(PegasusXError, OSError):
 
 class BackendError(PegasusXError, RuntimeError):
     """A backend that is unknown, cannot run here, or does not compute in the dtype asked for."""
+
+
+class ExtraError(PegasusXError, ImportError):
+    """A package is missing that an extra of this one brings."""

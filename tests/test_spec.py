@@ -52,6 +52,7 @@ def definitions(tree: ast.Module) -> list[tuple[str, ast.FunctionDef | ast.Class
 
 
 SECTIONS, FUNCTIONS = sections(), functions()
+WITHOUT_EXAMPLE = {"16.12"}  # transformers, which the pages do without
 IN_ORDER = sorted(FUNCTIONS, key=lambda number: [int(part) for part in str(number).split(".")])
 
 
@@ -72,6 +73,49 @@ def test_a_section_links_its_function(number: str) -> None:
         module, _, class_name = module.rpartition(".")
         owner = getattr(importlib.import_module(module), class_name)
     assert hasattr(owner, name)
+
+
+def prose_of(section: str) -> str:
+    """Leave out code, equations, tables and the line that links the function."""
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|^Code: .*?$|^\|.*?$", "", section, flags=re.DOTALL | re.MULTILINE)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("number", IN_ORDER)
+def test_a_section_explains_and_shows(number: str) -> None:
+    section = SECTIONS[number]
+    words, sentences = prose_of(section).split(), re.findall(r"[.:](?: |$)", prose_of(section))
+    assert len(words) >= 15, f"section {number} says {len(words)} words"
+    assert len(sentences) >= 2, f"section {number} has {len(sentences)} sentences"
+    assert number in WITHOUT_EXAMPLE or "\n>>> " in section, f"section {number} has no example"
+
+
+def test_every_note_on_a_difference_has_its_test() -> None:
+    chapter = (ROOT / "spec" / "17-differences.md").read_text(encoding="utf-8")
+    notes = re.findall(r"^### N(\d+)\. ", chapter, re.MULTILINE)
+    tests = re.findall(r"^def test_n(\d+)_", (ROOT / "tests" / "test_differences.py").read_text(), re.MULTILINE)
+    assert [int(number) for number in notes] == list(range(1, len(notes) + 1))
+    assert set(tests) == set(notes)
+    assert len(notes) >= 25
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "spec").glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        path, _, anchor = "".join(target).partition("#")
+        if path.startswith("https:"):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {path}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {anchor_of(heading) for heading in headings}, f"{page.name}: {path}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """Name a heading as GitHub does."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_every_page_is_in_the_reading_order() -> None:

@@ -5,6 +5,7 @@ import click
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.explain import explain
+from pegasusx_ref.cli.picture import picture
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace
 from pegasusx_ref.cli.vectors import vectors_commands
@@ -22,4 +23,5 @@ main.add_command(trace)
 main.add_command(explain)
 main.add_command(verify_command)
 main.add_command(vectors_commands)
+main.add_command(picture)
 main.add_command(backends)

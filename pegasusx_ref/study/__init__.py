@@ -1,1 +1,1 @@
-"""Means to study the model: the specification by place, what each part costs, and a run as a table."""
+"""Means to study the model: the specification by place, costs, a run as a table, and pictures of who sees whom."""
