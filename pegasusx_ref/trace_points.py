@@ -1,5 +1,7 @@
 """Every public trace point: its name and its shape. [spec 16]"""
 
+import re
+
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 # `{i}` counts layers, `{n}` the slices of a layer. Letters as in spec/01-notation.md.
@@ -61,3 +63,8 @@ TRACE_POINTS: dict[str, str] = {
     "decoder.layer_norm": "BLD",
     "lm_head": "BLV",
 }
+
+
+def general(name: str) -> str:
+    """Turn a tensor's name into that of its trace point: numbers of layers and slices become {i} and {n}."""
+    return re.sub(r"\blocal\.\d+", "local.{n}", re.sub(r"\blayers\.\d+", "layers.{i}", name))

@@ -13,8 +13,8 @@ from twins import eager_twin
 
 from pegasusx_ref import TRACE_POINTS, InputError, PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.trace_points import general
 from pegasusx_ref.verification import Report, from_backend, from_transformers, verify
-from pegasusx_ref.verification.rows import general
 
 POSITIONS = {"encoder.embeddings", "decoder.embeddings"}  # transformers computes them in the model's dtype
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)

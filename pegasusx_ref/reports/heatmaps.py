@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 from pegasusx_ref.verification import Report
 from pegasusx_ref.verification.checking import Rows
-from pegasusx_ref.verification.rows import general
 
 AXES = {"G": "global token", "T": "position", "L": "target position"}
 Edges = tuple[int, ...]

@@ -3,9 +3,9 @@
 import re
 from typing import NamedTuple
 
+from pegasusx_ref.trace_points import general
 from pegasusx_ref.verification import Check, Report
 from pegasusx_ref.verification.checking import VERDICTS
-from pegasusx_ref.verification.rows import general
 
 OUTSIDE = "outside the layers"
 

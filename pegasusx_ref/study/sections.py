@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import pegasusx_ref
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.verification.rows import general
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 
 HEADING = re.compile(r"^##? (?:(\d+(?:\.\d+)?) )?(.*)$", re.MULTILINE)
 CODE = re.compile(r"^Code: \[`([\w.]+)`\]\(.*\)$\n*", re.MULTILINE)

@@ -12,8 +12,7 @@ import numpy as np
 from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS, read_safetensors
 from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.tensors import to_numpy
-from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.verification.rows import general
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 STEPS: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {"reshape": np.reshape, "transpose": np.transpose}

@@ -4,12 +4,7 @@ import re
 
 import numpy as np
 
-from pegasusx_ref.trace_points import TRACE_POINTS
-
-
-def general(name: str) -> str:
-    """Turn a tensor's name into that of its trace point: numbers of layers and slices become {i} and {n}."""
-    return re.sub(r"\blocal\.\d+", "local.{n}", re.sub(r"\blayers\.\d+", "layers.{i}", name))
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 
 
 class ValidRows:

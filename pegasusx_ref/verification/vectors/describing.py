@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 from pegasusx_ref.verification.estimate import Estimate
-from pegasusx_ref.verification.rows import general
 from pegasusx_ref.verification.vectors.sampling import Sampling
 
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.global_local import Slices
-from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.verification.rows import general
+from pegasusx_ref.trace_points import TRACE_POINTS, general
 
 
 class Sample(NamedTuple):
