@@ -4,6 +4,7 @@ import click
 
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
+from pegasusx_ref.cli.explore import explore
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.verify import verify_command
 
@@ -16,4 +17,5 @@ def main() -> None:
 
 main.add_command(summarize)
 main.add_command(verify_command)
+main.add_command(explore)
 main.add_command(backends)
