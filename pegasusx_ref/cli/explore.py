@@ -65,6 +65,6 @@ def explore(
         if exploration.num_dropped:
             limit = f"--tokens {tokens}" if tokens else f"the model's {most} tokens (--tokens reads more)"
             note(f"{name} is longer than {limit}: the last {exploration.num_dropped} tokens were dropped")
-        page = as_page(exploration, tokenizer, name)
+        page = as_page(exploration, tokenizer, Path(name).name)
         write_report(out, page)
     click.echo(f"{out}: {len(page.encode('utf-8', 'backslashreplace')) / 1e6:.1f} MB")

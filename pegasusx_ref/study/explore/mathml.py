@@ -8,14 +8,14 @@ from pegasusx_ref.errors import InputError
 SPELLINGS = ((r"\\arg\s*\\max", r"\\mathrm{arg\\,max}"), (r"(?<=\w)\\_(?=\w+\})", "_"))
 
 
-def as_mathml(latex: str) -> str:
+def as_mathml(latex: str) -> list[str]:
     """Convert an equation.
 
     Args:
         latex: what stands between $$ and $$.
 
     Returns:
-        A <math> element.
+        <math> elements: one for each part that a "qquad" sets apart, since browsers break no lines inside an equation.
 
     Raises:
         InputError: latex2mathml is not installed.
@@ -26,4 +26,5 @@ def as_mathml(latex: str) -> str:
         raise InputError("equations need latex2mathml: pip install 'pegasusx-ref[study]'") from None
     for pattern, replacement in SPELLINGS:
         latex = re.sub(pattern, replacement, latex)
-    return str(convert(" ".join(latex.split()), display="block"))
+    parts = [" ".join(part.split()) for part in latex.split(r"\qquad")]
+    return [str(convert(part, display="block")) for part in parts if part]

@@ -125,5 +125,5 @@ def quantized(weights: np.ndarray) -> np.ndarray:
 
     A weight w comes back with an error of at most (2 sqrt(w) + 1/510) / 510.
     """
-    roots: np.ndarray = np.sqrt(np.clip(weights, 0, 1))
-    return np.rint(255 * roots).astype(np.uint8)
+    in_bytes: np.ndarray = np.rint(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
+    return in_bytes

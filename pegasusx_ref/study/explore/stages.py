@@ -62,7 +62,7 @@ class Stage(NamedTuple):
         kind: "token", "global" or "step".
         number: of the section.
         title: of the section.
-        equations: as MathML.
+        equations: as MathML, in parts.
         shapes: of every tensor its dimensions, as letter and size; None where it depends on the block.
         source: the golden function.
         lines: of it, but for what follows the first line of its docstring.
@@ -100,7 +100,7 @@ def stages(config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[Stag
                     kind,
                     number,
                     section.title,
-                    [as_mathml(equation) for equation in section.equations],
+                    [part for equation in section.equations for part in as_mathml(equation)],
                     {point: shape(point, config, num_tokens, num_steps) for point in points},
                     source,
                     folded(source),

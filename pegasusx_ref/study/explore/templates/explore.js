@@ -7,6 +7,8 @@ const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
 const SHOWN_KEYS = 4; // of each layer, in the table
 const PLAY_MS = 700;
 
+addEventListener("error", () => (byId("failure").hidden = false));
+
 // --- data ------------------------------------------------------------------------------------------------------------
 
 function unpacked({ type, data: base64 }) {
@@ -66,7 +68,7 @@ const KINDS = {
     layerName: (layer) => `Encoder layer ${layer}, ${staggeredName(layer)}`,
     name: (i) => `Token ${i}: “${visible(data.tokens[i])}”`,
     told: () => "It attends to the tokens of its block and to the global tokens, in one softmax.",
-    columns: ["layer", "block", "on globals", "strongest keys in the block"],
+    columns: ["layer", "block", "on globals", "strongest in the block"],
     block: blockOf,
     share: (layer, i) => weightOf(globalsShare[layer * numTokens + i]),
     keys: (layer, i) => {
@@ -82,7 +84,7 @@ const KINDS = {
     layerName: (layer) => `Encoder layer ${layer}, ${staggeredName(layer)}`,
     name: (i) => `Global token ${i}`,
     told: () => "It attends to all tokens and to all global tokens, in every layer.",
-    columns: ["layer", "on globals", "strongest keys in the text"],
+    columns: ["layer", "on globals", "strongest in the text"],
     share: (layer, i) => weightOf(globalsOwnShare[layer * data.numGlobals + i]),
     keys: byGlobals,
   },
@@ -94,15 +96,20 @@ const KINDS = {
     name: (i) => `Step ${i + 1}: “${visible(data.written[i])}”`,
     told: (i) => {
       const { probability, rank } = data.steps[i];
-      const place = rank ? `${rank} ${rank > 1 ? "were" : "was"} likelier, but the search chose it` : "the likeliest";
+      const place = rank ? `${rank} ${rank > 1 ? "tokens were" : "token was"} likelier, but the search chose it` : "the likeliest";
       return `Probability ${percent(probability)}, ${place}. Cross-attention reads the text to write it.`;
     },
-    columns: ["layer", "strongest keys in the text"],
+    columns: ["layer", "strongest in the text"],
     keys: cross,
   },
 };
 
-const state = { kind: "token", at: { token: 0, global: 0, step: 0 }, layer: { token: 0, global: 0, step: 0 } };
+const firstEdge = data.layouts[data.layers[0]][1] ?? 1; // at an edge there is the most to see
+const state = {
+  kind: "token",
+  at: { token: firstEdge - 1, global: 0, step: 0 },
+  layer: { token: 0, global: 0, step: 0 },
+};
 
 // --- building, once --------------------------------------------------------------------------------------------------
 
@@ -209,16 +216,17 @@ function drawEdges() {
 
 function layerRow(kind, layer, i) {
   const cells = [];
-  if (kind.block) cells.push(`[${kind.block(layer, i).join(", ")})`);
+  if (kind.block)
+    cells.push(element("span", { className: "block", textContent: `[${kind.block(layer, i).join(", ")})` }));
   if (kind.share) cells.push(element("span", { className: "share", textContent: percent(kind.share(layer, i)) }));
   const strongest = kind.keys(layer, i).slice(0, SHOWN_KEYS);
-  const names = strongest.map(({ at }) => {
-    const key = element("span", { className: "key", textContent: visible(data.tokens[at]) });
+  const names = strongest.flatMap(({ at }, n) => {
+    const key = element("span", { textContent: visible(data.tokens[at]), title: `token ${at}` });
     key.dataset.key = at;
-    key.title = `token ${at}`;
-    return key;
+    return n ? [" · ", key] : [key];
   });
-  const pick = element("button", { type: "button", textContent: kind === KINDS.step ? layer : `${layer} ${staggeredName(layer)}` });
+  const layerName = kind === KINDS.step ? layer : `${layer} ${staggeredName(layer)}`;
+  const pick = element("button", { type: "button", textContent: layerName });
   const heading = element("th", { scope: "row" }, pick);
   const row = element("tr", {}, heading, ...cells.map((cell) => element("td", {}, cell)), element("td", {}, ...names));
   row.dataset.layer = layer;
@@ -270,7 +278,8 @@ function drawDetail(kind, layer, i) {
   if (kind === KINDS.step) drawCandidates(i);
   else byId("candidates").replaceChildren();
   const [head, body] = byId("layers").children;
-  head.replaceChildren(element("tr", {}, ...kind.columns.map((name) => element("th", { scope: "col", textContent: name }))));
+  const titles = kind.columns.map((textContent) => element("th", { scope: "col", textContent }));
+  head.replaceChildren(element("tr", {}, ...titles));
   body.replaceChildren(...Array.from({ length: kind.layers }, (_, n) => layerRow(kind, n, i)));
   byId("keys-title").textContent = `${kind.layerName(layer)}: the strongest keys`;
   const own = kind.keys(layer, i).map((key) => ["token", key]);
@@ -310,14 +319,18 @@ function show(target) {
   target?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+// What a global token or a step reads may be far away in the text.
+function showStrongest() {
+  if (state.kind !== "token") show(lit[0]);
+}
+
 function select(kindName, i) {
   const changesKind = state.kind !== kindName;
   state.kind = kindName;
   state.at[kindName] = Math.max(0, Math.min(KINDS[kindName].count - 1, i));
   draw();
   show(selected);
-  // What is read may be far away in the text: bring its strongest token in sight.
-  if (kindName !== "token") show(lit[0]);
+  showStrongest();
   if (changesKind) byId("detail").scrollTop = byId("stages").scrollTop = 0;
 }
 
@@ -327,6 +340,7 @@ function chooseLayer(layer) {
   // Tokens and global tokens stand in the same layers.
   if (state.kind !== "step") state.layer.token = state.layer.global = state.layer[state.kind];
   draw();
+  showStrongest();
 }
 
 let playing = null;
