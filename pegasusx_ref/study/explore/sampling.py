@@ -109,7 +109,7 @@ def strongest(probs_HLX: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
         count: how many to find, X at the most.
 
     Returns:
-        Of every query so many keys, the largest weight first, of equals the first key; their weights on the average;
+        Of every query so many keys, the largest weight first, among equals the first key; their weights on the average;
         and the head that weighs each of them most.
     """
     mean_LX = probs_HLX.mean(axis=0)

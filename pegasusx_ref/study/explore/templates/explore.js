@@ -5,6 +5,7 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
 const SHOWN_KEYS = 4; // of each layer, in the table
+const MOST_NUMBERED = 32; // global tokens
 const PLAY_MS = 700;
 
 addEventListener("error", () => (byId("failure").hidden = false));
@@ -145,6 +146,8 @@ function buildSource() {
 
 const pieces = buildSource();
 KINDS.global.list.append(...Array.from({ length: data.numGlobals }, (_, i) => option("global", i, i, false)));
+KINDS.global.list.childNodes.forEach((chip, i) => (chip.title = `global token ${i}`));
+KINDS.global.list.classList.toggle("many", data.numGlobals > MOST_NUMBERED); // small chips, without their numbers
 KINDS.step.list.append(...data.written.map((piece, i) => option("step", i, piece, writtenSpecial.has(i))));
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
@@ -228,7 +231,8 @@ function layerRow(kind, layer, i) {
   const layerName = kind === KINDS.step ? layer : `${layer} ${staggeredName(layer)}`;
   const pick = element("button", { type: "button", textContent: layerName });
   const heading = element("th", { scope: "row" }, pick);
-  const row = element("tr", {}, heading, ...cells.map((cell) => element("td", {}, cell)), element("td", {}, ...names));
+  const strongestCell = element("td", { className: "strongest" }, ...names);
+  const row = element("tr", {}, heading, ...cells.map((cell) => element("td", {}, cell)), strongestCell);
   row.dataset.layer = layer;
   row.ariaCurrent = String(layer === state.layer[state.kind]);
   return row;
