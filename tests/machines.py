@@ -49,6 +49,12 @@ def random_model(
     return PegasusXForConditionalGeneration(config, weights, backend_on_cpu(backend, dtype))
 
 
+def reference(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForConditionalGeneration:
+    """Make the golden model, in float64, of the weights that `random_model` has in a dtype."""
+    weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
+    return PegasusXForConditionalGeneration(config, weights, get_backend("numpy", dtype="float64"))
+
+
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to a dtype and back to float64, so that a backend gets just the numbers that the golden function gets."""
     return array.astype(numpy_dtype(dtype)).astype(np.float64)

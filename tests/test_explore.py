@@ -126,11 +126,10 @@ def test_the_summary_is_what_generate_writes(summarizer: SummarizationPipeline, 
 
 
 def test_strongest_keys_of_equal_weight_come_in_order() -> None:
-    probs = np.full((2, 3, 64), 1 / 64)
-    keys, weights, heads = strongest(probs, 64)
-    assert (keys == np.arange(64)).all()
-    assert (weights == 1 / 64).all()
-    assert not heads.any()
+    probs = np.random.default_rng(0).integers(1, 5, (1, 1, 200)) / 500
+    keys, weights, _ = strongest(probs, 200)
+    assert keys[0].tolist() == np.lexsort((np.arange(200), -probs[0, 0])).tolist()
+    np.testing.assert_array_equal(weights[0], probs[0, 0, keys[0]])
 
 
 def test_bytes_hold_weights_within_their_bound() -> None:
@@ -375,6 +374,11 @@ def test_a_token_at_an_edge_has_other_neighbours_on_even_and_staggered_layers(pa
     assert any(token >= 96 for token in staggered)
     lit = page.script("return [...document.querySelectorAll('#source .lit')].map(t => Number(t.dataset.at))")
     assert set(lit) == staggered
+    shares = page.script(
+        "return [...document.querySelectorAll('.lit')].map(t => Number(t.style.getPropertyValue('--share')))"
+    )
+    assert max(shares) == 1  # one scale for tokens and global tokens
+    assert shares.count(1) == 1
     in_block = page.script("return [...document.querySelectorAll('.in-block')].map(p => Number(p.dataset.start))")
     assert in_block == [80, 96]
     edges = page.script("return [...document.querySelectorAll('.piece.edge')].map(p => Number(p.dataset.start))")

@@ -1,6 +1,7 @@
 """The specification by section and by place: all of it is found, and every place has its sections."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,11 @@ def test_the_specification_is_found_inside_an_installed_package(
         module.spec_folder()
     shutil.copytree(Path(__file__).parents[1] / "spec", tmp_path / "pegasusx_ref" / "spec")
     assert module.spec_folder() == tmp_path / "pegasusx_ref" / "spec"
+
+
+def test_the_wheel_holds_every_page() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    pages = [f"spec/{page.name}" for page in (root / "spec").glob("[0-9]*.md")]
+    assert included == {page: f"pegasusx_ref/{page}" for page in pages}

@@ -79,3 +79,11 @@ MODEL = {"float64": FLOAT64, "float32": FLOAT32, "bfloat16": 5e-2, "float16": 5e
 
 # Twelve layers of a base model in bfloat16 at 2,048 tokens: seen 4.7e-3 (float16: 5e-4).
 HALF_PRECISION = 5e-3
+
+# Conformance vectors made anew, relative to the largest number of a tensor: products may be summed in another order.
+# Seen on the machine that wrote them: 0. Angles of positions are known to 2^-53 of themselves, and the long vector's
+# features were chosen so that the largest angle that is rounded stays below 200.
+VECTORS = 1e-13
+# Their tolerances: those of single operations have three digits; those from samples also hang on NumPy's stream of
+# normal numbers, which may change with its version, and eight samples are off by a third now and then.
+VECTOR_TOLERANCES = {"exact": 1.02, "rounded": 2.0, "end_to_end": 2.0}

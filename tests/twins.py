@@ -29,6 +29,15 @@ def transformers_twin(transformers: ModuleType, model: PegasusXForConditionalGen
     return twin.eval()
 
 
+def eager_twin(transformers: ModuleType, model: PegasusXForConditionalGeneration, dtype: str) -> Any:
+    """Build transformers' model in a dtype, with attention in steps that can be watched."""
+    import torch
+
+    twin = transformers_twin(transformers, model)
+    twin.set_attn_implementation("eager")
+    return twin.to(getattr(torch, dtype))
+
+
 def to_torch(array: np.ndarray | None) -> Any:
     import torch
 

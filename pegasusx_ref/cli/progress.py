@@ -51,6 +51,21 @@ def progress(shown: bool, name: str, num_tokens: int, config: PegasusXConfig, ma
 
 
 @contextmanager
+def layer_progress(description: str, *num_layers: int) -> Iterator[None]:
+    """Show layers as they are done, on a terminal.
+
+    Args:
+        description: what is going on.
+        num_layers: of the encoder, and of the decoder where it runs once.
+    """
+    with moving_bars() as bars:
+        layers = bars.add_task(description, total=sum(num_layers))
+        outputs = ("encoder.layers.*.tokens.output", "decoder.layers.*.output")[: len(num_layers)]
+        with listen(lambda *_: bars.advance(layers), *outputs):
+            yield
+
+
+@contextmanager
 def verification_progress(shown: bool, description: str, config: PegasusXConfig) -> Iterator[None]:
     """Show layers of a verification as they are done, on a terminal.
 

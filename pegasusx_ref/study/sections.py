@@ -15,6 +15,7 @@ from pegasusx_ref.verification.rows import general
 
 HEADING = re.compile(r"^##? (?:(\d+(?:\.\d+)?) )?(.*)$", re.MULTILINE)
 CODE = re.compile(r"^Code: \[`([\w.]+)`\]\(.*\)$\n*", re.MULTILINE)
+EXAMPLE = re.compile(r"^```python$.*?^```$\n*", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$\n*", re.MULTILINE | re.DOTALL)
 EQUATION = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
 
@@ -54,7 +55,7 @@ TENSORS: dict[str, str] = {
     "fc2": "5.1 5.7",
     "output": "5.7",
     **dict.fromkeys(("input", "self_attn_residual", "encoder_attn_residual"), ""),  # the layer's own sections say it
-    "lm_head": "11 14.5",
+    "lm_head": "11 5.1 14.5",
 }
 
 
@@ -77,8 +78,9 @@ class Section(NamedTuple):
 
     @property
     def prose(self) -> str:
-        """The text without its examples."""
-        return FENCED.sub("", self.text).strip()
+        """The text without its examples; what announces one with a colon ends there."""
+        announced = re.sub(rf":\n+(?={EXAMPLE.pattern})", ".\n\n", self.text, flags=EXAMPLE.flags)
+        return EXAMPLE.sub("", announced).strip()
 
 
 class Source(NamedTuple):
@@ -140,8 +142,13 @@ def blanked(match: re.Match[str]) -> str:
 
 
 def places() -> list[str]:
-    """List what can be explained: every scope that the model opens and every trace point, scopes first."""
-    return [*SCOPES, *TRACE_POINTS]
+    """List what can be explained, in the order of `TRACE_POINTS`: each trace point after the scopes that it lies in."""
+    found: dict[str, None] = {}
+    for point in TRACE_POINTS:
+        ends = [i for i, letter in enumerate(point) if letter == "."]
+        found |= dict.fromkeys(point[:end] for end in ends if point[:end] in SCOPES)
+        found[point] = None
+    return list(found)
 
 
 def sections_at(place: str) -> list[Section]:

@@ -1,11 +1,13 @@
 """Every step of a run from its shapes alone: no weights, no numbers, so also of models that do not fit here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from math import prod
 from typing import NamedTuple
 
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.errors import InputError
 from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.weights import EMBEDDING
@@ -70,6 +72,26 @@ def steps(config: PegasusXConfig, T: int, L: int, B: int = 1, past: int = 0) -> 
     yield step("lm_head", "lm_head", sizes)
 
 
+def steps_at(place: str, run: Iterable[Step]) -> list[Step]:
+    """Choose the steps at a place.
+
+    Args:
+        place: a scope or a tensor, such as "encoder.layers.1.self_attn".
+        run: all steps.
+
+    Raises:
+        InputError: the run has no such place, with the nearest ones.
+    """
+    run = list(run)
+    if found := [one for one in run if f"{one.name}.".startswith(f"{place}.")]:
+        return found
+    parts = [one.name.split(".") for one in run]
+    known = dict.fromkeys(".".join(names[:n]) for names in parts for n in range(1, len(names) + 1))
+    near = get_close_matches(place, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "pegasusx-ref explain lists all places"
+    raise InputError(f"place {place!r} does not occur in a run of these shapes: {hint}")
+
+
 def layer_steps(
     i: int, points: list[str], sizes: dict[str, int], slices: list[tuple[int, int]], past: int
 ) -> Iterator[Step]:
@@ -110,6 +132,17 @@ def step(point: str, name: str, sizes: dict[str, int]) -> Step:
     shape = tuple(sizes[letter] for letter in letters)
     flops = 2 * prod(shape) * sizes[summed_over] if summed_over else 0
     return Step(name, letters, shape, flops)
+
+
+def flops_formula(members: list[Step]) -> str:
+    """Write out how many FLOPs a matrix product takes, in dimension letters.
+
+    Args:
+        members: one step, or those of the same trace point in several slices or layers.
+    """
+    first = members[0]
+    product = " ".join(["2", *first.letters, SUMMED_OVER[first.name.rpartition(".")[2]]])
+    return product if len(members) == 1 else f"sum of {len(members)} times {product}"
 
 
 def sizes_of(config: PegasusXConfig, side: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ VERDICTS = ("pass", "blind", "warn", "fail")  # from good to bad
 WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first
 ALONE = 10.0  # the error of one element beside what is expected of it, where the rest of its row is right
 HIDDEN = -1e4  # a masked score is at most this: float16's lowest number is -65504
+LARGEST = 1e60  # of what is computed with further: its fourth power is a number
 HUGE = 1e150  # of an error, where a masked score stands beside one that is not: its square is a number
 BLIND = 0.1  # of a tensor's own size: where rounding alone may be as large, little can be said of it
 
@@ -94,7 +95,7 @@ class Checker:
 
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
         """Compare a tensor; what is returned goes on in its place."""
-        estimate.name = estimate.name or name
+        estimate.names = estimate.names or (name,)
         if (tensor := self._tensors.get(name)) is None:
             return None
         given = to_numpy(tensor)
@@ -121,6 +122,8 @@ class Checker:
             self._note(check._replace(rho=inf, error=inf, end_to_end=inf), estimate, found, valid)
             return None
         self._note(self._compared(name, estimate, found, valid, note), estimate, found, valid)
+        if not name.endswith(".scores"):
+            found = np.clip(found, -LARGEST, LARGEST)
         return Estimate(estimate.rng, found, estimate.clean)
 
     def _note(self, check: Check, estimate: Estimate, given: np.ndarray, valid: np.ndarray) -> None:

@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.verification.arithmetic import Arithmetic
+from pegasusx_ref.tensors import numpy_dtype
+from pegasusx_ref.verification.arithmetic import ARITHMETICS, Arithmetic
 from pegasusx_ref.verification.checking import HIDDEN, WARN, Failure, ratio
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.hypotheses import HYPOTHESES, Case, Surroundings, fits
 
 LOW_PRECISION = "positions are computed in low precision"
+
+TINY = 1e-300
 
 Variants = dict[tuple[str, str], Callable[[], np.ndarray]]  # by the tensor where the mistake is, and the mistake
 
@@ -56,17 +59,17 @@ def diagnose(failure: Failure, arithmetic: Arithmetic, around: Surroundings) -> 
     """
     name, given = failure.check.name, failure.given
     explained = []
-    for (where, mistake), variant in variants(failure.estimate.name or name, failure.estimate, around).items():
+    for (where, mistake), variant in variants(name, failure.estimate, around).items():
         with np.errstate(all="ignore"):
             wrong = variant()
         if wrong.shape == given.shape and (fit := fitted(failure, arithmetic, wrong)):
             explained.append(Diagnosis(mistake, where, *fit))
     if not explained:
-        for mistake, wrong in fitted_to(failure):
-            if fit := fitted(failure, arithmetic, wrong):
+        for mistake, wrong in (*elsewhere(failure), *fitted_to(failure)):
+            if wrong.shape == given.shape and (fit := fitted(failure, arithmetic, wrong)):
                 explained.append(Diagnosis(mistake, name, *fit))
-    if not explained and is_low_precision(failure, arithmetic):
-        explained.append(Diagnosis(LOW_PRECISION, name, float("nan"), float("nan"), failure.check.rho))
+    if not explained and (coarse := too_coarse(failure, arithmetic)) is not None:
+        explained.append(Diagnosis(coarse, name, float("nan"), float("nan"), failure.check.rho))
     return sorted(explained, key=lambda diagnosis: diagnosis.rho)
 
 
@@ -74,11 +77,11 @@ def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:
     """Give a tensor as it would be with each mistake in its operation, or in one before it that is not shown.
 
     Args:
-        name: of the tensor.
+        name: of the tensor, where nothing of an earlier name was passed on to it.
         estimate: how it was computed.
         around: what there is beside it.
     """
-    made = estimate.made
+    made, name = estimate.made, estimate.names[0] if estimate.names else name
     if made is None:
         passed_on = Case(name, (estimate.value,), {}, around)
         return {(name, mistake): variant for mistake, variant in HYPOTHESES["pass on"](passed_on).items()}
@@ -91,7 +94,7 @@ def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:
     ways: dict[tuple[str, str], dict[int, Callable[[], np.ndarray]]] = {}
     for i, x in enumerate(made.inputs):
         if x.made is not None:
-            for (where, mistake), variant in variants(x.name or name, x, around).items():
+            for (where, mistake), variant in variants(name, x, around).items():
                 ways.setdefault((re.sub(r"local\.\d+", "local.*", where), mistake), {})[i] = variant
 
     def pushed_on(changed: dict[int, Callable[[], np.ndarray]]) -> np.ndarray:
@@ -131,7 +134,14 @@ def fitted(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tuple
     value = np.where(seen & should_be_seen, value, wrong)  # what is hidden is judged above
     # What is wrong may be larger than what is right, and so is its rounding then.
     sizes = ratio((wrong**2).sum(axis=1, keepdims=True), (value**2).sum(axis=1, keepdims=True))
-    variance = variance * np.maximum(1.0, np.where(has_right_shape, sizes, 1.0)) + (arithmetic.result * wrong) ** 2 / 3
+    variance = variance * np.maximum(1.0, np.where(has_right_shape, sizes, 1.0))
+    # Where something should be hidden and is not, it comes from padding, whose rows are not taken from the candidate.
+    variance += (arithmetic.result * wrong) ** 2 * np.where(should_be_seen, 1 / 3, 100.0)
+    if (made := failure.estimate.made) is not None and made.operation == "activation":
+        # relu rounds nothing; what stands in its place may be composed, and off by what goes in.
+        variance += (3 * arithmetic.result * made.inputs[0].value[counts]) ** 2 / 3
+    # Some results are exact, and then nothing may be left; but a number that is divided by must be one.
+    variance = np.maximum(variance, (1e-3 * arithmetic.result * np.abs(wrong).max()) ** 2 + TINY)
     difference, rest = wrong - value, found - wrong
     rho = float(ratio(np.sqrt((rest**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
     with np.errstate(over="ignore"):
@@ -145,6 +155,16 @@ def fitted(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tuple
     by_row = np.abs(difference / np.sqrt(variance)).sum(axis=1)
     standard_error = float(np.sqrt((by_row**2).sum())) / weight
     return (coefficient, standard_error, rho) if abs(coefficient - 1) <= 3 * standard_error + 1e-12 else None
+
+
+def elsewhere(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
+    """Give the right tensor with its rows in other places."""
+    right = np.where(failure.valid[..., None], failure.estimate.value, np.nan)
+    nothing = np.full_like(right[..., :1, :], np.nan)
+    yield "rows stand one place too late", np.concatenate([nothing, right[..., :-1, :]], axis=-2)
+    yield "rows stand one place too early", np.concatenate([right[..., 1:, :], nothing], axis=-2)
+    yield "the texts of the batch are in the reverse order", right[::-1]
+    yield "positions come before texts", right.swapaxes(0, 1)
 
 
 def fitted_to(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
@@ -161,12 +181,27 @@ def fitted_to(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
         yield mistake, wrong
 
 
+def too_coarse(failure: Failure, arithmetic: Arithmetic) -> str | None:
+    """Tell whether something was computed or stored with too few digits."""
+    if failure.given.shape != failure.estimate.shape:
+        return None
+    if is_low_precision(failure, arithmetic):
+        return LOW_PRECISION
+    found, value = (x[failure.valid] for x in (failure.given, failure.estimate.value))
+    for name, coarser in ARITHMETICS.items():
+        if name == "tf32" or coarser.result <= arithmetic.result:
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_coarse = (found == found.astype(numpy_dtype(name))).all()
+        if is_coarse and (np.abs(found - value) <= 8 * coarser.result * np.abs(value).max()).all():
+            return f"its numbers have no more digits than {name}: computed or stored in it"
+    return None
+
+
 def is_low_precision(failure: Failure, arithmetic: Arithmetic) -> bool:
     """Tell whether an error of positions is what angles lose that are computed in the candidate's precision."""
     made, found = failure.estimate.made, failure.given
-    if made is None or made.operation != "add_positions" or found.shape != failure.estimate.shape:
-        return False
-    if arithmetic.name == "float64":
+    if made is None or made.operation != "add_positions" or arithmetic.name == "float64":
         return False
     places = made.settings["start"] + np.arange(found.shape[1])[:, None] + 1
     error = np.abs(found - failure.estimate.value)[failure.valid]

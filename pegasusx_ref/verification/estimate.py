@@ -41,9 +41,7 @@ class Estimate:
         errors: of the operation that gave the value; None where the value is the candidate's own tensor.
         samples: as many as `NUM_SAMPLES`, where not all inputs of the operation were the candidate's own.
         made: how it came about.
-
-    Attributes:
-        name: of the first trace point that it came by.
+        names: of the public tensors that it is, or was put together from, where a listener gave any.
     """
 
     def __init__(
@@ -54,10 +52,10 @@ class Estimate:
         errors: Errors | None = None,
         samples: Sequence[np.ndarray] | None = None,
         made: Made | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.rng, self.value, self.clean, self.errors, self.made = rng, value, clean, errors, made
-        self._samples = samples
-        self.name: str | None = None
+        self._samples, self.names = samples, names
 
     @property
     def operation(self) -> str:
@@ -112,7 +110,7 @@ class Estimate:
         value = function(self.value)
         clean = value if self.clean is self.value else function(self.clean)
         made = None if self.is_known else Made("rearrange", (self,), {}, function)
-        return Estimate(self.rng, value, clean, samples=samples, made=made)
+        return Estimate(self.rng, value, clean, samples=samples, made=made, names=self.names)
 
     def forgetful(self) -> "Estimate":
         """Copy without how it came about: what holds on to an estimate holds on to all that it was made from."""
@@ -145,4 +143,5 @@ def joined(parts: Sequence[Estimate], axis: int) -> Estimate:
     value = join([part.value for part in parts])
     same = all(part.clean is part.value for part in parts)
     clean = value if same else join([part.clean for part in parts])
-    return Estimate(parts[0].rng, value, clean, samples=samples, made=made)
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    return Estimate(parts[0].rng, value, clean, samples=samples, made=made, names=names)

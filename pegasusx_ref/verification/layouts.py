@@ -1,8 +1,23 @@
-"""Attention probabilities in the padded shapes of transformers."""
+"""Blocks with padding, as transformers has them."""
 
 from typing import Any
 
 import numpy as np
+
+Places = np.ndarray  # of a block's tokens among all; -1 is padding
+
+
+def padded_blocks(num_padding: int, num_tokens: int, block_size: int) -> list[Places]:
+    """Cut some padding and then the tokens into whole blocks.
+
+    Args:
+        num_padding: places before the first token.
+        num_tokens: T.
+        block_size: K.
+    """
+    num_places = -(-(num_tokens + num_padding) // block_size) * block_size
+    places = np.arange(num_places) - num_padding
+    return list(np.where(places < num_tokens, np.maximum(places, -1), -1).reshape(-1, block_size))
 
 
 def to_transformers_attentions(attentions: dict[str, Any], block_size: int, staggered: bool) -> dict[str, np.ndarray]:

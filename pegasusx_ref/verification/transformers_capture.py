@@ -146,6 +146,8 @@ class Capture(Mapping[str, np.ndarray]):
             self._after(layer, partial(self._keep, f"{place}.output"))
 
     def _watch_inside(self, place: str, layer: Any) -> None:
+        if place.startswith("encoder"):
+            self._before(layer.self_attn.q_proj, partial(self._look_up, place))
         table = ENCODER_LAYER if place.startswith("encoder") else DECODER_LAYER
         for path, (goes_in, comes_out) in table.items():
             module = layer.get_submodule(path)
@@ -185,6 +187,12 @@ class Capture(Mapping[str, np.ndarray]):
         part = "" if self._attention.startswith("decoder") else (".global", ".local")[next(self._softmaxes) % 2]
         self._keep(f"{self._attention}{part}.scores", scores)
         self._keep(f"{self._attention}{part}.probs", probs)
+
+    def _look_up(self, place: str, given: Any) -> None:
+        """Find where the tokens stand in what attention is given."""
+        rows = self._inside.get(f"{place}.tokens.self_attn_layer_norm")
+        if rows is not None and f"{place}.self_attn.tokens.q_proj" not in self._inside:
+            self._unpadded.look_up(place, to_numpy(given), rows)
 
     def _keep(self, name: str, tensor: Any) -> None:
         array = np.array(to_numpy(tensor))  # a copy: what comes next may write into the tensor

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from pegasusx_ref.attention import merge_heads, softmax
+from pegasusx_ref.attention import merge_heads, softmax, split_heads
 from pegasusx_ref.verification.hypotheses.blocks import other_blocks
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 
@@ -15,41 +15,41 @@ def of_scores(case: Case) -> Variants:
     """Another scale, another mask, other heads, or other keys."""
     (q, k), visible = case.inputs, case.settings["visible"]
     _, H, L, F = q.shape
-    products, right = q @ k.swapaxes(2, 3), F**-0.5
+    right = (q * F**-0.5) @ k.swapaxes(2, 3)  # in this order, as golden scores: where nothing changes, no rounding does
 
     def masked(scores: np.ndarray, seen: np.ndarray | None = visible) -> np.ndarray:
         return scores if seen is None else np.where(seen[:, None], scores, LOWEST)
 
     found: Variants = {
-        "scores are not scaled": lambda: masked(products),
-        "scores are scaled by sqrt(D), not by the root of a head's width": lambda: masked(products / math.sqrt(H * F)),
-        "the scale is applied twice: by the head's width, not by its root": lambda: masked(products / F),
-        "keys are in the reverse order": lambda: masked(products[..., ::-1] * right),
+        "scores are not scaled": lambda: masked(q @ k.swapaxes(2, 3)),
+        "scores are scaled by sqrt(D), not by the root of a head's width": lambda: masked(right / math.sqrt(H)),
+        "the scale is applied twice: by the head's width, not by its root": lambda: masked(right / math.sqrt(F)),
+        "keys are in the reverse order": lambda: masked(right[..., ::-1]),
         "queries and keys are cut into heads the other way round": lambda: masked(
-            recut(q) @ recut(k).swapaxes(2, 3) * right
+            (recut(q) * F**-0.5) @ recut(k).swapaxes(2, 3)
         ),
     }
     if H > 1:
         found["heads of queries and keys do not belong together"] = lambda: masked(
-            (q @ np.roll(k, 1, axis=1).swapaxes(2, 3)) * right
+            (q * F**-0.5) @ np.roll(k, 1, axis=1).swapaxes(2, 3)
         )
+    G = case.around.config.num_global_tokens if case.name.startswith("encoder") else 0
+    is_global = np.arange(k.shape[2])[None, None] < G
     if visible is not None:
         is_padding = visible.shape[1] == 1
         what = "padding keys are seen: no mask, or one on queries" if is_padding else "the mask is missing"
-        found[what] = lambda: products * right
-        found["the mask is the other way round"] = lambda: masked(products * right, ~visible)
+        found[what] = lambda: right
+        found["the mask is the other way round"] = lambda: masked(right, ~visible | is_global)
         if visible.shape[1] == L > 1:
             ahead = np.concatenate([visible[:, 1:], np.ones_like(visible[:, :1])], axis=1)
             behind = np.concatenate([visible[:, :1], visible[:, :-1]], axis=1)
-            found["the causal mask lets each token see the next one"] = lambda: masked(products * right, ahead)
-            found["the causal mask hides each token from itself"] = lambda: masked(products * right, behind)
-    if case.name.startswith("encoder"):
-        G = case.around.config.num_global_tokens
-        hidden = np.arange(k.shape[2])[None, None] >= G
+            found["the causal mask lets each token see the next one"] = lambda: masked(right, ahead)
+            found["the causal mask hides each token from itself"] = lambda: masked(right, behind)
+    if G:
         found["global tokens are hidden from the others"] = lambda: masked(
-            products * right, hidden if visible is None else visible & hidden
+            right, ~is_global if visible is None else visible & ~is_global
         )
-        found["global tokens are not among the keys"] = lambda: masked(products * right)[..., G:]
+        found["global tokens are not among the keys"] = lambda: masked(right)[..., G:]
         found |= other_blocks(case)
     return found
 
@@ -74,6 +74,9 @@ def of_weighted_sum(case: Case) -> Variants:
     }
     if v.shape[1] > 1:
         found["heads of weights and values do not belong together"] = lambda: probs @ np.roll(v, 1, axis=1)
+    keys = case.around.tensors.get(case.name.replace("context", "k_proj"))
+    if keys is not None:
+        found["keys are taken for values"] = lambda: probs @ split_heads(keys, v.shape[1])
     if case.name.replace("context", "probs") not in case.around.tensors:
         found |= other_blocks(case)
     return found

@@ -11,9 +11,9 @@ from pegasusx_ref.attention import merge_heads, softmax, split_heads
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.feed_forward import linear
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
+from pegasusx_ref.verification.layouts import Places, padded_blocks
 
 LOWEST = np.finfo(np.float64).min
-Places = np.ndarray  # of a block's tokens among all; -1 is padding
 
 
 class Layer(NamedTuple):
@@ -105,14 +105,14 @@ def cuts(T: int, K: int, staggered: bool) -> dict[str, list[Places]]:
     """
     half = K // 2
     what = "blocks are not staggered" if staggered else "blocks are staggered"
-    found = {what: cut_after(0 if staggered else half, T, K)}
+    found = {what: padded_blocks(0 if staggered else half, T, K)}
     for size in sorted({half, K - 2, K - 1, K + 1, K + 2, 2 * K} - {0}):
-        found[f"blocks have {size} tokens, not {K}"] = cut_after(size // 2 if staggered else 0, T, size)
+        found[f"blocks have {size} tokens, not {K}"] = padded_blocks(size // 2 if staggered else 0, T, size)
     if not staggered:
         return found
     for first in range(1, K):
         if first != half:
-            found[f"the first block has {first} tokens, not {half}"] = cut_after(K - first, T, K)
+            found[f"the first block has {first} tokens, not {half}"] = padded_blocks(K - first, T, K)
     num_padded = -(-T // K) * K
     around = (np.arange(num_padded) - half) % num_padded
     found["blocks wrap around: the first one joins both ends"] = list(np.where(around < T, around, -1).reshape(-1, K))
@@ -122,9 +122,3 @@ def cuts(T: int, K: int, staggered: bool) -> dict[str, list[Places]]:
 def few(mistake: str) -> bool:
     """Tell the mistakes that are tried on a whole layer: not each possible size of the first block."""
     return not mistake.startswith("the first block")
-
-
-def cut_after(num_padding: int, T: int, K: int) -> list[Places]:
-    """Cut some padding and then T tokens into blocks of K."""
-    places = np.arange(-num_padding, -(-(T + num_padding) // K) * K - num_padding)
-    return list(np.where((places >= 0) & (places < T), places, -1).reshape(-1, K))

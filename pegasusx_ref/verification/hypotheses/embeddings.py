@@ -17,6 +17,9 @@ def of_embed_tokens(case: Case) -> Variants:
     ids, table, scale = (case.settings[n] for n in ("ids", "table", "scale"))
     root, start = math.sqrt(table.shape[1]), case.around.config.decoder_start_token_id
     found: Variants = {"padding's embedding is 0": lambda: np.where(ids[..., None] == 0, 0, table[ids]) * scale}
+    for step, what in ((1, "large"), (-1, "small")):
+        shifted = np.clip(ids + step, 0, len(table) - 1)
+        found[f"ids are one too {what}"] = partial(lambda shifted: table[shifted] * scale, shifted)
     if case.name.startswith("decoder"):
         later = np.concatenate([np.full_like(ids[:, :1], start), ids[:, :-1]], axis=1)
         earlier = np.concatenate([ids[:, 1:], ids[:, :1]], axis=1)

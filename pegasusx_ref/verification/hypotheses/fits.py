@@ -29,8 +29,9 @@ def of_linear(name: str, x: np.ndarray, settings: dict[str, Any], found: np.ndar
         what = "a bias is added" if bias is None else "the bias is another one"
         mistakes[what] = right + (found - right).mean(axis=0)
     if n >= D + BEYOND:
-        own = x - x.mean(axis=0) if bias is not None else x
-        fitted, *_ = np.linalg.lstsq(own, found - found.mean(axis=0) if bias is not None else found)
+        known = x if bias is None else np.c_[x, np.ones(n)]
+        fitted, *_ = np.linalg.lstsq(known, found)
+        fitted += np.linalg.lstsq(known, found - known @ fitted)[0]  # what the first solution has lost in rounding
         whose = "the head's are its own, not tied to the embeddings" if name == "lm_head" else "another matrix"
-        mistakes[f"the weights are others: {whose}"] = own @ fitted + (found.mean(axis=0) if bias is not None else 0)
+        mistakes[f"the weights are others: {whose}"] = known @ fitted
     return mistakes

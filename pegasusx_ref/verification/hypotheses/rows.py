@@ -1,5 +1,6 @@
 """Mistakes in what is done to each row on its own: LayerNorm, linear maps, activations, residuals. [spec 16]"""
 
+import math
 import re
 from functools import partial
 
@@ -72,8 +73,16 @@ def of_linear(case: Case) -> Variants:
     if bias is not None:
         found["the bias is missing"] = lambda: linear(x, weight)
         found["the bias is added twice"] = lambda: linear(x, weight, 2 * bias)
+    own = re.sub(r"\.(tokens|globals)\.", ".", case.name)
+    for name, other in case.around.weights.items():
+        # Another layer's matrix of the same name.
+        if name != f"{own}.weight" and re.sub(r"\.\d+\.", ".", name) == re.sub(r"\.\d+\.", ".", f"{own}.weight"):
+            bias_there = None if bias is None else case.around.weights[name.removesuffix("weight") + "bias"]
+            found[f"the weights of {name.removesuffix('.weight')} are used"] = partial(linear, x, other, bias_there)
+    if case.name == "lm_head":
+        found["logits are divided by sqrt(D)"] = lambda: linear(x, weight) / math.sqrt(x.shape[-1])
     if match := re.search(r"\.([qkv]|out)_proj$", case.name):
-        place = re.sub(r"\.(tokens|globals)\.", ".", case.name)[: -len(match.group())]
+        place = own[: -len(match.group())]
         for part in ("q", "k", "v", "out"):
             if part != match.group(1):
                 other = case.around.weights[f"{place}.{part}_proj.weight"]
@@ -111,10 +120,18 @@ def of_activation(case: Case) -> Variants:
 def of_add(case: Case) -> Variants:
     """A residual connection that is not one."""
     x, update = case.inputs
-    return {
+    found: Variants = {
         "the residual is missing": lambda: update,
         "the update is missing": lambda: x,
         "the update is subtracted": lambda: x - update,
         "the update is added twice": lambda: x + 2 * update,
         "the update is halved": lambda: x + update / 2,
     }
+    place, _, own = case.name.rpartition(".")
+    if own == "output":
+        given, normed = (case.around.tensors.get(f"{place}.{name}") for name in ("input", "final_layer_norm"))
+        if given is not None:
+            found["the layer changes nothing: its output is its input"] = lambda: given
+        if normed is not None:
+            found["the residual is taken after the LayerNorm"] = lambda: normed + update
+    return found

@@ -155,8 +155,9 @@ KINDS.step.list.append(...data.written.map((piece, i) => option("step", i, piece
 let lit = []; // elements to put out before others are lit
 let selected = null;
 
-function light(prefix, keys) {
-  const most = keys[0]?.weight || 1;
+const largest = (...lists) => Math.max(...lists.map((keys) => keys[0]?.weight ?? 0)) || 1;
+
+function light(prefix, keys, most) {
   for (const { at, weight } of keys) {
     const token = byId(`${prefix}-${at}`);
     const share = weight / most;
@@ -171,8 +172,10 @@ function drawLights(kind, layer, i) {
   for (const token of lit) token.classList.remove("lit", "strong");
   lit = [];
   const keys = kind.keys(layer, i);
-  light("token", keys);
-  if (kind.globals) light("global", kind.globals(layer, i));
+  const globals = kind.globals?.(layer, i) ?? [];
+  const most = largest(keys, globals); // one scale for both, as there is one softmax
+  light("token", keys, most);
+  light("global", globals, most);
   drawOverview(kind, layer, i, keys);
 }
 
@@ -186,7 +189,7 @@ function drawOverview(kind, layer, i, keys) {
     block.style.height = top(stop - start);
     marks.push(block);
   }
-  const most = keys[0]?.weight || 1;
+  const most = largest(keys);
   for (const { at, weight } of keys) {
     const mark = element("i");
     mark.style.top = top(at);
@@ -289,7 +292,7 @@ function drawDetail(kind, layer, i) {
   const own = kind.keys(layer, i).map((key) => ["token", key]);
   const all = [...own, ...(kind.globals?.(layer, i) ?? []).map((key) => ["global", key])];
   all.sort(([, a], [, b]) => b.weight - a.weight);
-  const most = all[0]?.[1].weight || 1;
+  const most = largest(all.map(([, key]) => key));
   byId("keys").replaceChildren(...all.map(([prefix, key]) => keyItem(key, most, prefix)));
 }
 

@@ -1,0 +1,104 @@
+"""The costs of a model, written down: parts, attention beside dense attention, decoding."""
+
+from typing import Any
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.study.costs import (
+    Cost,
+    block_local_attention,
+    cache_size,
+    dense_attention,
+    part_costs,
+    token_flops,
+)
+from pegasusx_ref.study.figures import Table, count, size
+from pegasusx_ref.tensors import numpy_dtype
+
+
+def total(parts: list[Cost]) -> Cost:
+    """Add parts up; of the largest tensor the largest counts."""
+    sums = sum(part.parameters for part in parts), sum(part.flops for part in parts)
+    return Cost("all", *sums, max(part.largest for part in parts))
+
+
+def part_table(config: PegasusXConfig, T: int, L: int, dtype: str) -> Table:
+    """Make the table of the parts.
+
+    Args:
+        config: the model's configuration.
+        T: source tokens.
+        L: target tokens.
+        dtype: of weights and tensors.
+    """
+    itemsize, parts = numpy_dtype(dtype).itemsize, part_costs(config, T, L)
+    whole = total(parts)
+    rows = [
+        (
+            part.name,
+            count(part.parameters),
+            size(itemsize * part.parameters),
+            count(part.flops),
+            f"{100 * part.flops / whole.flops:.1f} %" if part.flops else "-",
+            size(itemsize * part.largest),
+        )
+        for part in [*parts, whole]
+    ]
+    header = ("part", "parameters", "weights", "FLOPs", "share", "largest tensor")
+    return Table(header, rows, headings=frozenset({len(parts)}))
+
+
+def attention_table(config: PegasusXConfig, T: int, dtype: str) -> Table:
+    """Put the encoder's attention beside dense attention.
+
+    Args:
+        config: the model's configuration.
+        T: source tokens.
+        dtype: of the scores.
+    """
+    itemsize = numpy_dtype(dtype).itemsize
+    ours, dense = block_local_attention(config, T), dense_attention(config, T)
+    rows: list[tuple[str, ...]] = [
+        (kind.name, count(kind.scores), count(kind.flops), size(itemsize * kind.largest)) for kind in (ours, dense)
+    ]
+    pairs = zip(dense[1:], ours[1:], strict=True)
+    rows.append(("dense / block-local", *(f"{theirs / mine:.1f}" if mine else "-" for theirs, mine in pairs)))
+    return Table(("encoder's attention", "scores a layer", "FLOPs", "scores at a time"), rows)
+
+
+def decoding_lines(config: PegasusXConfig, T: int, L: int, dtype: str) -> list[str]:
+    """Say what decoding costs once the source is read.
+
+    Args:
+        config: the model's configuration.
+        T: source tokens.
+        L: target tokens in the caches.
+        dtype: of the caches.
+    """
+    caches = size(numpy_dtype(dtype).itemsize * cache_size(config, T, L))
+    return [
+        f"caches of {L} target and {T} source tokens: {caches}",
+        f"a target token more, with these caches: {count(token_flops(config, T, past=L))} FLOPs",
+    ]
+
+
+def as_dict(config: PegasusXConfig, T: int, L: int, dtype: str) -> dict[str, Any]:
+    """Make an object that JSON can hold, with numbers of elements and of bytes.
+
+    Args:
+        config: the model's configuration.
+        T: source tokens.
+        L: target tokens.
+        dtype: of weights and tensors.
+    """
+    itemsize, parts = numpy_dtype(dtype).itemsize, part_costs(config, T, L)
+    return {
+        "num_source_tokens": T,
+        "num_target_tokens": L,
+        "dtype": dtype,
+        "itemsize": itemsize,
+        "parts": [part._asdict() for part in parts],
+        "total": total(parts)._asdict(),
+        "attention": [kind(config, T)._asdict() for kind in (block_local_attention, dense_attention)],
+        "cache_size": cache_size(config, T, L),
+        "flops_of_a_token_more": token_flops(config, T, past=L),
+    }

@@ -1,0 +1,184 @@
+"""Which vectors there are: a table of small models and inputs, and what is special about each."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.global_local import Slices, block_slices
+from pegasusx_ref.verification.vectors.drawing import draw_ids
+
+FLAX_EPS = 1e-12  # what the paper's code adds to the variance [N1]
+# A case names what it has otherwise.
+BASE: dict[str, Any] = {
+    "vocab_size": 24, "d_model": 8, "block_size": 4, "num_global_tokens": 2, "activation_function": "relu",
+    "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 12,
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 10,
+}  # fmt: skip
+
+
+class Span(NamedTuple):
+    """Tokens [start, stop) of a batch row."""
+
+    row: int
+    start: int
+    stop: int
+
+
+class Case(NamedTuple):
+    """A vector to be: a model, an input, and which rows to keep.
+
+    Attributes:
+        about: in a few words, what it is for.
+        config: what differs from `BASE`.
+        batch: B.
+        source_tokens: T.
+        target_tokens: L.
+        masked: what of the source is padding.
+        target_masked: what of the target is padding.
+        rows: source tokens whose rows are kept; None keeps all.
+    """
+
+    about: str
+    config: dict[str, Any]
+    batch: int = 2
+    source_tokens: int = 13
+    target_tokens: int = 4
+    masked: tuple[Span, ...] = ()
+    target_masked: tuple[Span, ...] = ()
+    rows: tuple[int, ...] | None = None
+
+
+# Of 16,384 tokens in blocks of 64: both sides of edges of even layers (64 n) and of staggered ones (32 + 64 n).
+ROWS_OF_LONG = (0, 1, 31, 32, 63, 64, 4063, 4064, 4095, 4096, 4097, 4127, 4128, 8191, 8192, 16351, 16352, 16382, 16383)
+
+CASES: dict[str, Case] = {
+    "staggered": Case(
+        "three encoder layers, the second one staggered; padding in source and target",
+        {"encoder_layers": 3, "decoder_layers": 2},
+        masked=(Span(1, 9, 13),),
+        target_masked=(Span(1, 3, 4),),
+    ),
+    "whole-blocks": Case(
+        "T is a multiple of K; three features a head, so the scale of the scores is no power of two",
+        {"d_model": 12, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+        source_tokens=12,
+    ),
+    "not-staggered": Case(
+        "no staggering, odd blocks, heads of encoder and decoder differ",
+        {"stagger_local_blocks": False, "block_size": 5, "decoder_attention_heads": 1},
+        masked=(Span(1, 12, 13),),
+    ),
+    "less-than-a-block": Case("T < K", {"block_size": 8}, source_tokens=7, masked=(Span(0, 6, 7),)),
+    "one-token": Case("T = 1 and L = 1", {}, source_tokens=1, target_tokens=1),
+    "masked-block": Case(
+        "a block of an even and one of a staggered layer without a real token, and a hole",
+        {},
+        masked=(Span(0, 2, 8), Span(1, 5, 6)),
+    ),
+    "masked-row": Case(
+        "a batch row without a real token; a masked start of a target",
+        {},
+        batch=3,
+        source_tokens=9,
+        masked=(Span(1, 0, 9), Span(2, 7, 9)),
+        target_masked=(Span(2, 0, 1),),
+    ),
+    "one-global": Case(
+        "one global token; more decoder than encoder layers",
+        {"num_global_tokens": 1, "encoder_layers": 1, "decoder_layers": 2},
+        source_tokens=10,
+    ),
+    "unscaled": Case(
+        "embeddings that are not scaled, and four tables instead of one; gelu in its tanh form",
+        {"scale_embedding": False, "tie_word_embeddings": False, "activation_function": "gelu_new"},
+    ),
+    "gelu": Case("gelu with the error function", {"activation_function": "gelu"}, masked=(Span(0, 11, 13),)),
+    "flax": Case(
+        "the paper's code: eps of 1e-12 and gelu in its tanh form",
+        {"layer_norm_eps": FLAX_EPS, "activation_function": "gelu_new"},
+        masked=(Span(1, 10, 13),),
+    ),
+    "long": Case(
+        "16,384 tokens with a hole among them, of which 19 are kept",
+        {"d_model": 6, "block_size": 64, "encoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8},
+        batch=1,
+        source_tokens=16384,
+        target_tokens=3,
+        masked=(Span(0, 4097, 4120),),
+        rows=ROWS_OF_LONG,
+    ),
+}
+
+
+def config_of(case: Case) -> PegasusXConfig:
+    """Make the configuration of a case."""
+    return PegasusXConfig(**(BASE | case.config))
+
+
+def inputs_of(case: Case, label: str) -> dict[str, Any]:
+    """Draw the ids of a case and lay out its masks.
+
+    Args:
+        case: the case.
+        label: of the numbers.
+
+    Returns:
+        int64 input_ids (B, T) and decoder_input_ids (B, L), the start token first; bool attention_mask (B, T) and
+        decoder_attention_mask (B, L), True where a token is real.
+    """
+    config, T, L = config_of(case), case.source_tokens, case.target_tokens
+    target_ids = draw_ids(config, f"{label}/decoder_input_ids", (case.batch, L))
+    target_ids[:, 0] = config.decoder_start_token_id
+    return {
+        "input_ids": draw_ids(config, f"{label}/input_ids", (case.batch, T)),
+        "attention_mask": mask_without(case.masked, (case.batch, T)),
+        "decoder_input_ids": target_ids,
+        "decoder_attention_mask": mask_without(case.target_masked, (case.batch, L)),
+    }
+
+
+def mask_without(spans: tuple[Span, ...], shape: tuple[int, int]) -> np.ndarray:
+    """Make a mask that is True outside the spans."""
+    mask = np.ones(shape, dtype=bool)
+    for row, start, stop in spans:
+        mask[row, start:stop] = False
+    return mask
+
+
+def slices_of(config: PegasusXConfig, num_tokens: int) -> list[Slices]:
+    """List the blocks of every encoder layer."""
+    layers = range(config.encoder_layers)
+    return [block_slices(num_tokens, config.block_size, is_staggered(config, layer)) for layer in layers]
+
+
+def flags_of(config: PegasusXConfig, inputs: dict[str, np.ndarray], is_sampled: bool) -> list[str]:
+    """Say what is special about a model and its input, read off them both.
+
+    Args:
+        config: the model's configuration.
+        inputs: ids and masks, as from `inputs_of`.
+        is_sampled: whether not all rows are kept.
+    """
+    mask_BT = inputs["attention_mask"]
+    T, K = mask_BT.shape[1], config.block_size
+    slices = slices_of(config, T)
+    blocks = {block for layer in slices for block in layer}
+    some_real = mask_BT[mask_BT.any(axis=1)]
+    found = {
+        "stagger": any(is_staggered(config, layer) for layer in range(config.encoder_layers)),
+        "T%K==0": T % K == 0,
+        "T<K": T < K,
+        "T==1": T == 1,
+        "G==1": config.num_global_tokens == 1,
+        "fully-masked-block": any((~some_real[:, start:stop]).all(axis=1).any() for start, stop in blocks),
+        "fully-masked-row": not mask_BT.any(axis=1).all(),
+        "position>4096": T > 4097,
+        "unscaled-embedding": not config.scale_embedding,
+        "untied-embedding": not config.tie_word_embeddings,
+        "row-sampled": is_sampled,
+        "variant:flax": config.layer_norm_eps == FLAX_EPS,
+        "variant:hf": config.layer_norm_eps != FLAX_EPS,
+    }
+    return [flag for flag, is_set in found.items() if is_set]
