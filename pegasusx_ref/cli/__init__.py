@@ -5,6 +5,7 @@ import click
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.explain import explain
+from pegasusx_ref.cli.explore import explore
 from pegasusx_ref.cli.picture import picture
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace
@@ -21,7 +22,8 @@ def main() -> None:
 main.add_command(summarize)
 main.add_command(trace)
 main.add_command(explain)
+main.add_command(explore)
+main.add_command(picture)
 main.add_command(verify_command)
 main.add_command(vectors_commands)
-main.add_command(picture)
 main.add_command(backends)

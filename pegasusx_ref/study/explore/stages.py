@@ -1,0 +1,146 @@
+"""What is computed for a token, a global token, a step: the specification's equations, shapes, and golden lines."""
+
+import ast
+import textwrap
+from typing import NamedTuple
+
+from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.study.explore.mathml import as_mathml
+from pegasusx_ref.study.sections import Source, golden_source, sections
+from pegasusx_ref.trace_points import TRACE_POINTS
+
+_LOCAL, _GLOBAL = "encoder.layers.{i}.self_attn.local.{n}", "encoder.layers.{i}.self_attn.global"
+_CROSS = "decoder.layers.{i}.encoder_attn"
+_ATTENTION = ("scores", "probs", "context")
+_DECODER_FFN = ("decoder.layers.{i}.fc1", "decoder.layers.{i}.output")
+
+# For each kind of thing that can be selected: the sections that say how it is computed, in the order of execution, and
+# the tensors that come out.
+STAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "token": {
+        "3.3": ("encoder.embed_tokens", "encoder.embeddings"),
+        "4.1": ("encoder.layers.{i}.tokens.self_attn_layer_norm",),
+        "9.1": ("encoder.layers.{i}.self_attn.tokens.q_proj", "encoder.layers.{i}.self_attn.tokens.k_proj"),
+        "8.1": (),
+        "7.1": (f"{_LOCAL}.probs",),
+        "6.4": tuple(f"{_LOCAL}.{name}" for name in _ATTENTION),
+        "5.7": ("encoder.layers.{i}.tokens.fc1", "encoder.layers.{i}.tokens.output"),
+    },
+    "global": {
+        "4.1": ("encoder.layers.{i}.globals.self_attn_layer_norm",),
+        "9.1": ("encoder.layers.{i}.self_attn.globals.q_proj", "encoder.layers.{i}.self_attn.tokens.k_proj"),
+        "7.2": (f"{_GLOBAL}.probs",),
+        "6.4": tuple(f"{_GLOBAL}.{name}" for name in _ATTENTION),
+        "5.7": ("encoder.layers.{i}.globals.fc1", "encoder.layers.{i}.globals.output"),
+    },
+    "step": {
+        "3.3": ("decoder.embed_tokens", "decoder.embeddings"),
+        "10.5": ("decoder.layers.{i}.output",),
+        "10.3": ("decoder.layers.{i}.self_attn.probs",),
+        "10.4": (f"{_CROSS}.q_proj", f"{_CROSS}.k_proj", f"{_CROSS}.out_proj"),
+        "6.4": tuple(f"{_CROSS}.{name}" for name in _ATTENTION),
+        "5.7": _DECODER_FFN,
+        "11.1": ("lm_head",),
+        "12.4": (),
+    },
+}
+FIRST_OPEN = {"token": "7.1", "global": "7.2", "step": "6.4"}
+VARYING = "SX"  # with the block that a token is in
+
+
+class Line(NamedTuple):
+    """A line of golden code."""
+
+    number: int
+    text: str
+
+
+class Stage(NamedTuple):
+    """A section of the specification, for one kind of thing.
+
+    Attributes:
+        kind: "token", "global" or "step".
+        number: of the section.
+        title: of the section.
+        equations: as MathML, in parts.
+        shapes: of every tensor its dimensions, as letter and size; None where it depends on the block.
+        source: the golden function.
+        lines: of it, but for what follows the first line of its docstring.
+        is_open: whether it is shown at first.
+    """
+
+    kind: str
+    number: str
+    title: str
+    equations: list[str]
+    shapes: dict[str, list[tuple[str, int | None]]]
+    source: Source
+    lines: list[Line]
+    is_open: bool
+
+
+def stages(config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[Stage]:
+    """Describe how everything that can be selected is computed.
+
+    Args:
+        config: of the model.
+        num_tokens: T.
+        num_steps: L.
+
+    Raises:
+        InputError: the specification or latex2mathml is not there.
+    """
+    found = []
+    for kind, numbers in STAGES.items():
+        for number, points in numbers.items():
+            section = sections()[number]
+            source = golden_source(section.functions[0])
+            found.append(
+                Stage(
+                    kind,
+                    number,
+                    section.title,
+                    [part for equation in section.equations for part in as_mathml(equation)],
+                    {point: shape(point, config, num_tokens, num_steps) for point in points},
+                    source,
+                    folded(source),
+                    number == FIRST_OPEN[kind],
+                )
+            )
+    return found
+
+
+def shape(point: str, config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[tuple[str, int | None]]:
+    """Give the size of every dimension of a tensor.
+
+    Args:
+        point: its name, a key of `TRACE_POINTS`.
+        config: of the model.
+        num_tokens: T.
+        num_steps: L.
+
+    Returns:
+        Letters with sizes; None for the rows and keys of a block.
+    """
+    side = "decoder" if point.startswith("decoder") else "encoder"
+    heads, G, D = getattr(config, f"{side}_attention_heads"), config.num_global_tokens, config.d_model
+    sizes: dict[str, int | None] = {
+        "B": 1, "T": num_tokens, "L": num_steps, "G": G, "D": D, "H": heads, "F": D // heads,
+        "M": getattr(config, f"{side}_ffn_dim"), "V": config.vocab_size, "S": None, "X": None,
+    }  # fmt: skip
+    if ".global." in point:
+        sizes["X"] = G + num_tokens
+    elif side == "decoder":
+        sizes["X"] = num_steps
+    return [(letter, sizes[letter]) for letter in TRACE_POINTS[point]]
+
+
+def folded(source: Source) -> list[Line]:
+    """Number the lines of a function, and leave out all but the first of its docstring."""
+    numbered = [Line(source.first_line + i, text) for i, text in enumerate(source.lines)]
+    (definition,) = ast.parse(textwrap.dedent("\n".join(source.lines))).body
+    assert isinstance(definition, ast.FunctionDef | ast.ClassDef)
+    docstring = definition.body[0]
+    if ast.get_docstring(definition) is None or docstring.end_lineno is None:
+        return numbered
+    return numbered[: docstring.lineno] + numbered[docstring.end_lineno :]
