@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -91,13 +92,14 @@ def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None =
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; a dump is a .safetensors or .npz file")
+    readers: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+        ".safetensors": partial(read_safetensors, dtypes=WEIGHTS | INTEGERS),
+        ".npz": Archive,
+    }
+    if path.suffix not in readers:
+        raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
     try:
-        if path.suffix == ".safetensors":
-            tensors: Mapping[str, Any] = read_safetensors(path, WEIGHTS | INTEGERS)
-        elif path.suffix == ".npz":
-            tensors = Archive(path)
-        else:
-            raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
+        tensors = readers[path.suffix](path)
     except (CheckpointError, ValueError, OSError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return renamed(tensors, mapping)
