@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COLOURS = {"own block": BLUE, "global tokens": ORANGE, "padding": LIGHT}
 MOST_LABELS, MOST_CELLS = 80, 512  # of source tokens that are named, and of cells once they are not
 PROBABILITY = "probability (colours by its square root)"
-GRID = 64  # tokens up to which every cell has an outline
+GRID = 64  # queries up to which every cell has an outline
 
 
 def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.ndarray | None = None) -> Figure:
@@ -57,7 +57,7 @@ def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.
     G, staggered = config.num_global_tokens, is_staggered(config, layer)
     figure = new_figure(5, 5.2)
     axes = new_axes(figure, aspect="equal", xlim=(-G, num_tokens), ylim=(num_tokens, -G))
-    outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if num_tokens <= GRID else {}
+    outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if G + num_tokens <= GRID else {}
     for kind, key, query, num_keys, num_queries in found:
         if kind == "padding":
             rectangle(axes, key - G, query - G, num_keys, num_queries, LIGHT, edgecolor="#A0A0A0", hatch="////")
