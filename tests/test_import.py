@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("scipy", "sentencepiece", "torch", "cupy", "transformers", "jinja2")
+HEAVY = ("scipy", "sentencepiece", "torch", "cupy", "transformers", "jinja2", "matplotlib")
 LIMIT = 0.15  # seconds beyond `import numpy`
 
 

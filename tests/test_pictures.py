@@ -255,6 +255,14 @@ def test_the_command_writes_a_picture(
     assert out.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
 
 
+def test_the_command_says_what_it_leaves_out(pictures: Any, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("maps " * 1100)
+    result = run("attention", text, "--out", tmp_path / "picture.png")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"Note: {text} is longer than the model's 1024 tokens: the last 77 were dropped\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

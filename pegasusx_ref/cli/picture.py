@@ -7,14 +7,14 @@ from typing import Any
 import click
 import numpy as np
 
-from pegasusx_ref.cli.messages import UsageError, plainly
+from pegasusx_ref.cli.messages import UsageError, note, plainly
 from pegasusx_ref.cli.summarize import read_document
 from pegasusx_ref.cli.verify import writable
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.study import looks, pictures
 from pegasusx_ref.study.words import by_word
-from pegasusx_ref.summarization import pipeline
+from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 DPI = 150
 Command = Callable[..., None]
@@ -49,6 +49,16 @@ def option_out(command: Command) -> Command:
 def config_of(folder: Path, preset: str | None) -> PegasusXConfig:
     """Take the shape of a preset, or of a checkpoint where none is named."""
     return PegasusXConfig.preset(preset) if preset else PegasusXConfig.from_pretrained(folder)
+
+
+def ids_of(file: Path, summarizer: SummarizationPipeline) -> Any:
+    """Read a document as token ids (1, T), cut to the model's length with a note that says so."""
+    name, text = read_document(file)
+    batch = summarizer.encode([text])
+    if dropped := batch.num_truncated_tokens[0]:
+        longest = summarizer.model.config.max_position_embeddings
+        note(f"{name} is longer than the model's {longest} tokens: the last {dropped} were dropped")
+    return batch.input_ids
 
 
 def save(figure: Any, out: Path) -> None:
@@ -103,7 +113,7 @@ def attention(file: Path, folder: Path, layer: int, head: int | None, out: Path)
     """What the tokens of a text attend to in an encoder layer; FILE may be "-"."""
     with plainly():
         summarizer = pipeline("summarization", folder)
-        ids = summarizer.encode(read_document(file)[1]).input_ids
+        ids = ids_of(file, summarizer)
         probs, slices = looks.local_attention_of(summarizer.model, ids, layer)
         save(pictures.attention_in_blocks(probs, slices, head), out)
 
@@ -119,7 +129,7 @@ def cross_attention(file: Path, folder: Path, layer: int | None, head: int | Non
     with plainly():
         summarizer = pipeline("summarization", folder)
         model, name_of = summarizer.model, summarizer.tokenizer.convert_ids_to_tokens
-        ids = summarizer.encode(read_document(file)[1]).input_ids
+        ids = ids_of(file, summarizer)
         written = model.generate(ids)
         layer = model.config.decoder_layers - 1 if layer is None else layer
         probs = looks.cross_attention_of(model, ids, written, layer, head)

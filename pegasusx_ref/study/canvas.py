@@ -76,3 +76,8 @@ def legend(figure: Figure, kinds: Sequence[tuple[str, str, str]]) -> None:
 
     handles = [Patch(facecolor=c, edgecolor="#A0A0A0", linewidth=0.4, hatch=h, label=name) for name, c, h in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Say how many there are of something."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

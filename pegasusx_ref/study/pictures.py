@@ -20,6 +20,7 @@ from pegasusx_ref.study.canvas import (
     GREY,
     LIGHT,
     ORANGE,
+    counted,
     heat,
     legend,
     new_axes,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"own block": BLUE, "global tokens": ORANGE, "padding": LIGHT}
 MOST_LABELS, MOST_CELLS = 80, 512  # of source tokens that are named, and of cells once they are not
-PROBABILITY = "probability (colours by its square root)"
-GRID = 64  # tokens up to which every cell has an outline
+PROBABILITY = "probability\n(colours by its square root)"
+GRID = 64  # queries up to which every cell has an outline
 
 
 def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.ndarray | None = None) -> Figure:
@@ -57,7 +58,7 @@ def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.
     G, staggered = config.num_global_tokens, is_staggered(config, layer)
     figure = new_figure(5, 5.2)
     axes = new_axes(figure, aspect="equal", xlim=(-G, num_tokens), ylim=(num_tokens, -G))
-    outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if num_tokens <= GRID else {}
+    outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if G + num_tokens <= GRID else {}
     for kind, key, query, num_keys, num_queries in found:
         if kind == "padding":
             rectangle(axes, key - G, query - G, num_keys, num_queries, LIGHT, edgecolor="#A0A0A0", hatch="////")
@@ -104,9 +105,9 @@ def attention_in_blocks(probs_by_slice: Sequence[np.ndarray], slices: Slices, he
     left.set(ylabel="query: the first of each block is named", xlabel=f"{G} global\ntokens", xticks=[])
     right.set(yticks=[], xlabel="key, counted from the block's start")
     heads = f"mean of {num_heads} heads" if head is None else f"head {head}"
-    cells = f"a cell: up to {stack.queries} queries (mean) × {stack.keys} keys (sum)"
+    cells = f"a cell: up to {counted(stack.queries, 'query', 'queries')} (mean) × {counted(stack.keys, 'key')} (sum)"
     figure.suptitle(
-        f"Attention of {slices[-1][1]} tokens in {len(slices)} block{'s' * (len(slices) > 1)}, {heads}"
+        f"Attention of {slices[-1][1]} tokens in {counted(len(slices), 'block')}, {heads}"
         + (f"\n{cells}" if max(stack.queries, stack.keys) > 1 else ""),
         fontsize=10,
     )
@@ -165,7 +166,8 @@ def cross_attention(probs: np.ndarray, pieces: Sequence[str], words: Sequence[st
     named = len(pieces) <= MOST_LABELS
     keys = 1 if named else -(-len(pieces) // MOST_CELLS)
     cells = binned(probs, keys, axis=1)
-    figure = new_figure(max(4, 1.5 + 0.17 * len(pieces)) if named else 9, 1.4 + 0.22 * len(words) + 0.5 * named)
+    width = max(4, 1.5 + 0.17 * len(pieces)) if named else 9
+    figure = new_figure(width, max(2.8, 1.4 + 0.22 * len(words)) + 0.5 * named)
     axes = new_axes(figure)
     image = heat(axes, cells, float(cells.max()), keys)
     if named:
