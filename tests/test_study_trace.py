@@ -276,7 +276,7 @@ def test_trace_refuses_in_a_line(
 def test_the_commands_in_the_readme_run(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(text.parent)
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^pegasusx-ref ((?:trace|explain) .*?)(?: +#.*)?$", readme, re.MULTILINE)
-    assert {command.split()[0] for command in commands} == {"trace", "explain"}
+    commands = re.findall(r"^pegasusx-ref ((?:trace|explain|explore|picture) .*?)(?: +#.*)?$", readme, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"trace", "explain", "explore", "picture"}
     for command in commands:
         assert CliRunner().invoke(main, command.split()).exit_code == 0, command
