@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 HEAVY = ("scipy", "sentencepiece", "torch", "cupy", "transformers", "jinja2", "matplotlib")
-LIMIT = 0.15  # seconds beyond `import numpy`
+LIMIT = 3  # times `import numpy`, which is a part of it
 
 
 def run(code: str) -> str:
@@ -12,7 +12,8 @@ def run(code: str) -> str:
 
 
 def seconds(module: str) -> float:
-    return float(run(f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"))
+    """Take the processor's time, which another program beside changes less than the clock's."""
+    return float(run(f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"))
 
 
 def test_import_leaves_heavy_packages_alone() -> None:
@@ -27,4 +28,4 @@ def test_import_costs_little_more_than_numpy() -> None:
     for _ in range(5):
         for module, list_of in times.items():
             list_of.append(seconds(module))
-    assert min(times["pegasusx_ref"]) - min(times["numpy"]) <= LIMIT, times
+    assert min(times["pegasusx_ref"]) <= LIMIT * min(times["numpy"]), times

@@ -15,11 +15,11 @@ from pegasusx_ref import DEMO_CHECKPOINT, ExtraError, InputError, PegasusXConfig
 from pegasusx_ref.cli import main
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.study import looks
-from pegasusx_ref.study.blocks import in_block_coordinates
-from pegasusx_ref.study.index_map import areas
-from pegasusx_ref.study.spread import reached_from, runs
-from pegasusx_ref.study.words import by_word
+from pegasusx_ref.study.pictures import looks
+from pegasusx_ref.study.pictures.areas import areas
+from pegasusx_ref.study.pictures.blocks import in_block_coordinates
+from pegasusx_ref.study.pictures.reach import reached_from, runs
+from pegasusx_ref.study.pictures.words import by_word
 from pegasusx_ref.verification import visible_keys
 
 TEXT = "Starling is a desktop program that draws maps of the night sky. It shows stars for any place and time."

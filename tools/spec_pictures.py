@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref import DEMO_CHECKPOINT, PegasusXConfig, pipeline
-from pegasusx_ref.study import looks, pictures
-from pegasusx_ref.study.words import by_word
+from pegasusx_ref.study import pictures
+from pegasusx_ref.study.pictures import looks
+from pegasusx_ref.study.pictures.words import by_word
 
 FOLDER = Path(__file__).parents[1] / "spec" / "pictures"
 TEXT = (

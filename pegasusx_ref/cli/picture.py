@@ -12,8 +12,9 @@ from pegasusx_ref.cli.summarize import read_document
 from pegasusx_ref.cli.verify import writable
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
-from pegasusx_ref.study import looks, pictures
-from pegasusx_ref.study.words import by_word
+from pegasusx_ref.study import pictures
+from pegasusx_ref.study.pictures import looks
+from pegasusx_ref.study.pictures.words import by_word
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 DPI = 150

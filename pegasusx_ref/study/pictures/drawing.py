@@ -14,8 +14,9 @@ from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.global_local import Slices, block_slices
-from pegasusx_ref.study.blocks import binned, in_block_coordinates
-from pegasusx_ref.study.canvas import (
+from pegasusx_ref.study.pictures.areas import areas
+from pegasusx_ref.study.pictures.blocks import binned, in_block_coordinates
+from pegasusx_ref.study.pictures.canvas import (
     BLUE,
     GREY,
     LIGHT,
@@ -29,8 +30,7 @@ from pegasusx_ref.study.canvas import (
     thinned,
     title,
 )
-from pegasusx_ref.study.index_map import areas
-from pegasusx_ref.study.spread import reached_from, runs
+from pegasusx_ref.study.pictures.reach import reached_from, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

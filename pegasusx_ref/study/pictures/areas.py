@@ -8,8 +8,8 @@ from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.study.looks import check_layer
-from pegasusx_ref.study.spread import runs
+from pegasusx_ref.study.pictures.looks import check_layer
+from pegasusx_ref.study.pictures.reach import runs
 
 
 class Area(NamedTuple):
