@@ -49,7 +49,7 @@ def passes(folder: Folder, entry: dict[str, Any], found: np.ndarray, arithmetic:
     sigma, bound = entry["tolerances"][arithmetic][way]
     valid, expected = rows_that_count(folder, entry), folder.trace[entry["name"]]
     x, y = np.asarray(found, dtype=np.float64)[valid], expected[valid]
-    if np.isnan(x).any() or (x[y == LOWEST] > -1e4).any():
+    if np.isnan(x).any() or (x[y == LOWEST] > -1e3).any():
         return False
     error = np.where(y == LOWEST, 0.0, x - np.where(y == LOWEST, 0.0, y))
     return bool((np.sqrt((error**2).mean(axis=1)) <= 6 * sigma).all() and (abs(error) <= bound).all())

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import random_model
+from machines import random_model, rounded
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen
+from pegasusx_ref.attention import split_heads
 from pegasusx_ref.embedding import sinusoidal_positions
 from pegasusx_ref.global_local import Slices, block_slices
 from pegasusx_ref.normalization import layer_norm
 from pegasusx_ref.verification import from_backend, verify
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
-from pegasusx_ref.verification.checking import HIDDEN, Failure
+from pegasusx_ref.verification.checking import Failure
 from pegasusx_ref.verification.diagnosing import LOW_PRECISION, diagnose
 from pegasusx_ref.verification.hypotheses import HYPOTHESES, Case, Surroundings
+from pegasusx_ref.verification.layouts import HIDDEN
 
 SHAPE: dict[str, Any] = {"init_std": 0.2, "encoder_layers": 2, "decoder_layers": 1, "activation_function": "gelu"}
 CONFIGS = {
@@ -323,3 +325,67 @@ def test_a_mistake_in_every_block_is_one_mistake() -> None:
     (diagnosis,) = report.diagnoses
     assert diagnosis.mistake == "scores are not scaled"
     assert diagnosis.where == "encoder.layers.0.self_attn.local.*.scores"
+
+
+# --- what an implementation may hand in ------------------------------------------------------------------------------
+
+
+def with_mask(scores: np.ndarray, hidden: float) -> np.ndarray:
+    return np.where(scores < HIDDEN, np.float32(hidden), scores)
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, -1e4, np.finfo(np.float32).min])
+def test_any_usual_mask_is_right_and_a_wrong_one_is_named(hidden: float) -> None:
+    model = random_model(CONFIGS["published"], 0)
+    tensors = dict(from_backend(random_model(CONFIGS["published"], 0, "numpy", "float32"))(INPUTS))
+    tensors |= {name: with_mask(x, hidden) for name, x in tensors.items() if name.endswith(".scores")}
+    assert verify(model, tensors, INPUTS, "float32").passed
+    name = "decoder.layers.0.self_attn.scores"
+    q, k = (split_heads(tensors[f"decoder.layers.0.self_attn.{p}_proj"], 4) for p in "qk")
+    ahead = np.tril(np.ones((7, 7), dtype=bool), 1)
+    wrong = np.where(ahead, (q * np.float32(8**-0.5)) @ k.swapaxes(2, 3), np.float32(hidden))
+    report = verify(model, tensors | {name: wrong}, INPUTS, "float32")
+    assert [d.mistake for d in report.diagnoses] == ["the causal mask lets each token see the next one"]
+
+
+@pytest.mark.parametrize("name", ["encoder.layers.0.tokens.activation", "encoder.layers.0.self_attn.local.0.scores"])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (1, 1, 2), (29, 1, 64), (1, 4, 2, 3, 5)])
+def test_a_tensor_of_any_shape_is_a_finding(name: str, shape: tuple[int, ...]) -> None:
+    model = random_model(CONFIGS["published"], 0)
+    tensors = dict(from_backend(random_model(CONFIGS["published"], 0, "numpy", "float32"))(INPUTS))
+    found = verify(model, tensors | {name: np.ones(shape)}, INPUTS, "float32").first_failure
+    assert found is not None
+    assert (found.name, found.note[:5]) == (name, "shape")
+
+
+def test_rows_that_are_the_same_say_nothing_of_a_matrix() -> None:
+    """Global tokens start alike in every text: ten texts have four rows of them, not forty."""
+    name = "encoder.layers.0.self_attn.globals.q_proj"
+    model = random_model(CONFIGS["published"], 0)
+    inputs = {key: np.repeat(array, 12, axis=0) for key, array in INPUTS.items()}
+    tensors = dict(from_backend(random_model(CONFIGS["published"], 0, "numpy", "float32"))(inputs))
+    report = verify(model, tensors | {name: np.maximum(tensors[name], 0)}, inputs, "float32")
+    assert report.first_failure is not None
+    assert (report.first_failure.name, report.diagnoses) == (name, [])
+
+
+def test_positions_that_start_again_late_are_not_of_low_precision() -> None:
+    inputs = {"input_ids": _rng.integers(106, 256, (1, 300)), "decoder_input_ids": INPUTS["decoder_input_ids"]}
+    weights = {name: rounded(w, "bfloat16") for name, w in random_model(CONFIGS["published"], 0).state_dict().items()}
+    model = PegasusXForConditionalGeneration(CONFIGS["published"], weights, random_model(CONFIGS["published"], 0).ops)
+    tokens = rounded(from_backend(model)(inputs)["encoder.embed_tokens"], "bfloat16")
+    again = tokens + sinusoidal_positions(0, 300, 32)[np.arange(300) % 256]
+    dump = {"encoder.embed_tokens": tokens, "encoder.embeddings": rounded(again, "bfloat16")}
+    report = verify(model, dump, inputs, "bfloat16")
+    assert report.first_failure is not None
+    assert (report.first_failure.name, report.diagnoses) == ("encoder.embeddings", [])
+
+
+def test_keys_for_values_are_named_in_blocks_too() -> None:
+    model = random_model(CONFIGS["published"], 0)
+    tensors = dict(from_backend(random_model(CONFIGS["published"], 0, "numpy", "float32"))(INPUTS))
+    place = "encoder.layers.1.self_attn"
+    keys = [split_heads(tensors[f"{place}.{stream}.k_proj"], 4) for stream in ("globals", "tokens")]
+    wrong = tensors[f"{place}.local.1.probs"] @ np.concatenate([keys[0], keys[1][:, :, 4:12]], axis=2)
+    report = verify(model, tensors | {f"{place}.local.1.context": wrong}, INPUTS, "float32")
+    assert [d.mistake for d in report.diagnoses] == ["keys are taken for values"]

@@ -158,3 +158,38 @@ def test_files_that_are_no_dump_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "map.toml").write_text("lm_head = ")
     with pytest.raises(InputError, match="cannot be read as a TOML file"):
         from_dump(saved(tmp_path, {"x": np.ones(2)}, ".npz"), tmp_path / "map.toml")
+
+
+def test_a_broken_archive_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("empty.npz", "array.npz"):
+        with pytest.raises(InputError, match=f"{name} cannot be read: it is no npz file"):
+            from_dump(tmp_path / name)
+    for save in (np.savez, np.savez_compressed):
+        path = tmp_path / f"{save.__name__}.npz"
+        save(path, lm_head=np.random.default_rng(0).standard_normal(1000))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="'lm_head' cannot be read"):
+            from_dump(path)["lm_head"]
+
+
+def test_ids_of_any_width_and_only_real_numbers(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    ids = {name: array.astype(np.uint32) for name, array in INPUTS.items()}
+    dump = from_dump(saved(tmp_path, tensors | ids, ".safetensors"))
+    assert verify(MODEL, dump, {name: dump[name] for name in INPUTS}, "float32").passed
+    for wrong in (np.array(["a"]), np.ones((2, 3, 256), dtype=complex)):
+        with pytest.raises(InputError, match=r"tensor 'lm_head' has dtype .*: expected real numbers"):
+            verify(MODEL, tensors | {"lm_head": wrong}, INPUTS, "float32")
+
+
+def test_numbers_of_layers_are_numbers(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"h.01.attn.01.q": np.ones(2), "h.0.attn.1.q": np.ones(2)}, ".npz")
+    name = "decoder.layers.{i}.self_attn.q_proj"
+    assert set(from_dump(path, {name: "h.{i}.attn.{i}.q"})) == {"decoder.layers.1.self_attn.q_proj", "h.0.attn.1.q"}
+    (tmp_path / "map.toml").write_text('encoder.embed_tokens = "wte"')
+    with pytest.raises(InputError, match="'encoder' is no trace point: a name with dots has to stand in quotes"):
+        from_dump(path, tmp_path / "map.toml")

@@ -123,7 +123,7 @@ def verify_command(
         else:
             candidate = candidate_of(against, folder, config, rounded, dtype)
             inputs = inputs_of(file, folder, config, (tokens, target_tokens), seed)
-        count = f"{inputs['input_ids'].shape[-1]} tokens" if "input_ids" in inputs else "no tokens"
+        count = f"{np.size(inputs.get('input_ids', ()))} tokens"
         with verification_progress(shown, f"{against} in {dtype}: {count}, layer", config):
             report = verify(reference, candidate, inputs, dtype)
     click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))

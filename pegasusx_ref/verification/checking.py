@@ -5,15 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.errors import InputError
 from pegasusx_ref.tensors import to_numpy
 from pegasusx_ref.verification.estimate import Estimate
+from pegasusx_ref.verification.layouts import HIDDEN
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
 
 VERDICTS = ("pass", "blind", "warn", "fail")  # from good to bad
 WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first
 ALONE = 10.0  # the error of one element beside what is expected of it, where the rest of its row is right
-HIDDEN = -1e4  # a masked score is at most this: float16's lowest number is -65504
 LARGEST = 1e60  # of what is computed with further: its fourth power is a number
 HUGE = 1e150  # of an error, where a masked score stands beside one that is not: its square is a number
 BLIND = 0.1  # of a tensor's own size: where rounding alone may be as large, little can be said of it
@@ -99,6 +100,8 @@ class Checker:
         if (tensor := self._tensors.get(name)) is None:
             return None
         given = to_numpy(tensor)
+        if given.dtype.kind not in "biufV":  # V: the halves of ml_dtypes
+            raise InputError(f"tensor {name!r} has dtype {given.dtype}: expected real numbers")
         valid = self._valid.of(name, estimate.shape)
         if given.shape != estimate.shape:
             inf, note = float("inf"), f"shape {given.shape} where {estimate.shape} is expected"
@@ -110,10 +113,9 @@ class Checker:
         note = ""
         if name.endswith(".scores"):
             hidden = estimate.value == LOWEST
-            if (found[hidden & valid[..., None]] > HIDDEN).any():
+            found = np.where((found == -np.inf) | (hidden & (found <= HIDDEN)), LOWEST, found)
+            if (found[hidden & valid[..., None]] != LOWEST).any():
                 note = "masked keys have scores like others"
-            else:
-                found = np.where(hidden, estimate.value, found)
         finite = np.isfinite(found)
         if not finite.all():
             # As far off as can be, so that it is known where.
@@ -130,7 +132,7 @@ class Checker:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
             given_beside = ((name, self._tensors.get(name)) for name in self._valid.names_beside(check.name))
-            beside = {name: to_numpy(tensor) for name, tensor in given_beside if tensor is not None}
+            beside = {name: to_numpy(tensor).astype(np.float64) for name, tensor in given_beside if tensor is not None}
             self.failure = Failure(check, estimate, given, valid, beside)
 
     def _compared(self, name: str, estimate: Estimate, found: np.ndarray, valid: np.ndarray, note: str) -> Check:
@@ -151,7 +153,8 @@ class Checker:
         row, column = np.unravel_index(np.argmax(beside), beside.shape)
         is_wrong = wrong.any() or bool(note)
         # Scores are as large as they happen to be: only their differences mean something.
-        is_blind = estimate.operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean()
+        # A result of nothing but zeros is exact.
+        is_blind = estimate.operation != "scores" and variance.mean() > (BLIND**2) * (value**2).mean() > 0
         verdict = "fail" if is_wrong else "warn" if rho > WARN else "blind" if is_blind else "pass"
         seen = clean != LOWEST
         whole = ratio(np.abs(found[valid] - clean)[seen].max(initial=0.0), np.abs(clean[seen]).max(initial=0.0))

@@ -9,9 +9,10 @@ import numpy as np
 
 from pegasusx_ref.tensors import numpy_dtype
 from pegasusx_ref.verification.arithmetic import ARITHMETICS, Arithmetic
-from pegasusx_ref.verification.checking import HIDDEN, WARN, Failure, ratio
+from pegasusx_ref.verification.checking import WARN, Failure, ratio
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.hypotheses import HYPOTHESES, Case, Surroundings, fits
+from pegasusx_ref.verification.layouts import HIDDEN
 
 LOW_PRECISION = "positions are computed in low precision"
 
@@ -137,7 +138,7 @@ def fitted(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tuple
     variance = variance * np.maximum(1.0, np.where(has_right_shape, sizes, 1.0))
     # Where something should be hidden and is not, it comes from padding, whose rows are not taken from the candidate.
     variance += (arithmetic.result * wrong) ** 2 * np.where(should_be_seen, 1 / 3, 100.0)
-    if (made := failure.estimate.made) is not None and made.operation == "activation":
+    if has_right_shape and (made := failure.estimate.made) is not None and made.operation == "activation":
         # relu rounds nothing; what stands in its place may be composed, and off by what goes in.
         variance += (3 * arithmetic.result * made.inputs[0].value[counts]) ** 2 / 3
     # Some results are exact, and then nothing may be left; but a number that is divided by must be one.
@@ -164,7 +165,7 @@ def elsewhere(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
     yield "rows stand one place too late", np.concatenate([nothing, right[..., :-1, :]], axis=-2)
     yield "rows stand one place too early", np.concatenate([right[..., 1:, :], nothing], axis=-2)
     yield "the texts of the batch are in the reverse order", right[::-1]
-    yield "positions come before texts", right.swapaxes(0, 1)
+    yield ("heads" if right.ndim == 4 else "positions") + " come before texts", right.swapaxes(0, 1)
 
 
 def fitted_to(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
@@ -188,12 +189,13 @@ def too_coarse(failure: Failure, arithmetic: Arithmetic) -> str | None:
     if is_low_precision(failure, arithmetic):
         return LOW_PRECISION
     found, value = (x[failure.valid] for x in (failure.given, failure.estimate.value))
+    found, value = found[value > HIDDEN], value[value > HIDDEN]
     for name, coarser in ARITHMETICS.items():
         if name == "tf32" or coarser.result <= arithmetic.result:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
             is_coarse = (found == found.astype(numpy_dtype(name))).all()
-        if is_coarse and (np.abs(found - value) <= 8 * coarser.result * np.abs(value).max()).all():
+        if is_coarse and found.size and (np.abs(found - value) <= 8 * coarser.result * np.abs(value).max()).all():
             return f"its numbers have no more digits than {name}: computed or stored in it"
     return None
 
@@ -204,6 +206,8 @@ def is_low_precision(failure: Failure, arithmetic: Arithmetic) -> bool:
     if made is None or made.operation != "add_positions" or arithmetic.name == "float64":
         return False
     places = made.settings["start"] + np.arange(found.shape[1])[:, None] + 1
-    error = np.abs(found - failure.estimate.value)[failure.valid]
-    allowed = (4 * arithmetic.result * places + failure.estimate.allowed().bound)[failure.valid]
-    return bool((error <= allowed).all())
+    error, bound = np.abs(found - failure.estimate.value), failure.estimate.allowed().bound
+    angles = np.broadcast_to(4 * arithmetic.result * places, error.shape)
+    # Late angles may be off by a turn, and then anything is allowed: the mistake must show before.
+    tells = failure.valid[..., None] & (angles < 1)
+    return bool((error <= angles + bound)[failure.valid].all() and (error > bound)[tells].any())

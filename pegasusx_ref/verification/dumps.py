@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
+from zlib import error as ZlibError
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pegasusx_ref.tensors import to_numpy
 from pegasusx_ref.trace_points import TRACE_POINTS, general
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, ZlibError)
 STEPS: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {"reshape": np.reshape, "transpose": np.transpose}
 
 
@@ -24,6 +26,8 @@ class Archive(Mapping[str, np.ndarray]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if not is_zipfile(path):
+            raise BadZipFile("it is no npz file")
         with np.load(path, allow_pickle=False) as members:
             self._names = list(members)
 
@@ -54,7 +58,7 @@ class Renamed(Mapping[str, np.ndarray]):
         theirs, steps = self._sources[name]
         try:
             tensor = to_numpy(self._tensors[theirs])
-        except (ValueError, OSError) as error:  # a member of an archive is corrupt, or holds objects
+        except UNREADABLE as error:  # a member of an archive is corrupt, or holds objects
             raise InputError(f"tensor {theirs!r} cannot be read: {error}") from None
         if tensor.dtype == np.dtype("V2"):
             raise InputError(f"tensor {theirs!r}: an npz file knows no bfloat16; save float32, or a safetensors file")
@@ -100,7 +104,7 @@ def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None =
         raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
     try:
         tensors = readers[path.suffix](path)
-    except (CheckpointError, ValueError, OSError, BadZipFile) as error:
+    except (CheckpointError, *UNREADABLE) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return renamed(tensors, mapping)
 
@@ -119,13 +123,16 @@ def renamed(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any] 
     found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for ours, line in lines.items():
         theirs, steps = checked(ours, line)
-        pattern = re.sub(r"\\\{([in])\\\}", r"(?P<\1>\\d+)", re.escape(theirs))
+        pattern = re.escape(theirs)
+        for letter in "in":  # the number of a layer, of a block: the same wherever it stands
+            pattern = pattern.replace(rf"\{{{letter}\}}", rf"(?P<{letter}>\d+)", 1)
+            pattern = pattern.replace(rf"\{{{letter}\}}", f"(?P={letter})")
         matches = [match for name in tensors if (match := re.fullmatch(pattern, name))]
         if not matches:
             some = ", ".join(repr(name) for name in list(tensors)[:3]) or "none at all"
             raise InputError(f"mapping: {ours} = {theirs!r} fits no tensor of the candidate, which has {some}, …")
         for match in matches:
-            name = ours.format(**{"i": "{i}", "n": "{n}"} | match.groupdict())
+            name = ours.format(**{letter: int(number) for letter, number in match.groupdict().items()})
             if name in found:
                 raise InputError(f"mapping: {name} is {found[name][0]!r} and {match.string!r}: a tensor has one source")
             found[name] = (match.string, steps)
@@ -144,7 +151,10 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 def checked(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
     """Check one line of a mapping: their name, and what is done to the tensor."""
     if general(ours) not in TRACE_POINTS and ours not in INPUTS:
-        raise InputError(f"mapping: {ours!r} is no trace point; see pegasusx_ref.TRACE_POINTS")
+        remedy = "; see pegasusx_ref.TRACE_POINTS"
+        if isinstance(line, Mapping) and "name" not in line:
+            remedy = ": a name with dots has to stand in quotes"
+        raise InputError(f"mapping: {ours!r} is no trace point{remedy}")
     steps = {"name": line} if isinstance(line, str) else dict(line) if isinstance(line, Mapping) else {}
     theirs = steps.pop("name", None)
     if not isinstance(theirs, str) or set(steps) - set(STEPS):

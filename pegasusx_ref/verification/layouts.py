@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+HIDDEN = -1e3  # a masked score is at most this: some masks add -10000, and float16's lowest number is -65504
+
 Places = np.ndarray  # of a block's tokens among all; -1 is padding
 
 

@@ -7,9 +7,7 @@ import numpy as np
 from pegasusx_ref.attention import split_heads
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.verification.layouts import Places, padded_blocks
-
-HIDDEN = -1e4  # a masked score is at most this
+from pegasusx_ref.verification.layouts import HIDDEN, Places, padded_blocks
 
 Named = Iterator[tuple[str, np.ndarray]]
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 
 from pegasusx_ref.attention import merge_heads, softmax, split_heads
+from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.verification.hypotheses.blocks import other_blocks
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 
@@ -77,9 +79,25 @@ def of_weighted_sum(case: Case) -> Variants:
     keys = case.around.tensors.get(case.name.replace("context", "k_proj"))
     if keys is not None:
         found["keys are taken for values"] = lambda: probs @ split_heads(keys, v.shape[1])
+    elif (seen := encoder_keys(case)) is not None and seen.shape == v.shape:
+        found["keys are taken for values"] = lambda: probs @ seen
     if case.name.replace("context", "probs") not in case.around.tensors:
         found |= other_blocks(case)
     return found
+
+
+def encoder_keys(case: Case) -> np.ndarray | None:
+    """Collect the keys that a block, or a global token, sees."""
+    place, _, part = case.name.partition(".self_attn.")
+    given = [case.around.tensors.get(f"{place}.self_attn.{stream}.k_proj") for stream in ("globals", "tokens")]
+    parts = [split_heads(x, case.around.config.encoder_attention_heads) for x in given if x is not None]
+    if len(parts) < 2:
+        return None
+    if part.startswith("local"):
+        config, layer, block = case.around.config, int(place.split(".")[2]), int(part.split(".")[1])
+        slices = block_slices(parts[1].shape[2], config.block_size, is_staggered(config, layer))
+        parts[1] = parts[1][:, :, slice(*slices[block])]
+    return np.concatenate(parts, axis=2)
 
 
 def recut(x_BHTF: np.ndarray) -> np.ndarray:

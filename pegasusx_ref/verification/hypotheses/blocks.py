@@ -72,6 +72,8 @@ def other_blocks(case: Case) -> Variants:
     shown = sizes_of_blocks(case, what)
     found: Variants = {}
     for mistake, cut in alternatives.items():
+        if not (shown or few(mistake)):
+            continue
         for blocks in (cut, [places[places >= 0] for places in cut]):
             if int(block) < len(blocks) and shown == [len(places) for places in blocks[: len(shown)]]:
                 found[mistake] = partial(compute, blocks[int(block)])
@@ -91,7 +93,7 @@ def sizes_of_blocks(case: Case, what: str) -> list[int]:
     """Count the rows of each block that the candidate shows."""
     place, sizes = case.name.rpartition(".local.")[0], list[int]()
     while (x := case.around.tensors.get(f"{place}.local.{len(sizes)}.{what}")) is not None:
-        sizes.append(x.shape[2])
+        sizes.append(x.shape[2] if x.ndim == 4 else -1)
     return sizes
 
 
@@ -106,7 +108,9 @@ def cuts(T: int, K: int, staggered: bool) -> dict[str, list[Places]]:
     half = K // 2
     what = "blocks are not staggered" if staggered else "blocks are staggered"
     found = {what: padded_blocks(0 if staggered else half, T, K)}
-    for size in sorted({half, K - 2, K - 1, K + 1, K + 2, 2 * K} - {0}):
+    for size in sorted({half, K - 2, K - 1, K + 1, K + 2, 2 * K}):
+        if size < 1:
+            continue
         found[f"blocks have {size} tokens, not {K}"] = padded_blocks(size // 2 if staggered else 0, T, size)
     if not staggered:
         return found

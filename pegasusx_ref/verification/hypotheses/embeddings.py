@@ -16,7 +16,12 @@ def of_embed_tokens(case: Case) -> Variants:
     """Another scale of the embeddings, or other tokens."""
     ids, table, scale = (case.settings[n] for n in ("ids", "table", "scale"))
     root, start = math.sqrt(table.shape[1]), case.around.config.decoder_start_token_id
-    found: Variants = {"padding's embedding is 0": lambda: np.where(ids[..., None] == 0, 0, table[ids]) * scale}
+    found: Variants = {}
+    if case.name == "encoder.embed_global":
+        found["global tokens are in the reverse order"] = lambda: table[ids[:, ::-1]] * scale
+    else:
+        is_padding = ids[..., None] == case.around.config.pad_token_id
+        found["padding's embedding is 0"] = lambda: np.where(is_padding, 0, table[ids]) * scale
     for step, what in ((1, "large"), (-1, "small")):
         shifted = np.clip(ids + step, 0, len(table) - 1)
         found[f"ids are one too {what}"] = partial(lambda shifted: table[shifted] * scale, shifted)
@@ -28,8 +33,6 @@ def of_embed_tokens(case: Case) -> Variants:
             table[later] * scale
         )
         found["target tokens are labels: they are not shifted right"] = lambda: table[earlier] * scale + unknown
-    if case.name == "encoder.embed_global":
-        found["global tokens are in the reverse order"] = lambda: table[ids[:, ::-1]] * scale
     if scale == 1:
         return found | {"embeddings are scaled by sqrt(D)": lambda: table[ids] * root}
     return found | {

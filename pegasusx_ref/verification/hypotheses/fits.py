@@ -22,14 +22,14 @@ def of_linear(name: str, x: np.ndarray, settings: dict[str, Any], found: np.ndar
         A mistake in words, and the rows with it.
     """
     weight, bias = settings["weight"], settings["bias"]
-    n, D = x.shape
+    n, D = len(np.unique(x, axis=0)), x.shape[1]
     mistakes = {}
     if n > BEYOND or (bias is None and n > 1):
         right = linear(x, weight, bias)
         what = "a bias is added" if bias is None else "the bias is another one"
         mistakes[what] = right + (found - right).mean(axis=0)
     if n >= D + BEYOND:
-        known = x if bias is None else np.c_[x, np.ones(n)]
+        known = x if bias is None else np.c_[x, np.ones(len(x))]
         fitted, *_ = np.linalg.lstsq(known, found)
         fitted += np.linalg.lstsq(known, found - known @ fitted)[0]  # what the first solution has lost in rounding
         whose = "the head's are its own, not tied to the embeddings" if name == "lm_head" else "another matrix"

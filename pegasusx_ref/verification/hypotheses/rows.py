@@ -24,7 +24,7 @@ def of_layer_norm(case: Case) -> Variants:
     n = x.shape[-1]
     ones, zeros = np.ones_like(weight), np.zeros_like(bias)
     found: Variants = {
-        f"LayerNorm's eps is {other:.0e}, not {eps:.0e}": partial(layer_norm, x, weight, bias, other)
+        f"LayerNorm's eps is {other:g}, not {eps:g}": partial(layer_norm, x, weight, bias, other)
         for other in EPS
         if other != eps
     }

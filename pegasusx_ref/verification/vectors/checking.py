@@ -10,9 +10,10 @@ from pegasusx_ref.errors import InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.registry import get_backend
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
-from pegasusx_ref.verification.checking import FAIL, HIDDEN, WARN, Check, Failure, ratio
+from pegasusx_ref.verification.checking import FAIL, WARN, Check, Failure, ratio
 from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.estimate import Estimate
+from pegasusx_ref.verification.layouts import HIDDEN
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.rows import ValidRows
 from pegasusx_ref.verification.vectors.cases import slices_of

@@ -21,7 +21,7 @@
 using Tensors = std::map<std::string, safetensors::Tensor>;
 
 constexpr double kLowest = std::numeric_limits<double>::lowest();  // what masked scores are in a trace
-constexpr double kHidden = -1e4;  // a masked score of another implementation is at most this
+constexpr double kHidden = -1e3;  // a masked score of another implementation is at most this
 
 struct Vector {
     json::Value manifest;
