@@ -293,8 +293,8 @@ def test_document_of_just_the_limit_is_whole(
 def test_empty_input_is_refused(folder: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "empty.txt"
     path.write_bytes(content)
-    assert refusal(path, "--model", folder) == f"{path}: empty, there is nothing to summarize"
-    assert refusal("--model", folder, stdin=content) == "standard input: empty, there is nothing to summarize"
+    assert refusal(path, "--model", folder) == f"{path}: empty, there is nothing to read"
+    assert refusal("--model", folder, stdin=content) == "standard input: empty, there is nothing to read"
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_real_process_refuses_in_one_line(folder: Path, tmp_path: Path) -> Non
     assert done.stderr.decode() == f"Error: {tmp_path / 'missing.txt'}: No such file or directory\n"
     done = process("--model", folder)
     assert done.returncode == 2
-    assert done.stderr.decode() == "Error: standard input: empty, there is nothing to summarize\n"
+    assert done.stderr.decode() == "Error: standard input: empty, there is nothing to read\n"
 
 
 def test_ctrl_c_ends_in_one_line_and_leaves_what_is_done(folder: Path, files: list[Path], summaries: list[str]) -> None:

@@ -154,6 +154,9 @@ def test_verify_judges_a_dump(dump: Path) -> None:
         (("--dump", "{dump}", "--map", "none.toml"), "none.toml cannot be read as a TOML file"),
         (("{dump}", "--dump", "{dump}"), "holds the ids that it was made from: leave"),
         (("--map", "{dump}"), "says what is what in a dump: give --dump"),
+        (("--dump", "{dump}", "--seed", "3"), "leave --seed out"),
+        (("--dump", "{dump}", "--against", "torch"), "leave --against out"),
+        (("{dump}", "--tokens", "5"), "--tokens draws so many random ones"),
         (("--dtype", "tf32"), "--dtype tf32: transformers does not compute in it here"),
     ],
 )

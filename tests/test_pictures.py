@@ -288,4 +288,4 @@ def test_the_command_refuses_other_formats(pictures: Any, tmp_path: Path, suffix
     out = tmp_path / f"picture{suffix}"
     result = run("spread", "--out", out)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"Error: --out {out}: '{suffix}' is no format of pictures, take .png or .svg\n"
+    assert result.stderr == f"Error: --out {out}: '{suffix}' is no format of pictures, take .png, .svg or .pdf\n"

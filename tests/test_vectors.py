@@ -346,6 +346,8 @@ def test_write_writes_what_is_committed(tmp_path: Path) -> None:
         (["write", "others"], "others: holds 'thesis.txt', which is no vector; give a new or an empty folder"),
         (["write", "damaged-too"], "damaged-too/one-token: holds 'thesis.txt', which is no vector"),
         (["write", "good.safetensors"], "good.safetensors: is a file; give a folder to write vectors into"),
+        (["write", "good.safetensors/new"], "good.safetensors/new: Not a directory"),
+        (["check", "vector", "--dump", "other.safetensors"], "input_ids of the dump are not those of the vector"),
         (["write", "new", "--preset", "large"], "'large' is not one of 'staggered'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -356,6 +358,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
     monkeypatch.chdir(tmp_path)
     for folder in ("vector", "damaged", "incomplete", "no-json", "later", "empty"):
         shutil.copytree(FOLDER / "one-token", folder)
+    save_file({"input_ids": np.array([[1, 2, 3]])}, "other.safetensors")
     content = bytearray(Path("damaged/weights.safetensors").read_bytes())
     content[-1] ^= 1
     Path("damaged/weights.safetensors").write_bytes(content)

@@ -48,7 +48,13 @@ def option_out(command: Command) -> Command:
 
 
 def config_of(folder: Path, preset: str | None) -> PegasusXConfig:
-    """Take the shape of a preset, or of a checkpoint where none is named."""
+    """Take the shape of a preset, or of a checkpoint where none is named.
+
+    Raises:
+        UsageError: both are.
+    """
+    if preset and folder != DEMO_CHECKPOINT:
+        raise UsageError(f"--preset {preset} and --model {folder}: a picture is of one shape")
     return PegasusXConfig.preset(preset) if preset else PegasusXConfig.from_pretrained(folder)
 
 
@@ -69,7 +75,7 @@ def save(figure: Any, out: Path) -> None:
         UsageError: there is no such format, or the file cannot be written any more.
     """
     if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
-        raise UsageError(f"--out {out}: {out.suffix!r} is no format of pictures, take .png or .svg")
+        raise UsageError(f"--out {out}: {out.suffix!r} is no format of pictures, take .png, .svg or .pdf")
     try:
         figure.savefig(out, dpi=DPI)
     except OSError as error:
@@ -88,6 +94,8 @@ def save(figure: Any, out: Path) -> None:
 def index_map(folder: Path, preset: str | None, tokens: int, padding: int, layer: int, out: Path) -> None:
     """Which keys each query of an encoder layer sees."""
     with plainly():
+        if padding >= tokens:
+            raise UsageError(f"--padding {padding} leaves no token of {tokens}")
         key_mask = np.arange(tokens) < tokens - padding if padding else None
         save(pictures.index_map(config_of(folder, preset), tokens, layer, key_mask), out)
 

@@ -120,5 +120,5 @@ def read_document(path: Path) -> tuple[str, str]:
     if "\0" in text:
         raise UsageError(f"{name}: a binary file, not a text (it holds a zero byte)")
     if not text.strip():
-        raise UsageError(f"{name}: empty, there is nothing to summarize")
+        raise UsageError(f"{name}: empty, there is nothing to read")
     return name, text

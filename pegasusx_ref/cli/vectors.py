@@ -31,6 +31,7 @@ def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
     Prints the folders that it wrote.
     """
     with plainly():
+        write_vectors(folder, [])  # before anything long
         for name in names or CASES:
             if shown:
                 click.echo(f"{name}: {CASES[name].about}", err=True)

@@ -25,6 +25,12 @@ from pegasusx_ref.verification.dumps import INPUTS
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 
 
+def is_given(name: str) -> bool:
+    """Tell whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not None and source is not click.core.ParameterSource.DEFAULT
+
+
 def writable(_context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     """Open a file before anything long runs, and leave it as it was."""
     if path is not None:
@@ -97,13 +103,18 @@ def verify_command(
     """Check an implementation operation by operation, on the text of FILE or on random tokens.
 
     Each operation is computed again in float64 from the implementation's own tensors, and the difference is held
-    against what rounding does in that operation. Lists the tensors that fail, in the order of execution. Exits with 0
-    where none does, 1 where one does.
+    against what rounding does in that operation. Lists the tensors that fail, in the order of execution: rho is how far
+    a row is off beside what rounding makes of it (3 at most, 6 fails), error, sigma and bound are of the worst element,
+    which fails beyond its bound. A long text is read as a whole. Exits with 0 where none fails, 1 where one does.
     """
     if html is not None and html == junit:
         raise UsageError(f"--html and --junit both write {html}")
-    if dump is not None and file is not None:
-        raise UsageError(f"--dump {dump} holds the ids that it was made from: leave {file} out")
+    given = {name for name in ("against", "tokens", "target_tokens", "seed") if is_given(name)}
+    if dump is not None and (file is not None or given):
+        others = file or ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UsageError(f"--dump {dump} holds the ids that it was made from: leave {others} out")
+    if file is not None and "tokens" in given:
+        raise UsageError(f"--tokens draws so many random ones: leave it or {file} out")
     if dump is None and dtype == "tf32":
         raise UsageError(f"--dtype tf32: {against} does not compute in it here; it is for a --dump made elsewhere")
     if dump is None and mapping is not None:

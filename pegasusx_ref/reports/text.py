@@ -3,6 +3,7 @@
 from pegasusx_ref.verification import Check, Diagnosis, Report
 from pegasusx_ref.verification.checking import VERDICTS
 
+MOST_UNKNOWN = 10  # names
 COLUMNS = "{:52} {:13} {:>8} {:>9} {:>9} {:>9} {:>11}"
 
 
@@ -24,7 +25,8 @@ def as_text(report: Report, everything: bool = False) -> str:
         found += [row(check) for check in listed]
     found.append(f"{len(report.table)} tensors in {report.arithmetic}: {counted(report)}")
     if report.unknown:
-        found.append(f"not known here: {', '.join(report.unknown)}")
+        more = f" and {len(report.unknown) - MOST_UNKNOWN} more" if len(report.unknown) > MOST_UNKNOWN else ""
+        found.append(f"not known here: {', '.join(report.unknown[:MOST_UNKNOWN])}{more}")
     return "\n".join(found)
 
 

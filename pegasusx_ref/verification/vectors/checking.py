@@ -35,8 +35,11 @@ def check_vector(vector: Vector, tensors: Mapping[str, np.ndarray], arithmetic: 
         arithmetic: what it computes in, a key of `ARITHMETICS`.
 
     Raises:
-        InputError: an arithmetic that is not known, or no tensor with a trace point's name.
+        InputError: an arithmetic that is not known, a dump of other inputs, or no tensor with a trace point's name.
     """
+    for name in INPUTS:
+        if name in tensors and not np.array_equal(tensors[name], vector.inputs[name]):
+            raise InputError(f"{name} of the dump are not those of the vector: run the implementation on its inputs")
     if is_of_sampled_rows(vector, tensors):
         return check_rows(vector, tensors, arithmetic)
     config = PegasusXConfig.from_dict(vector.manifest["config"])

@@ -33,9 +33,13 @@ def write_vectors(folder: Path, names: Sequence[str] = tuple(CASES)) -> list[Pat
         The folders that were written.
 
     Raises:
-        InputError: the folder is a file, or holds something else.
+        InputError: the folder is a file, holds something else, or cannot be written.
     """
     check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from None
     return [write_vector(folder / name, make_vector(name)) for name in names]
 
 
