@@ -116,6 +116,17 @@ def is_staggered(config: PegasusXConfig, layer: int) -> bool:
     return config.stagger_local_blocks and layer % 2 == 1
 
 
+def layer_slices(config: PegasusXConfig, num_tokens: int, layer: int) -> Slices:
+    """List the blocks of one layer, staggered where it is.
+
+    Args:
+        config: for block_size and stagger_local_blocks.
+        num_tokens: T.
+        layer: the layer's index, from 0.
+    """
+    return block_slices(num_tokens, config.block_size, is_staggered(config, layer))
+
+
 def encoder(
     ops: Backend, weights: Weights, config: PegasusXConfig, embeds_BTD: Array, key_mask_BT: Array | None
 ) -> tuple[Array, Array]:
@@ -141,7 +152,7 @@ def encoder(
         globals_BGD = tap("embed_global", ops.embed_tokens(global_ids_BG, weights["embed_global.weight"], scale=1.0))
 
         for i in range(config.encoder_layers):
-            slices = block_slices(T, config.block_size, is_staggered(config, i))
+            slices = layer_slices(config, T, i)
             with scope(f"layers.{i}"):
                 tokens_BTD, globals_BGD = encoder_layer(
                     ops, weights.at(f"layers.{i}"), config, tokens_BTD, globals_BGD, key_mask_BT, slices

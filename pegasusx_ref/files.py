@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ def fields_and_extra(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
     extra = {name: value for name, value in values.items() if name not in known}
     return {name: value for name, value in values.items() if name in known} | {"extra": extra}
+
+
+def finite_or_word(value: Any) -> Any:
+    """Make a word of a number that is not finite: JSON has none."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

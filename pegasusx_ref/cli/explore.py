@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from pegasusx_ref.cli.messages import note, plainly
+from pegasusx_ref.cli.options import model_option, progress_option
+from pegasusx_ref.cli.outputs import writable, write_report
 from pegasusx_ref.cli.progress import progress
 from pegasusx_ref.cli.summarize import read_document
-from pegasusx_ref.cli.verify import writable, write_report
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.summarization import pipeline
 
@@ -24,13 +25,13 @@ from pegasusx_ref.summarization import pipeline
     metavar="FILE",
     help="Where the page goes.",
 )
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
+@model_option
 @click.option(
     "--tokens", type=click.IntRange(min=2), help="Source tokens to read at the most.  [default: the model's length]"
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of the summary at the most.")
 @click.option("--num-beams", type=click.IntRange(min=1), help="Beams; 1 is greedy.")
-@click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
+@progress_option
 def explore(
     file: Path,
     out: Path,

@@ -7,10 +7,10 @@ from typing import Any
 import click
 import numpy as np
 
-from pegasusx_ref.cli.messages import UsageError, note, plainly
-from pegasusx_ref.cli.summarize import read_document
-from pegasusx_ref.cli.verify import writable
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.cli.messages import UsageError, plainly
+from pegasusx_ref.cli.outputs import writable
+from pegasusx_ref.cli.summarize import note_dropped, read_document
+from pegasusx_ref.config import PRESETS, PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.study import pictures
 from pegasusx_ref.study.pictures import looks
@@ -35,9 +35,7 @@ def option_model(command: Command) -> Command:
 
 def option_preset(command: Command) -> Command:
     """Add the option that names a published shape, for pictures that need no weights."""
-    return click.option("--preset", type=click.Choice(["tiny", "base", "large"]), help="A shape instead of a model.")(
-        command
-    )
+    return click.option("--preset", type=click.Choice(list(PRESETS)), help="A shape instead of a model.")(command)
 
 
 def option_out(command: Command) -> Command:
@@ -62,9 +60,7 @@ def ids_of(file: Path, summarizer: SummarizationPipeline) -> Any:
     """Read a document as token ids (1, T), cut to the model's length with a note that says so."""
     name, text = read_document(file)
     batch = summarizer.encode([text])
-    if dropped := batch.num_truncated_tokens[0]:
-        longest = summarizer.model.config.max_position_embeddings
-        note(f"{name} is longer than the model's {longest} tokens: the last {dropped} were dropped")
+    note_dropped(name, batch.num_truncated_tokens[0], summarizer.model.config.max_position_embeddings)
     return batch.input_ids
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pegasusx_ref.cli.messages import UsageError, note, plainly
+from pegasusx_ref.cli.options import model_option, progress_option
 from pegasusx_ref.cli.progress import progress
 from pegasusx_ref.registry import backend_names
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
@@ -20,7 +21,7 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
+@model_option
 @click.option("--backend", default="numpy", show_default=True, help=f"One of: {', '.join(backend_names())}.")
 @click.option(
     "--device", callback=name_or_number, help="Where it computes: cpu, cuda:0, 0.  [default: the backend's first]"
@@ -31,7 +32,7 @@ def name_or_number(_context: click.Context, _option: click.Parameter, device: st
 @click.option("--length-penalty", type=float, help="Above 0 favours long summaries, where there are beams.")
 @click.option("--min-length", type=click.IntRange(min=0), help="Tokens of a summary at the least, the start token too.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a document.")
-@click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
+@progress_option
 def summarize(
     files: tuple[Path, ...],
     folder: Path | None,
@@ -83,9 +84,7 @@ def summarize_document(
     model, tokenizer = summarizer.model, summarizer.tokenizer
     batch = summarizer.encode(text)
     num_tokens, num_dropped = batch.input_ids.shape[1], batch.num_truncated_tokens[0]
-    if num_dropped:
-        longest = model.config.max_position_embeddings
-        note(f"{name} is longer than the model's {longest} tokens: the last {num_dropped} were dropped")
+    note_dropped(name, num_dropped, model.config.max_position_embeddings)
     _, max_length = model.generation_config.updated(**settings).lengths()
     with progress(shown, name, num_tokens, model.config, max_length):
         ids = model.generate(**batch, **settings)[0]
@@ -98,6 +97,12 @@ def summarize_document(
         "num_source_tokens": num_tokens,
         "num_dropped_tokens": num_dropped,
     }
+
+
+def note_dropped(name: str, num_dropped: int, longest: int) -> None:
+    """Say how many tokens of a document the model does not read, if any."""
+    if num_dropped:
+        note(f"{name} is longer than the model's {longest} tokens: the last {num_dropped} were dropped")
 
 
 def read_document(path: Path) -> tuple[str, str]:

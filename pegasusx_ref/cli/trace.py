@@ -11,10 +11,11 @@ import click
 import numpy as np
 
 from pegasusx_ref.cli.messages import UsageError, note, plainly
+from pegasusx_ref.cli.options import model_option
+from pegasusx_ref.cli.outputs import writable
 from pegasusx_ref.cli.printing import print_table
 from pegasusx_ref.cli.progress import layer_progress
-from pegasusx_ref.cli.summarize import read_document
-from pegasusx_ref.cli.verify import writable
+from pegasusx_ref.cli.summarize import note_dropped, read_document
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.head import shift_tokens_right
@@ -32,7 +33,7 @@ QUERIES = 8  # of which it is told what they see, unless all are asked for
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
+@model_option
 @click.option("--target", metavar="TEXT", help="What the decoder reads.  [default: the summary that the model writes]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of that summary at the most.")
 @click.option("--at", "place", metavar="PLACE", help="Show the numbers there: encoder.layers.1.self_attn, lm_head, ….")
@@ -120,9 +121,8 @@ def trace(
 
 def source_ids(name: str, text: str, summarizer: SummarizationPipeline) -> np.ndarray:
     """Turn a document into token ids (1, T), and note what is cut off."""
-    batch, longest = summarizer.encode(text), summarizer.model.config.max_position_embeddings
-    if dropped := batch.num_truncated_tokens[0]:
-        note(f"{name} is longer than the model's {longest} tokens: the last {dropped} were dropped")
+    batch = summarizer.encode(text)
+    note_dropped(name, batch.num_truncated_tokens[0], summarizer.model.config.max_position_embeddings)
     ids: np.ndarray = batch["input_ids"]
     return ids
 

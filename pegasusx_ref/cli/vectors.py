@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pegasusx_ref.cli.messages import plainly
+from pegasusx_ref.cli.options import progress_option
 from pegasusx_ref.reports import as_dict, as_text
 from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
@@ -24,7 +25,7 @@ def vectors_commands() -> None:
 @vectors_commands.command("write")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(CASES)), help="One of them; may be repeated.")
-@click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
+@progress_option
 def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
     """Write conformance vectors into FOLDER, one folder each; all of them where no --preset is given.
 

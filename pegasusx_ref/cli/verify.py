@@ -10,6 +10,8 @@ import numpy as np
 
 from pegasusx_ref.checkpoint import read_weights
 from pegasusx_ref.cli.messages import UsageError, plainly
+from pegasusx_ref.cli.options import model_option, progress_option
+from pegasusx_ref.cli.outputs import writable, write_report
 from pegasusx_ref.cli.progress import verification_progress
 from pegasusx_ref.cli.summarize import read_document
 from pegasusx_ref.config import PegasusXConfig
@@ -31,22 +33,9 @@ def is_given(name: str) -> bool:
     return source is not None and source is not click.core.ParameterSource.DEFAULT
 
 
-def writable(_context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """Open a file before anything long runs, and leave it as it was."""
-    if path is not None:
-        is_new = not path.exists()
-        try:
-            path.open("a").close()
-        except OSError as error:
-            raise UsageError(f"{option.opts[0]} {path}: {error.strerror or error}") from None
-        if is_new:
-            path.unlink()
-    return path
-
-
 @click.command("verify")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="Checkpoint folder.  [default: a small demo]")
+@model_option
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
 @click.option(
     "--dump",
@@ -83,7 +72,7 @@ def writable(_context: click.Context, option: click.Parameter, path: Path | None
     metavar="FILE",
     help="Write XML for a CI system: a test case a tensor.",
 )
-@click.option("--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: yes]")
+@progress_option
 def verify_command(
     file: Path | None,
     folder: Path | None,
@@ -196,15 +185,3 @@ def candidate_of(
     return from_transformers(
         model.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
     )
-
-
-def write_report(path: Path, content: str) -> None:
-    """Write a report; characters that UTF-8 lacks, as file names may hold them, are spelled out.
-
-    Raises:
-        UsageError: the file cannot be written any more.
-    """
-    try:
-        path.write_text(content, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None

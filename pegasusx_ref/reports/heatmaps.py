@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.trace_points import TRACE_POINTS, general
+from pegasusx_ref.trace_points import TRACE_POINTS, general, numbers_in
 from pegasusx_ref.verification import Report
 from pegasusx_ref.verification.checking import Rows
 
@@ -81,7 +81,7 @@ def heatmaps(report: Report, where: str) -> list[Heatmap]:
         rho, is_wrong = (array.reshape(num_texts, -1, array.shape[-1]) for array in rows)
         letter, start, length = TRACE_POINTS[general(name)][-2], 0, rho.shape[2]
         if letter == "S":
-            layer, block = (int(number) for number in re.findall(r"\d+", name)[:2])
+            layer, block = numbers_in(name)
             letter, start, length = "T", report.valid.slices[layer][block][0], num_tokens
         shape = (*rho.shape[:2], length)
         side = whole.setdefault(AXES[letter], Rows(np.full(shape, np.nan), np.zeros(shape, dtype=bool)))

@@ -9,6 +9,7 @@ from pegasusx_ref.reports.drawing import Drawing, drawn
 from pegasusx_ref.reports.heatmaps import Spot, heatmaps, place, worst_spots
 from pegasusx_ref.reports.overview import badness, overview
 from pegasusx_ref.reports.text import counted, explained
+from pegasusx_ref.templates import page_template
 from pegasusx_ref.verification import Check, Report
 
 NUM_SPOTS = 8
@@ -43,20 +44,13 @@ def as_html(report: Report, subject: str = "candidate") -> str:
     Returns:
         HTML with its style and pictures in it.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("pegasusx_ref.reports", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
     first = report.first_failure or max(report.table, key=lambda check: check.rho)
     worst: dict[str, Check] = {}  # by place, in the order of execution
     for check in report.table:
         where = place(check.name)
         worst[where] = max(worst.get(where, check), check, key=badness)
     others = [check for where, check in worst.items() if check.verdict in SHOWN and where != place(first.name)]
-    return environment.get_template("page.html").render(
+    html: str = page_template("pegasusx_ref.reports", "page.html", number=number).render(
         report=report,
         subject=subject,
         counted=counted(report),
@@ -73,6 +67,7 @@ def as_html(report: Report, subject: str = "candidate") -> str:
         sources=lengths(report.valid.source_mask_BT),
         targets=lengths(report.valid.target_mask_BL),
     )
+    return html
 
 
 def figures(report: Report, check: Check, detail: Detail) -> list[Figure]:

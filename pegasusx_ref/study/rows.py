@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from pegasusx_ref.files import finite_or_word
 from pegasusx_ref.study.figures import Table, count, dimensions, number, size
 from pegasusx_ref.study.steps import Step
 from pegasusx_ref.study.watching import Summary, joined
@@ -117,7 +116,4 @@ def as_dict(row: Row, dtype: str) -> dict[str, Any]:
     entries["bytes"] = numpy_dtype(dtype).itemsize * row.size
     if row.summary is not None:
         entries |= row.summary._asdict()
-    return {
-        key: str(value) if isinstance(value, float) and not np.isfinite(value) else value
-        for key, value in entries.items()
-    }
+    return {key: finite_or_word(value) for key, value in entries.items()}

@@ -9,9 +9,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS
 from pegasusx_ref.files import replacing
 
-FORMAT_NAMES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+FORMAT_NAMES = {dtype.name: name for name, dtype in (WEIGHTS | INTEGERS).items()}
 
 
 class Layout(NamedTuple):

@@ -6,9 +6,8 @@ from math import prod
 from typing import NamedTuple
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.trace_points import TRACE_POINTS
 from pegasusx_ref.weights import EMBEDDING
 
@@ -65,7 +64,7 @@ def steps(config: PegasusXConfig, T: int, L: int, B: int = 1, past: int = 0) -> 
         for point in before:
             yield step(point, point, sizes)
         for i in range(num_layers):
-            slices = block_slices(T, config.block_size, is_staggered(config, i))
+            slices = layer_slices(config, T, i)
             yield from layer_steps(i, inside, sizes, slices, past)
         for point in after:
             yield step(point, point, sizes)

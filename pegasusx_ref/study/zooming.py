@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.encoder import layer_slices
+from pegasusx_ref.trace_points import numbers_in
 
 STRONGEST = 4  # keys of a query
 
@@ -77,7 +77,7 @@ def queries_and_keys(name: str, config: PegasusXConfig, pieces: Pieces) -> tuple
         return targets, targets
     if "global" in parts:
         return globals_, globals_ + tokens
-    layer, block = int(parts[parts.index("layers") + 1]), int(parts[parts.index("local") + 1])
-    slices = block_slices(len(tokens), config.block_size, is_staggered(config, layer))
+    layer, block = numbers_in(name)
+    slices = layer_slices(config, len(tokens), layer)
     start, stop = slices[block]
     return tokens[start:stop], globals_ + tokens[start:stop]

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from pegasusx_ref.trace_points import TRACE_POINTS, general
+from pegasusx_ref.trace_points import TRACE_POINTS, general, numbers_in
 
 
 class ValidRows:
@@ -47,7 +47,7 @@ class ValidRows:
             return np.ones(shape[:-1], dtype=bool)
         mask = self.target_mask_BL if letter == "L" else self.source_mask_BT
         if letter == "S":
-            layer, block = (int(number) for number in re.findall(r"\d+", name)[:2])
+            layer, block = numbers_in(name)
             start, stop = self.slices[layer][block]
             mask = mask[:, start:stop]
         return np.broadcast_to(mask if len(shape) == 3 else mask[:, None], shape[:-1])

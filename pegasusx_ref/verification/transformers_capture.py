@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.tensors import to_numpy
-from pegasusx_ref.verification.transformers_layout import Unpadded
+from pegasusx_ref.verification.transformers_layout import Unpadded, layer_of
 
 # Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
 # twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
@@ -90,7 +90,7 @@ class Capture(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._between:
             return self._between[name]
-        place = ".".join(name.split(".")[:3])
+        place = layer_of(name)
         if place != self._open and place in self._calls:
             self._open, self._inside = place, {}
             self._found = self._inside

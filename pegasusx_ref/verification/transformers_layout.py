@@ -7,6 +7,7 @@ import numpy as np
 from pegasusx_ref.attention import split_heads
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.trace_points import numbers_in
 from pegasusx_ref.verification.layouts import HIDDEN, Places, padded_blocks
 
 Named = Iterator[tuple[str, np.ndarray]]
@@ -95,7 +96,7 @@ class Unpadded:
         return places
 
     def _expected(self, name: str) -> list[Places]:
-        staggered = is_staggered(self._config, int(name.split(".")[2]))
+        staggered = is_staggered(self._config, numbers_in(name)[0])
         K = self._config.block_size
         return padded_blocks(K // 2 if staggered else 0, self._num_tokens, K)
 

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.inputs import mask as check_mask
 from pegasusx_ref.inputs import token_ids
 from pegasusx_ref.model import PegasusXForConditionalGeneration
@@ -91,7 +90,7 @@ def verify(
     arrays = _checked(inputs, config.vocab_size)
     tensors = candidate(arrays) if callable(candidate) else candidate
     T = arrays["input_ids"].shape[1]
-    slices = [block_slices(T, config.block_size, is_staggered(config, i)) for i in range(config.encoder_layers)]
+    slices = [layer_slices(config, T, i) for i in range(config.encoder_layers)]
     source, target = (
         np.ones(arrays[ids].shape, dtype=bool) if arrays[mask] is None else arrays[mask] for ids, mask in MASKS.items()
     )

@@ -9,6 +9,7 @@ import numpy as np
 from pegasusx_ref.study.explore.exploring import Exploration, is_special, readable
 from pegasusx_ref.study.explore.sampling import MOST_KEYS, Sample
 from pegasusx_ref.study.explore.stages import stages
+from pegasusx_ref.templates import page_template
 from pegasusx_ref.tokenizer import PegasusTokenizer
 
 
@@ -26,14 +27,8 @@ def as_page(exploration: Exploration, tokenizer: PegasusTokenizer, title: str = 
     Raises:
         InputError: latex2mathml or the specification is not there.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("pegasusx_ref.study.explore", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     config, num_tokens = exploration.config, len(exploration.token_ids)
-    return environment.get_template("explore.html").render(
+    html: str = page_template("pegasusx_ref.study.explore", "explore.html").render(
         title=title,
         config=config,
         exploration=exploration,
@@ -42,6 +37,7 @@ def as_page(exploration: Exploration, tokenizer: PegasusTokenizer, title: str = 
         stages=stages(config, num_tokens, len(exploration.steps)),
         data=page_data(exploration, tokenizer),
     )
+    return html
 
 
 def page_data(exploration: Exploration, tokenizer: PegasusTokenizer) -> dict[str, Any]:

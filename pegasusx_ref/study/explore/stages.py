@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.study.explore.mathml import as_mathml
 from pegasusx_ref.study.sections import Source, golden_source, sections
+from pegasusx_ref.study.steps import sizes_of
 from pegasusx_ref.trace_points import TRACE_POINTS
 
 _LOCAL, _GLOBAL = "encoder.layers.{i}.self_attn.local.{n}", "encoder.layers.{i}.self_attn.global"
@@ -123,13 +124,10 @@ def shape(point: str, config: PegasusXConfig, num_tokens: int, num_steps: int) -
         Letters with sizes; None for the rows and keys of a block.
     """
     side = "decoder" if point.startswith("decoder") else "encoder"
-    heads, G, D = getattr(config, f"{side}_attention_heads"), config.num_global_tokens, config.d_model
-    sizes: dict[str, int | None] = {
-        "B": 1, "T": num_tokens, "L": num_steps, "G": G, "D": D, "H": heads, "F": D // heads,
-        "M": getattr(config, f"{side}_ffn_dim"), "V": config.vocab_size, "S": None, "X": None,
-    }  # fmt: skip
+    sizes: dict[str, int | None] = {**sizes_of(config, side), "B": 1, "T": num_tokens, "L": num_steps}
+    sizes |= {"S": None, "X": None}
     if ".global." in point:
-        sizes["X"] = G + num_tokens
+        sizes["X"] = config.num_global_tokens + num_tokens
     elif side == "decoder":
         sizes["X"] = num_steps
     return [(letter, sizes[letter]) for letter in TRACE_POINTS[point]]

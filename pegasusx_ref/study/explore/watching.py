@@ -1,6 +1,5 @@
 """Listeners that keep what the page shows of attention, and let the tensors go."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.study.explore.sampling import Counts, Sample, quantized
 from pegasusx_ref.tensors import to_numpy
+from pegasusx_ref.trace_points import numbers_in
 from pegasusx_ref.tracing import listen
 
 
@@ -37,7 +36,7 @@ class EncoderWatch:
 
     def __init__(self, config: PegasusXConfig, num_tokens: int, counts: Counts) -> None:
         layers, G = config.encoder_layers, config.num_global_tokens
-        self.slices = [block_slices(num_tokens, config.block_size, is_staggered(config, i)) for i in range(layers)]
+        self.slices = [layer_slices(config, num_tokens, i) for i in range(layers)]
         self.in_block = Sample(layers, num_tokens, config.block_size, counts.block)
         self.on_globals = Sample(layers, num_tokens, G, counts.globals)
         self.globals_share = np.zeros((layers, num_tokens), np.uint8)
@@ -103,8 +102,3 @@ class CrossWatch:
 def share(probs_HLX: np.ndarray, num_globals: int) -> np.ndarray:
     """Add up the weights of the global tokens, the first keys, and average over heads; quantized (L,)."""
     return quantized(probs_HLX[:, :, :num_globals].sum(axis=2).mean(axis=0))
-
-
-def numbers_in(name: str) -> tuple[int, ...]:
-    """Read the layer, and the block where there is one, off a trace point's name."""
-    return tuple(int(part) for part in re.findall(r"\.(\d+)\b", name))

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import block_slices
 from pegasusx_ref.study.pictures.looks import check_layer
 from pegasusx_ref.study.pictures.reach import runs
 
@@ -46,7 +45,7 @@ def areas(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.ndar
     if key_mask is not None and np.shape(key_mask) != (num_tokens,):
         raise InputError(f"key_mask has shape {np.shape(key_mask)}: {num_tokens} tokens need ({num_tokens},)")
     G = config.num_global_tokens
-    slices = block_slices(num_tokens, config.block_size, is_staggered(config, layer))
+    slices = layer_slices(config, num_tokens, layer)
     blocks = [Area("own block", G + start, G + start, stop - start, stop - start) for start, stop in slices]
     seen_by_all = Area("global tokens", 0, 0, G, G + num_tokens)
     see_all = Area("global tokens", G, 0, num_tokens, G)

@@ -8,6 +8,7 @@ import numpy as np
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.global_local import Slices
 from pegasusx_ref.reports.cells import power_of_two
+from pegasusx_ref.study.pictures.looks import check_head
 
 MOST_ROWS, MOST_COLUMNS = 512, 256  # of cells, before they are too small to see
 
@@ -61,8 +62,7 @@ def in_block_coordinates(
             "tokens: pass those of one text and one layer, (H, S, G+S) a block"
         )
     num_heads, _, num_keys = probs_by_slice[0].shape
-    if head is not None and not 0 <= head < num_heads:
-        raise InputError(f"head={head} does not exist: heads are 0 to {num_heads - 1}")
+    check_head(head, num_heads)
     G = num_keys - sizes[0]
     queries = power_of_two(sum(sizes) / most_rows)
     keys = power_of_two(max(G, *sizes) / most_columns)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.encoder import is_staggered, layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import Slices, block_slices
+from pegasusx_ref.global_local import Slices
 from pegasusx_ref.study.pictures.areas import areas
 from pegasusx_ref.study.pictures.blocks import binned, in_block_coordinates
 from pegasusx_ref.study.pictures.canvas import (
@@ -67,7 +67,7 @@ def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.
             for column in range(num_keys) if outline else (0,):
                 width, height = (1, 1) if outline else (num_keys, num_queries)
                 rectangle(axes, key - G + column, query - G + row, width, height, COLOURS[kind], **outline)
-    edges = thinned([start for start, _ in block_slices(num_tokens, config.block_size, staggered)])
+    edges = thinned([start for start, _ in layer_slices(config, num_tokens, layer)])
     axes.set(xticks=thinned(edges, 6), yticks=edges, xlabel="key: global tokens, then tokens", ylabel="query")
     title(axes, f"Layer {layer}, {'' if staggered else 'not '}staggered: K = {config.block_size}, G = {G}")
     kinds = list(dict.fromkeys(area.kind for area in found))

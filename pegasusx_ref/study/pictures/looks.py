@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import Slices, block_slices
+from pegasusx_ref.global_local import Slices
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import record
 
@@ -32,7 +32,7 @@ def local_attention_of(
     with record(f"{place}.*.probs") as trace:
         model.encode(input_ids)
     num_tokens = np.shape(input_ids)[1]
-    slices = block_slices(num_tokens, model.config.block_size, is_staggered(model.config, layer))
+    slices = layer_slices(model.config, num_tokens, layer)
     return [model.ops.to_numpy(trace[f"{place}.{n}.probs"])[0] for n in range(len(slices))], slices
 
 
@@ -55,9 +55,7 @@ def cross_attention_of(
         InputError: no such layer or head, or ids that the model cannot take.
     """
     check_layer(layer, model.config.decoder_layers, "decoder")
-    num_heads = model.config.decoder_attention_heads
-    if head is not None and not 0 <= head < num_heads:
-        raise InputError(f"head={head} does not exist: heads are 0 to {num_heads - 1}")
+    check_head(head, model.config.decoder_attention_heads)
     with record(f"decoder.layers.{layer}.encoder_attn.probs") as trace:
         model(input_ids, decoder_input_ids=np.asarray(target_ids)[:, :-1])
     (probs,) = trace.values()
@@ -74,3 +72,13 @@ def check_layer(layer: int, num_layers: int, stack: str) -> None:
     """
     if not 0 <= layer < num_layers:
         raise InputError(f"layer={layer} does not exist: the {stack}'s layers are 0 to {num_layers - 1}")
+
+
+def check_head(head: int | None, num_heads: int) -> None:
+    """Refuse a head that there is none of; None stands for all.
+
+    Raises:
+        InputError: as it says.
+    """
+    if head is not None and not 0 <= head < num_heads:
+        raise InputError(f"head={head} does not exist: heads are 0 to {num_heads - 1}")

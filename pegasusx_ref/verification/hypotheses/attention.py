@@ -5,12 +5,11 @@ import math
 import numpy as np
 
 from pegasusx_ref.attention import merge_heads, softmax, split_heads
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.encoder import layer_slices
+from pegasusx_ref.trace_points import numbers_in
 from pegasusx_ref.verification.hypotheses.blocks import other_blocks
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
-
-LOWEST = np.finfo(np.float64).min
+from pegasusx_ref.verification.operations import LOWEST
 
 
 def of_scores(case: Case) -> Variants:
@@ -94,8 +93,8 @@ def encoder_keys(case: Case) -> np.ndarray | None:
     if len(parts) < 2:
         return None
     if part.startswith("local"):
-        config, layer, block = case.around.config, int(place.split(".")[2]), int(part.split(".")[1])
-        slices = block_slices(parts[1].shape[2], config.block_size, is_staggered(config, layer))
+        layer, block = numbers_in(case.name)
+        slices = layer_slices(case.around.config, parts[1].shape[2], layer)
         parts[1] = parts[1][:, :, slice(*slices[block])]
     return np.concatenate(parts, axis=2)
 

@@ -12,8 +12,7 @@ from pegasusx_ref.encoder import is_staggered
 from pegasusx_ref.feed_forward import linear
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 from pegasusx_ref.verification.layouts import Places, padded_blocks
-
-LOWEST = np.finfo(np.float64).min
+from pegasusx_ref.verification.operations import LOWEST
 
 
 class Layer(NamedTuple):

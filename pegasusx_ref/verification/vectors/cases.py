@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import Slices, block_slices
+from pegasusx_ref.encoder import is_staggered, layer_slices
+from pegasusx_ref.global_local import Slices
 from pegasusx_ref.verification.vectors.drawing import draw_ids
 
 FLAX_EPS = 1e-12  # what the paper's code adds to the variance [N1]
@@ -150,7 +150,7 @@ def mask_without(spans: tuple[Span, ...], shape: tuple[int, int]) -> np.ndarray:
 def slices_of(config: PegasusXConfig, num_tokens: int) -> list[Slices]:
     """List the blocks of every encoder layer."""
     layers = range(config.encoder_layers)
-    return [block_slices(num_tokens, config.block_size, is_staggered(config, layer)) for layer in layers]
+    return [layer_slices(config, num_tokens, layer) for layer in layers]
 
 
 def flags_of(config: PegasusXConfig, inputs: dict[str, np.ndarray], is_sampled: bool) -> list[str]:

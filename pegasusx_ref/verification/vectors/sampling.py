@@ -1,12 +1,11 @@
 """Which part of a long trace is kept: the rows of some source tokens, and the columns where they are keys."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from pegasusx_ref.global_local import Slices
-from pegasusx_ref.trace_points import TRACE_POINTS, general
+from pegasusx_ref.trace_points import TRACE_POINTS, general, numbers_in
 
 
 class Sample(NamedTuple):
@@ -54,5 +53,5 @@ class Sampling:
 
     def block(self, name: str) -> tuple[int, int]:
         """Give start and stop of the block that a tensor of a slice belongs to."""
-        layer, n = (int(number) for number in re.findall(r"\d+", name)[:2])
+        layer, n = numbers_in(name)
         return self._slices[layer][n]
