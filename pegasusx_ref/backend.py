@@ -1,4 +1,4 @@
-"""The operations that the model is written over, and the backend that computes them with NumPy. [spec 15]"""
+"""The operations that the model is written over, and the backend that is the golden functions. [spec 15]"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -62,6 +62,15 @@ class Backend(Protocol):
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Make room for an array in the compute dtype; what it holds is arbitrary."""
 
+    def by_rows(self, function: Callable[[Array], Array], x_BTD: Array) -> Array:
+        """Call a function that treats every token on its own, `function(x_BTD)`, all at once or some tokens at a time.
+
+        In pieces what lies between input and result stays in the cache, and never needs room for all tokens at once.
+        """
+
+    def contiguous(self, array: Array) -> Array:
+        """Lay out in the order of its axes what is read again and again."""
+
     def embed_tokens(self, ids_BT: Array, table_VD: Array, scale: float) -> Array: ...
     def add_positions(self, x_BTD: Array, start: int) -> Array: ...
     def layer_norm(self, x_BTD: Array, weight_D: Array, bias_D: Array, eps: float) -> Array: ...
@@ -87,10 +96,10 @@ class Backend(Protocol):
     def cross_entropy(self, logits_BLV: Array, labels_BL: Array) -> Array: ...
 
 
-class NumpyBackend:
+class GoldenBackend:
     """The golden functions themselves, in float64 or float32 on the CPU. [spec 15.2]"""
 
-    name = "numpy"
+    name = "golden"
     version = np.__version__
     dtypes = ("float32", "float64")
     compiles = False
@@ -123,6 +132,14 @@ class NumpyBackend:
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Make an uninitialized array."""
         return np.empty(shape, dtype=self.dtype)
+
+    def by_rows(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
+        """Take all tokens at once."""
+        return function(x_BTD)
+
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
+        """Leave the array as it is."""
+        return array
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Add an update to the residual stream."""

@@ -5,7 +5,7 @@ import math
 from pegasusx_ref.attention import merge_heads, split_heads
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.tracing import tap
+from pegasusx_ref.tracing import tap, wanted
 from pegasusx_ref.weights import Weights
 
 
@@ -85,8 +85,14 @@ def feed_forward(ops: Backend, weights: Weights, config: PegasusXConfig, x_BTD: 
 
     Source: arXiv 1706.03762 section 3.3, pre-LN; HF `PegasusXEncoderLayer.forward`.
     """
-    normed_BTD = tap("final_layer_norm", normalize(ops, weights, "final_layer_norm", config, x_BTD))
-    hidden_BTM = tap("fc1", ops.linear(normed_BTD, weights["fc1.weight"], weights["fc1.bias"]))
-    hidden_BTM = tap("activation", ops.activation(hidden_BTM, config.activation_function))
-    update_BTD = tap("fc2", ops.linear_wide(hidden_BTM, weights["fc2.weight"], weights["fc2.bias"]))
-    return tap("output", ops.add(x_BTD, update_BTD))
+
+    def of_rows(x_BTD: Array) -> Array:
+        normed_BTD = tap("final_layer_norm", normalize(ops, weights, "final_layer_norm", config, x_BTD))
+        hidden_BTM = tap("fc1", ops.linear(normed_BTD, weights["fc1.weight"], weights["fc1.bias"]))
+        hidden_BTM = tap("activation", ops.activation(hidden_BTM, config.activation_function))
+        update_BTD = tap("fc2", ops.linear_wide(hidden_BTM, weights["fc2.weight"], weights["fc2.bias"]))
+        return ops.add(x_BTD, update_BTD)
+
+    inside = ("final_layer_norm", "fc1", "activation", "fc2")
+    is_traced = any(wanted(name) for name in inside)  # a listener gets whole tensors
+    return tap("output", of_rows(x_BTD) if is_traced else ops.by_rows(of_rows, x_BTD))

@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.backend import Backend, NumpyBackend
+from pegasusx_ref.backend import Backend
 from pegasusx_ref.errors import BackendError
 
 ENTRY_POINT_GROUP = "pegasusx_ref.backends"
+BUILT_IN = {
+    "golden": EntryPoint("golden", "pegasusx_ref.backend:GoldenBackend", ENTRY_POINT_GROUP),
+    "numpy": EntryPoint("numpy", "pegasusx_numpy:NumpyBackend", ENTRY_POINT_GROUP),
+}
 
 
 class BackendInfo(NamedTuple):
@@ -30,7 +34,7 @@ class BackendInfo(NamedTuple):
 
 def backend_names() -> list[str]:
     """Name the installed backends without loading them, the golden one first."""
-    return ["numpy", *sorted(_announced().keys() - {"numpy"})]
+    return [*BUILT_IN, *sorted(_announced().keys() - BUILT_IN.keys())]
 
 
 def available_backends() -> dict[str, BackendInfo]:
@@ -100,9 +104,7 @@ def _announced() -> dict[str, EntryPoint]:
 
 def _load(name: str) -> Any:
     """Load the class of a backend."""
-    if name == "numpy":
-        return NumpyBackend
-    point = _announced().get(name)
+    point = BUILT_IN.get(name) or _announced().get(name)
     if point is None:
         raise BackendError(
             f"backend {name!r} is not installed: available here: {', '.join(backend_names())} "

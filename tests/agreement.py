@@ -8,10 +8,10 @@ from strategies import Batch, Operation
 from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration
-from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.weights import random_weights
 
-GOLDEN = NumpyBackend("cpu", "float64")
+GOLDEN = GoldenBackend("cpu", "float64")
 
 
 def results(ops: Any, operation: Operation, dtype: str) -> list[np.ndarray]:

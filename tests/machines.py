@@ -42,7 +42,7 @@ def backend_on_cpu(name: str, dtype: str) -> Any:
 
 
 def random_model(
-    config: PegasusXConfig, seed: int, backend: str = "numpy", dtype: str = "float64"
+    config: PegasusXConfig, seed: int, backend: str = "golden", dtype: str = "float64"
 ) -> PegasusXForConditionalGeneration:
     """Make a model with random weights on a backend, rounded to its dtype first: the same numbers everywhere."""
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
@@ -52,7 +52,7 @@ def random_model(
 def reference(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForConditionalGeneration:
     """Make the golden model, in float64, of the weights that `random_model` has in a dtype."""
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
-    return PegasusXForConditionalGeneration(config, weights, get_backend("numpy", dtype="float64"))
+    return PegasusXForConditionalGeneration(config, weights, get_backend("golden", dtype="float64"))
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -20,10 +20,10 @@ from pegasusx_ref import (
     get_backend,
     registry,
 )
-from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.backend import GoldenBackend
 
 
-class DoublingBackend(NumpyBackend):
+class DoublingBackend(GoldenBackend):
     """A third party's backend that can be told from NumPy's by its results."""
 
     name = "doubling"
@@ -35,13 +35,14 @@ class DoublingBackend(NumpyBackend):
 @pytest.fixture
 def _third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("doubling", f"{__name__}:DoublingBackend", "pegasusx_ref.backends")
-    monkeypatch.setattr(EntryPoint, "load", lambda self: DoublingBackend)
+    load = EntryPoint.load
+    monkeypatch.setattr(EntryPoint, "load", lambda self: DoublingBackend if self is point else load(self))
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
 
 
 @pytest.mark.usefixtures("_third_party")
 def test_a_third_party_backend_is_found_and_run() -> None:
-    assert list(available_backends()) == ["numpy", "doubling"]
+    assert list(available_backends()) == ["golden", "numpy", "doubling"]
     config = PegasusXConfig.preset("tiny")
     golden = PegasusXForConditionalGeneration.from_random(config)
     other = PegasusXForConditionalGeneration.from_random(config, backend="doubling")
@@ -50,16 +51,17 @@ def test_a_third_party_backend_is_found_and_run() -> None:
     assert (golden(ids, decoder_input_ids=ids).logits != other(ids, decoder_input_ids=ids).logits).any()
 
 
-def test_the_numpy_backend_is_there() -> None:
-    assert next(iter(available_backends())) == "numpy"
-    backend = get_backend("numpy", dtype="float64")
-    assert (backend.name, backend.device, backend.dtype) == ("numpy", "cpu", "float64")
+@pytest.mark.parametrize("name", ["golden", "numpy"])
+def test_what_takes_only_numpy_is_there(name: str) -> None:
+    assert list(available_backends())[:2] == ["golden", "numpy"]
+    backend = get_backend(name, dtype="float64")
+    assert (backend.name, backend.device, backend.dtype) == (name, "cpu", "float64")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "jax"}, "backend 'jax' is not installed: available here: numpy"),
+        ({"name": "jax"}, "backend 'jax' is not installed: available here: golden, numpy"),
         ({"name": "numpy", "dtype": "bfloat16"}, "does not compute in 'bfloat16': it declares float32, float64"),
         ({"name": "numpy", "dtype": "float8"}, "does not compute in 'float8'"),
         ({"name": "numpy", "device": "cuda:0"}, "runs on device 'cpu' only, not on 'cuda:0'"),
@@ -141,8 +143,8 @@ def test_options_are_the_backends_own() -> None:
 
 
 CODE = """
-from pegasusx_ref.backend import NumpyBackend
-class ThirdParty(NumpyBackend):
+from pegasusx_ref.backend import GoldenBackend
+class ThirdParty(GoldenBackend):
     name, version, dtypes = "third", "7.0", ("float64",)
 """
 

@@ -342,7 +342,7 @@ def test_damaged_model_is_refused(folder: Path, files: list[Path], tmp_path: Pat
 
 def test_unknown_backend_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:
     line = refusal(files[0], "--model", folder, "--backend", "abacus")
-    assert "backend 'abacus' is not installed: available here: numpy" in line
+    assert "backend 'abacus' is not installed: available here: golden, numpy" in line
 
 
 def test_unknown_dtype_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:

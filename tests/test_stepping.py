@@ -11,7 +11,7 @@ from machines import IN_FLOAT64, random_model
 from strategies import batches, configs, seeds
 
 from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record, stepping
-from pegasusx_ref.backend import NumpyBackend, Step
+from pegasusx_ref.backend import GoldenBackend, Step
 from pegasusx_ref.cache import FixedRows, roomy
 from pegasusx_ref.weights import random_weights
 
@@ -58,7 +58,7 @@ def test_room_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPa
 
 
 def test_unfilled_room_holds_no_nan() -> None:
-    class Poisoning(NumpyBackend):
+    class Poisoning(GoldenBackend):
         def empty(self, shape: tuple[int, ...]) -> np.ndarray:
             return np.full(shape, np.nan)
 
@@ -68,7 +68,7 @@ def test_unfilled_room_holds_no_nan() -> None:
     assert (room[:, :, 3:] == 0).all()
 
 
-class CompilingBackend(NumpyBackend):
+class CompilingBackend(GoldenBackend):
     """Counts its compiled steps and holds them to what they promise: the same shapes at every call."""
 
     compiles = True

@@ -8,12 +8,12 @@ import numpy as np
 from cupyx.scipy.special import erf
 
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
-from pegasusx_ref.backend import NumpyBackend, is_core_traced
+from pegasusx_ref.backend import GoldenBackend, is_core_traced
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
 
 
-class CupyBackend(NumpyBackend):
+class CupyBackend(GoldenBackend):
     """CuPy on one CUDA device, which becomes the current device of the thread that makes the backend.
 
     Args:

@@ -115,7 +115,7 @@ def verify_command(
         # The reference computes with the weights that the candidate has, rounded as it rounds them.
         stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
         rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
-        reference = PegasusXForConditionalGeneration(config, rounded, get_backend("numpy", dtype="float64"))
+        reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
         candidate: Candidate | Mapping[str, np.ndarray]
         if dump is not None:
             against, candidate = dump.name, from_dump(dump, mapping)

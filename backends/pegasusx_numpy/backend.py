@@ -1,0 +1,98 @@
+"""The golden operations at the CPU's speed: in pieces that fit its cache, on all its cores, without needless copies."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pegasusx_numpy.attention import attention, global_local_attend
+from pegasusx_numpy.products import ROWS, linear
+from pegasusx_numpy.threads import for_each, split
+from pegasusx_ref import embedding, feed_forward
+from pegasusx_ref.backend import GoldenBackend, is_core_traced
+from pegasusx_ref.global_local import Slices
+from pegasusx_ref.tracing import wanted
+
+NUMBERS = 2**16  # of a piece of an activation
+
+
+class NumpyBackend(GoldenBackend):
+    """NumPy on all cores of the CPU, in float64 or float32. Each operation means what the golden one says."""
+
+    name = "numpy"
+
+    def by_rows(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
+        """Take some hundred tokens at a time, on all cores."""
+        B, T, D = x_BTD.shape
+        if B * T <= ROWS:
+            return function(x_BTD)
+        x_rows = x_BTD.reshape(1, B * T, D)
+        found_rows = np.empty_like(x_rows)
+
+        def work(some: slice) -> None:
+            found_rows[:, some] = function(x_rows[:, some])
+
+        for_each(split(B * T, ROWS), work)
+        return found_rows.reshape(B, T, D)
+
+    def add_positions(self, x_BTD: np.ndarray, start: int) -> np.ndarray:
+        """Take some hundred tokens at a time: positions are float64, several times as large as the tokens."""
+        T, found_BTD = x_BTD.shape[1], np.empty_like(x_BTD)
+
+        def work(some: slice) -> None:
+            found_BTD[:, some] = embedding.add_positions(x_BTD[:, some], start + some.start)
+
+        for_each(split(T, ROWS), work)
+        return found_BTD
+
+    def layer_norm(self, x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> np.ndarray:
+        """Center once, and do the rest in place."""
+        normed_BTD: np.ndarray = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
+        variance_BT1 = np.vecdot(normed_BTD, normed_BTD)[..., None] / x_BTD.shape[-1]
+        normed_BTD *= 1 / np.sqrt(variance_BT1 + eps)
+        normed_BTD *= weight_D
+        normed_BTD += bias_D
+        return normed_BTD
+
+    linear = staticmethod(linear)
+    linear_wide = staticmethod(linear)
+
+    def activation(self, x: np.ndarray, name: str) -> np.ndarray:
+        """Take some numbers at a time, on all cores."""
+        if x.size <= NUMBERS:
+            return feed_forward.activation(x, name)
+        flat, found = x.reshape(-1), np.empty(x.size, dtype=x.dtype)
+
+        def work(start: int) -> None:
+            piece = slice(start, start + NUMBERS)
+            found[piece] = feed_forward.activation(flat[piece], name)
+
+        for_each(range(0, x.size, NUMBERS), work)
+        return found.reshape(x.shape)
+
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
+        """Copy where it is not."""
+        return np.ascontiguousarray(array)
+
+    def attention(
+        self, q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Spread heads over the cores; the golden function where someone listens."""
+        attend = super().attention if any(map(wanted, ("scores", "probs", "context"))) else attention
+        return attend(q_BHLF, k_BHXF, v_BHXF, visible)
+
+    def global_local_attention(
+        self,
+        q_BHTF: np.ndarray,
+        k_BHTF: np.ndarray,
+        v_BHTF: np.ndarray,
+        global_q_BHGF: np.ndarray,
+        global_k_BHGF: np.ndarray,
+        global_v_BHGF: np.ndarray,
+        key_mask_BT: np.ndarray | None,
+        slices: Slices,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Spread heads and blocks over the cores; the golden function where someone listens."""
+        arguments = (q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices)
+        if is_core_traced(slices):
+            return super().global_local_attention(*arguments)
+        return global_local_attend(*arguments)

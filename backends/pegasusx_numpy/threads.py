@@ -1,0 +1,99 @@
+"""Pieces of work on as many threads as BLAS has, each of which multiplies by itself meanwhile.
+
+NumPy computes everything but products on one thread, and after a product on several the other threads of BLAS keep
+looking for work for a while, on cores that are then missing elsewhere. So here it is the pieces that are spread over
+threads, and not the products in them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Lock
+from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
+
+Piece = TypeVar("Piece")
+PIECES_A_THREAD = 4  # of what is soon done: a thread that comes late finds less left to do
+_working = Lock()  # held by the one who works in pieces: the limit of BLAS is the whole process's
+
+
+@cache
+def _blas() -> Any:
+    return ThreadpoolController().select(user_api="blas")
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="pegasusx_numpy")
+
+
+def _forget_parent() -> None:
+    """Start anew in a child process, which has none of its parent's threads."""
+    global _working
+    _pool.cache_clear()
+    _working = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def number() -> int:
+    """Say how many threads there are: as many as BLAS may use now; one where pieces are being worked on."""
+    return max((library.num_threads for library in _blas().lib_controllers), default=1)
+
+
+def for_each(pieces: Sequence[Piece], work: Callable[[Piece], None], most: int | None = None) -> None:
+    """Do the work of every piece, whatever the order; an error in one of them is raised when the threads are done.
+
+    While somebody works in pieces, others, and pieces that are cut up further, get by with the thread that they have.
+
+    Args:
+        pieces: that do not touch each other's results.
+        work: calls NumPy for one of them.
+        most: threads at the most, if not as many as BLAS may use.
+    """
+    threads = min(len(pieces), number(), most or len(pieces))
+    if threads > 1 and _working.acquire(blocking=False):
+        try:
+            _spread(pieces, work, threads)
+        finally:
+            _working.release()
+    else:
+        for piece in pieces:
+            work(piece)
+
+
+def _spread(pieces: Sequence[Piece], work: Callable[[Piece], None], threads: int) -> None:
+    shared = iter(pieces)  # a thread takes the next piece when it is done with one
+
+    def take() -> None:
+        with _blas().limit(limits=1):  # in each thread: where BLAS runs on OpenMP the limit is the thread's own
+            for piece in shared:
+                work(piece)
+
+    with _blas().limit(limits=1):
+        others = [_pool(threads).submit(take) for _ in range(threads - 1)]
+        try:
+            take()
+        finally:
+            errors = [other.exception() for other in others if not other.cancel()]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def split(length: int, most: int, pieces_a_thread: int = 1) -> list[slice]:
+    """Cut a length into pieces of about one size, as many for each thread.
+
+    Args:
+        length: 1 or more.
+        most: of a piece.
+        pieces_a_thread: at the least.
+    """
+    threads = number()
+    num_pieces = max(-(-length // (most * threads)), pieces_a_thread) * threads
+    size = -(-length // num_pieces)
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
