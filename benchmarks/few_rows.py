@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
-import pegasusx_torch.packing as packing
+import pegasusx_torch.products as products
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
 from pegasusx_ref.weights import random_weights
@@ -26,7 +26,7 @@ def per_token(model: PegasusXForConditionalGeneration, states: np.ndarray, beams
         model.generate(encoder_outputs=(states,), num_beams=beams, **limits)
         return time.perf_counter() - start
 
-    seconds(2 * packing.PATIENCE)
+    seconds(2 * products.PATIENCE)
     return (seconds(MANY_TOKENS) - seconds(FEW_TOKENS)) / (MANY_TOKENS - FEW_TOKENS)
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(args.repeats):
             for is_packed, found in times.items():
-                packing.HAS_ONEDNN = is_packed
+                products.HAS_ONEDNN = is_packed
                 ops = get_backend("torch", "cpu", args.dtype)
                 found.append(per_token(PegasusXForConditionalGeneration(config, weights, ops), states, beams))
         plain, packed = (1e3 * statistics.median(found) for found in times.values())

@@ -6,6 +6,7 @@ Padding is cut off, not masked: fused kernels are fastest, and on CUDA often onl
 from itertools import groupby
 from typing import NamedTuple
 
+import pegasusx_numpy.attention as numpy_attention
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -13,18 +14,28 @@ from torch.nn.functional import scaled_dot_product_attention
 from pegasusx_ref.backend import is_core_traced
 from pegasusx_ref.global_local import Slices
 from pegasusx_ref.tracing import scope, tap, wanted
+from pegasusx_torch.pieces import roomy
+from pegasusx_torch.precision import bfloat16_operands
+from pegasusx_torch.products import HAS_BFLOAT16_PRODUCTS, IS_MKL_SLOW
 
-BLOCKS_AT_A_TIME = 8  # blocks whose keys are laid out together with the global ones: bounds what that takes
-FEW = 32  # queries: so few scores that two plain products are faster on a CPU than the fused kernel
+BLOCKS_AT_A_TIME = 4  # blocks whose keys are laid out together with the global ones: bounds what that takes
+NUMBERS = 2**21  # scores, or numbers of keys, that attention by heads has at a time: they stay in the cache
+FEW = (
+    1 if IS_MKL_SLOW else 32
+)  # queries: so few scores that two plain products are faster on a CPU than the fused kernel
 
 
 def attend(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
     """Compute `pegasusx_ref.attention.attention`, fused where nobody listens to scores or probabilities."""
-    is_few = q_BHLF.device.type == "cpu" and q_BHLF.shape[2] <= FEW and q_BHLF.dtype.itemsize >= 4
-    if is_few or wanted("scores") or wanted("probs"):
+    if wanted("scores") or wanted("probs"):
+        return attend_plainly(q_BHLF, k_BHXF, v_BHXF, visible)
+    is_few = q_BHLF.device.type == "cpu" and q_BHLF.shape[2] <= FEW
+    if is_few and q_BHLF.dtype.itemsize >= 4:
         return attend_plainly(q_BHLF, k_BHXF, v_BHXF, visible)
     if visible is None:
-        context_BHLF = scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF)
+        context_BHLF = attend_unmasked(q_BHLF, k_BHXF, v_BHXF)
+    elif is_faster_by_heads(q_BHLF):
+        context_BHLF = attend_by_heads(q_BHLF, k_BHXF, v_BHXF, visible)
     else:
         # A query that sees nothing averages over all keys: equal scores do that.
         blind = ~visible.any(dim=2, keepdim=True)[:, None]
@@ -46,6 +57,36 @@ def attend_plainly(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tens
     probs_BHLX: Tensor = tap("probs", scores_BHLX.softmax(dim=3))
     context_BHLF: Tensor = tap("context", (probs_BHLX @ v_BHXF).to(operand))
     return context_BHLF
+
+
+def is_faster_by_heads(q_BHLF: Tensor) -> bool:
+    """Tell where a CPU's fused kernel is slow with halves: for a single query, and in bfloat16 without tiles."""
+    if q_BHLF.device.type != "cpu" or q_BHLF.dtype.itemsize >= 4:
+        return False
+    return q_BHLF.shape[2] == 1 or (q_BHLF.dtype == torch.bfloat16 and HAS_BFLOAT16_PRODUCTS)
+
+
+def attend_by_heads(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
+    """Compute attention step by step for some heads at a time: halves become float32 in the cache, not in memory."""
+    B, H, X, F = k_BHXF.shape
+    at_a_time = max(NUMBERS // (B * X * max(F, q_BHLF.shape[2])), 1)
+    context_BHLF = _like_heads(q_BHLF)
+    with bfloat16_operands(q_BHLF.dtype == torch.bfloat16 and HAS_BFLOAT16_PRODUCTS):
+        for first in range(0, H, at_a_time):
+            heads = slice(first, first + at_a_time)
+            scores = (q_BHLF[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
+            if visible is not None:
+                scores.masked_fill_(~visible[:, None], torch.finfo(scores.dtype).min)
+            context_BHLF[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
+    return context_BHLF
+
+
+def attend_unmasked(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor) -> Tensor:
+    """Compute attention to all keys by what is fastest."""
+    if is_faster_by_heads(q_BHLF):
+        return attend_by_heads(q_BHLF, k_BHXF, v_BHXF, None)
+    found_BHLF: Tensor = scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF)
+    return found_BHLF
 
 
 class Streams(NamedTuple):
@@ -83,7 +124,11 @@ def global_local_attend(
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
     """
-    if lengths is None or is_core_traced(slices):
+    if is_core_traced(slices):
+        return _slice_by_slice(streams, key_mask_BT, slices)
+    if IS_MKL_SLOW and streams.q_BHTF.device.type == "cpu" and streams.q_BHTF.dtype.itemsize >= 4:
+        return _by_numpy(streams, key_mask_BT, slices)
+    if lengths is None:
         return _slice_by_slice(streams, key_mask_BT, slices)
     context_BHTF, context_BHGF = _like_heads(streams.q_BHTF), _like_heads(streams.global_q_BHGF)
     first = 0
@@ -93,10 +138,20 @@ def global_local_attend(
     return context_BHTF, context_BHGF
 
 
+def _by_numpy(streams: Streams, key_mask_BT: Tensor | None, slices: Slices) -> tuple[Tensor, Tensor]:
+    """Let NumPy's backend compute on the same memory: its BLAS is at home on every CPU."""
+    mask = None if key_mask_BT is None else key_mask_BT.numpy()
+    arrays = {name: x.numpy() for name, x in streams._asdict().items()}
+    threads = torch.get_num_threads()
+    found = numpy_attention.global_local_attend(**arrays, key_mask_BT=mask, slices=slices, threads=threads)
+    context_BHTF, context_BHGF = map(torch.from_numpy, found)
+    return context_BHTF, context_BHGF
+
+
 def _like_heads(x_BHTF: Tensor) -> Tensor:
     """Make room for attended values whose heads lie side by side, so that merging them copies nothing."""
     B, H, T, F = x_BHTF.shape
-    return x_BHTF.new_empty(B, T, H, F).transpose(1, 2)
+    return roomy((B, T, H, F), x_BHTF.dtype, x_BHTF.device).transpose(1, 2)
 
 
 def _attend_texts(streams: Streams, length: int, slices: Slices, context_BHTF: Tensor, context_BHGF: Tensor) -> None:
@@ -113,11 +168,11 @@ def _attend_texts(streams: Streams, length: int, slices: Slices, context_BHTF: T
     for start, stop in [*rest, *padding]:
         keys_stop = max(start, min(stop, length))
         k_BHXF, v_BHXF = streams.keys_and_values(start, keys_stop)
-        found_BHSF = scaled_dot_product_attention(streams.q_BHTF[:, :, start:stop], k_BHXF, v_BHXF)
+        found_BHSF = attend_unmasked(streams.q_BHTF[:, :, start:stop], k_BHXF, v_BHXF)
         context_BHTF[:, :, start:stop] = found_BHSF
 
     k_BHXF, v_BHXF = streams.keys_and_values(0, length)
-    context_BHGF[:] = scaled_dot_product_attention(streams.global_q_BHGF, k_BHXF, v_BHXF)
+    context_BHGF[:] = attend_unmasked(streams.global_q_BHGF, k_BHXF, v_BHXF)
 
 
 def _attend_blocks(streams: Streams, start: int, stop: int, num_blocks: int, context_BHTF: Tensor) -> None:
@@ -133,7 +188,7 @@ def _attend_blocks(streams: Streams, start: int, stop: int, num_blocks: int, con
     queries = blocks(streams.q_BHTF).flatten(0, 1)
     keys = with_globals(streams.global_k_BHGF, streams.k_BHTF)
     values = with_globals(streams.global_v_BHGF, streams.v_BHTF)
-    found = scaled_dot_product_attention(queries, keys, values)
+    found = attend_unmasked(queries, keys, values)
     blocks(context_BHTF).copy_(found.unflatten(0, (-1, num_blocks)))
 
 

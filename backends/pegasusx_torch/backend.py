@@ -17,8 +17,9 @@ from pegasusx_ref.global_local import Slices
 from pegasusx_torch.attention import Streams, attend, global_local_attend
 from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
-from pegasusx_torch.packing import PackedWeights
+from pegasusx_torch.pieces import by_rows, roomy
 from pegasusx_torch.precision import exact_float32, wide_product
+from pegasusx_torch.products import Products
 
 HALVES = (torch.bfloat16, torch.float16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -62,7 +63,7 @@ class TorchBackend:
         self._operand: torch.dtype = getattr(torch, dtype)
         self._stream = torch.float32 if self._operand in HALVES else self._operand
         self._lengths = Lengths()
-        self._packed = PackedWeights()
+        self._products = Products()
 
     @classmethod
     def devices(cls) -> list[str]:
@@ -97,16 +98,24 @@ class TorchBackend:
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Make an uninitialized tensor."""
-        return torch.empty(shape, dtype=self._operand, device=self._device)
+        return roomy(shape, self._operand, self._device)
 
     # --- operations
 
     def embed_tokens(self, ids_BT: Tensor, table_VD: Tensor, scale: float) -> Tensor:
         return F.embedding(ids_BT, table_VD).to(self._stream) * scale
 
+    def contiguous(self, array: Tensor) -> Tensor:
+        if array.is_contiguous():
+            return array
+        return roomy(array.shape, array.dtype, array.device).copy_(array)
+
+    def by_rows(self, function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+        return by_rows(function, x_BTD)
+
     def add_positions(self, x_BTD: Tensor, start: int) -> Tensor:
         _, T, D = x_BTD.shape
-        placed_BTD = torch.empty_like(x_BTD, dtype=self._stream)
+        placed_BTD = roomy(x_BTD.shape, self._stream, x_BTD.device)
         half = D // 2
         steps = torch.arange(half, dtype=torch.float64, device=self._device)
         frequencies = torch.exp(-math.log(10000.0) / (half - 1) * steps)
@@ -118,24 +127,30 @@ class TorchBackend:
         return placed_BTD
 
     def layer_norm(self, x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        return F.layer_norm(x_BTD.to(self._stream), weight_D.shape, weight_D, bias_D, eps).to(self._operand)
+        def of_rows(x_BTD: Tensor) -> Tensor:
+            return F.layer_norm(x_BTD.to(self._stream), weight_D.shape, weight_D, bias_D, eps).to(self._operand)
+
+        return by_rows(of_rows, x_BTD)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return by_rows(lambda rows: self._linear(rows, weight, bias), x)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         with exact_float32(self.tf32):
             if self._operand is torch.float16 and x.device.type == "cpu":
-                return wide_product(x, weight, bias, self._packed).to(self._operand)
-            return self._packed.linear(x, weight, None if bias is None else bias.to(self._operand))
+                return wide_product(x, weight, bias, self._products).to(self._operand)
+            return self._products.linear(x, weight, None if bias is None else bias.to(self._operand))
 
     def linear_wide(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self._operand not in HALVES:
             return self.linear(x, weight, bias)
-        return wide_product(x, weight, bias, self._packed)
+        return by_rows(lambda rows: wide_product(rows, weight, bias, self._products), x)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATIONS[name](x)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x.to(self._stream) + y
+        return torch.add(x.to(self._stream), y, out=roomy(x.shape, self._stream, x.device))
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         with exact_float32(self.tf32):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pegasusx_torch.packing import PackedWeights
+from pegasusx_torch.products import Products
 
 
 @contextmanager
@@ -25,14 +25,29 @@ def exact_float32(tf32: bool) -> Iterator[None]:
         settings.allow_tf32 = before
 
 
-def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeights) -> Tensor:
+@contextmanager
+def bfloat16_operands(wished: bool) -> Iterator[None]:
+    """Let oneDNN round float32 operands to bfloat16 inside the block, where they come from there; sums are float32."""
+    if not wished:
+        yield
+        return
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> Tensor:
     """Multiply halves and give the float32 sum, where rounding it to a half would overflow or lose digits.
 
     Args:
         x: halves (..., in).
         weight: halves (out, in).
         bias: float32 (out,), or None.
-        packed: multiplies bfloat16 on a CPU.
+        products: multiplies bfloat16 on a CPU.
 
     Returns:
         float32 (..., out).
@@ -41,7 +56,7 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedW
         product = torch.mm(x.reshape(-1, x.shape[-1]), weight.T, out_dtype=torch.float32)
         product = product.reshape(*x.shape[:-1], weight.shape[0])
     elif x.dtype == torch.bfloat16:  # cannot overflow, and CPUs multiply it fast only into itself
-        product = packed.linear(x, weight, None).float()
+        product = products.linear(x, weight, None).float()
     else:
         product = linear(x.float(), weight.float())
     return product if bias is None else product + bias

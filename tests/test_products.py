@@ -10,8 +10,8 @@ from machines import random_model
 from pegasusx_ref import PegasusXConfig
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-packing: Any = pytest.importorskip("pegasusx_torch.packing")
-needs_onednn = pytest.mark.skipif(not packing.HAS_ONEDNN, reason="this torch has no oneDNN")
+products: Any = pytest.importorskip("pegasusx_torch.products")
+needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN, reason="this torch has no oneDNN")
 
 
 def drawn(seed: int, *shape: int, dtype: Any) -> Any:
@@ -24,8 +24,8 @@ def drawn(seed: int, *shape: int, dtype: Any) -> Any:
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
 def test_packed_products_agree(rows: int, has_bias: bool, dtype: Any) -> None:
     weight, bias = drawn(1, 300, 400, dtype=dtype), drawn(2, 300, dtype=dtype) if has_bias else None
-    packed = packing.PackedWeights()
-    for call in range(packing.PATIENCE + 3):
+    packed = products.Products()
+    for call in range(products.PATIENCE + 3):
         x = drawn(call, rows, 2, 400, dtype=dtype)[:, 1:]  # with gaps between its rows
         expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
         found = packed.linear(x, weight, bias)
@@ -33,27 +33,27 @@ def test_packed_products_agree(rows: int, has_bias: bool, dtype: Any) -> None:
         assert found.shape == (rows, 1, 300)
         error = (found.double() - expected).abs().max() / expected.abs().max()
         assert error < {torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]
-    assert len(packed._packed) == (rows in packing.FEW)
+    assert len(packed._packed) == (rows in products.FEW[dtype])
 
 
 @needs_onednn
 def test_only_what_is_met_again_and_again_is_packed() -> None:
-    packed, weight = packing.PackedWeights(), drawn(0, 300, 400, dtype=torch.float32)
-    for _ in range(packing.PATIENCE):
+    packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
+    for _ in range(products.PATIENCE):
         packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
     assert len(packed._packed) == 0
     packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
     assert len(packed._packed) == 1
     for other in (drawn(0, 30, 400, dtype=torch.float32), drawn(0, 300, 400, dtype=torch.float64)):
-        for _ in range(packing.PATIENCE + 2):
+        for _ in range(products.PATIENCE + 2):
             packed.linear(drawn(1, 8, 400, dtype=other.dtype), other, None)
     assert len(packed._packed) == 1  # small, or in a dtype that it does not serve
 
 
 @needs_onednn
 def test_packed_weights_go_with_the_weights() -> None:
-    packed, weight = packing.PackedWeights(), drawn(0, 300, 400, dtype=torch.float32)
-    for _ in range(packing.PATIENCE + 1):
+    packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
+    for _ in range(products.PATIENCE + 1):
         packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
     del weight
     gc.collect()
@@ -64,11 +64,11 @@ def test_packed_weights_go_with_the_weights() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_beams_are_the_same_with_packed_weights(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PegasusXConfig.preset("tiny", init_std=0.5)
-    monkeypatch.setattr(packing, "LARGE", 0)
+    monkeypatch.setattr(products, "LARGE", 0)
     ids, written = np.random.default_rng(0).integers(106, 256, (1, 30)), []
     for patience in (10**6, 0):
-        monkeypatch.setattr(packing, "PATIENCE", patience)
+        monkeypatch.setattr(products, "PATIENCE", patience)
         model = random_model(config, 3, "torch", dtype)
         written.append(model.generate(ids, num_beams=4, min_new_tokens=12, max_new_tokens=12).tolist())
-        assert bool(len(model.ops._packed._packed)) == (patience == 0)  # type: ignore[attr-defined]
+        assert bool(len(model.ops._products._packed)) == (patience == 0)  # type: ignore[attr-defined]
     assert written[0] == written[1]

@@ -1,0 +1,61 @@
+"""Products with weights on a CPU: by MKL or by oneDNN, and for few rows with the weights laid out anew.
+
+torch multiplies float32 with MKL, which has AVX-512 for Intel's processors alone: on others oneDNN takes half the time.
+With few rows, as in beam search, the time goes into reading the weights. oneDNN reads them faster in an order of its
+own, which they are brought into once; it is a second copy of them. Measured: benchmarks/results/README.md.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Rows that are few: a single one of float32 is as fast without.
+FEW = {torch.float32: range(2, 33), torch.bfloat16: range(1, 33)}
+LARGE = 2**16  # numbers in a matrix: smaller ones stay in the cache
+PATIENCE = 4  # products with few rows before a matrix is packed: it takes as long as some of them
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # nothing where torch does not say
+IS_MKL_SLOW = bool(CPU.get("avx512_f")) and "Intel" not in str(CPU.get("cpu_name", "Intel"))
+# Products of bfloat16, but no tiles (AMX): torch's fused attention then takes float32 ones.
+HAS_BFLOAT16_PRODUCTS = (
+    HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not CPU.get("amx_bf16") and hasattr(torch.backends.mkldnn, "matmul")
+)
+
+
+class Products:
+    """Multiplies with matrices, and packs those that meet few rows again and again."""
+
+    def __init__(self) -> None:
+        self._calls = WeakTensorKeyDictionary()
+        self._packed = WeakTensorKeyDictionary()
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute `torch.nn.functional.linear`.
+
+        Args:
+            x: (..., in).
+            weight: (out, in).
+            bias: (out,), or None.
+        """
+        if x.device.type != "cpu" or x.dtype not in FEW or weight.numel() < LARGE or not HAS_ONEDNN:
+            return linear(x, weight, bias)
+        operand = self._packed_for(x, weight) if x.numel() // x.shape[-1] in FEW[x.dtype] else None
+        if operand is None and IS_MKL_SLOW and x.dtype == torch.float32:
+            operand = weight
+        if operand is None:
+            return linear(x, weight, bias)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, operand, bias, "none", [], "")
+        return found
+
+    def _packed_for(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        if weight not in self._packed:
+            self._calls[weight] = self._calls.get(weight, 0) + 1
+            if self._calls[weight] <= PATIENCE:
+                return None
+            rows = x.numel() // x.shape[-1]
+            self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        found: Tensor = self._packed[weight]
+        return found
