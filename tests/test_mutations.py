@@ -1,4 +1,4 @@
-"""Each of these mistakes in the torch backend is seen by the comparison with the golden functions.
+"""Each of these mistakes in the torch and the NumPy backend is seen by the comparison with the golden functions.
 
 The same for the CUDA kernels: test_cupy.py.
 """
@@ -8,18 +8,17 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pegasusx_numpy.backend
 import pytest
 from tolerances import relative_error
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
 from pegasusx_ref.weights import random_weights
 
-pytest.importorskip("torch", reason="the mutations are of the torch backend")
-
-FOLDER = Path(__file__).parents[1] / "backends" / "pegasusx_torch"
+BACKENDS = Path(__file__).parents[1] / "backends"
 ATTENTION = {
     "scale missing where queries are few": ("(q_BHLF * q_BHLF.shape[3] ** -0.5)", "q_BHLF"),
-    "mask missing where queries are few": ("~visible[:, None], torch.finfo", "visible[:, None] & False, torch.finfo"),
+    "mask missing where queries are few": ("masked_fill(~visible[:, None]", "masked_fill(visible[:, None] & False"),
     "mask inverted where queries are few": ("masked_fill(~visible", "masked_fill(visible"),
     "padding is seen inside a block": ("stop, length))", "stop, stop))"),
     "padding is seen by the global tokens": ("streams.keys_and_values(0, length)", "streams.keys_and_values(0, 10**6)"),
@@ -41,9 +40,43 @@ BACKEND = {
 }
 
 
-def mutated(file: str, right: str, wrong: str) -> ModuleType:
-    """Load a module of the backend with a piece of its source replaced."""
-    source = (FOLDER / file).read_text(encoding="utf-8")
+NUMPY = {
+    "masked keys are seen": ("start + np.flatnonzero(key_mask_BT[b, start:stop])", "slice(start, stop)"),
+    "a text's mask for all": ("np.flatnonzero(key_mask_BT[b,", "np.flatnonzero(key_mask_BT[0,"),
+    "keys of the block before": ("start + np.flatnonzero", "max(start - 8, 0) + np.flatnonzero"),
+    "global keys as values": ("np.concatenate([global_v_BHGF", "np.concatenate([global_k_BHGF"),
+    "no global tokens": ("np.concatenate([global_k_BHGF[b, h], k", "np.concatenate([0 * global_k_BHGF[b, h], k"),
+    "the global tokens' queries are lost": ("if is_global", "if not is_global"),
+    "scale missing where queries are many": ("(q_LF[rows] * q_LF.shape[1] ** -0.5)", "q_LF[rows]"),
+    "scale missing where queries are few": ("q_HLF = q_HLF * F**-0.5", "q_HLF = q_HLF"),
+    "the first queries' mask for all": ("else hidden[rows])", "else hidden[: len(scores_SX)])"),
+    "mask missing where queries are few": ("_hide(scores_HLX, hidden)", "_hide(scores_HLX, hidden & False)"),
+    "mask inverted": ("np.broadcast_to(~visible,", "np.broadcast_to(visible,"),
+    "the last keys have no values": (
+        "context_HLF += scores_HLX[:, :, whole:]",
+        "context_HLF += 0 * scores_HLX[:, :, whole:]",
+    ),
+    "the last keys have no scores": ("= q_HLF @ k_HXF[:, whole:]", "= 0 * q_HLF @ k_HXF[:, whole:]"),
+    "heads of small matrices are mixed up": (
+        ".swapaxes(2, 3)).swapaxes(1, 2)",
+        ".swapaxes(2, 3))[:, :, ::-1].swapaxes(1, 2)",
+    ),
+    "sums of all heads": ("scores.sum(axis=-1, keepdims=True)", "scores.sum(keepdims=True)"),
+}
+NUMPY_PRODUCTS = {
+    "no bias where rows are many": ("y_rows[rows] += bias", "y_rows[rows] += 0 * bias"),
+    "no bias where rows are few": (
+        "y_rows[:, features] += bias[features]",
+        "y_rows[:, features] += 0 * bias[features]",
+    ),
+    "the last features are lost": ("x_rows @ weight[whole:].T", "0 * (x_rows @ weight[whole:].T)"),
+    "features mixed up": ("reshape(whole, num_rows).T", "reshape(num_rows, whole)"),
+}
+
+
+def mutated(folder: str, file: str, right: str, wrong: str) -> ModuleType:
+    """Load a module of a backend with a piece of its source replaced."""
+    source = (BACKENDS / folder / file).read_text(encoding="utf-8")
     assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times"
     module = ModuleType(f"mutated_{file.removesuffix('.py')}")
     exec(compile(source.replace(right, wrong), file, "exec"), vars(module))
@@ -60,7 +93,7 @@ def disagreement(ops: Any) -> float:
     holes = rng.random((3, T)) < 0.7
     config = PegasusXConfig.preset("tiny", encoder_layers=2, block_size=8, activation_function="gelu", init_std=0.3)
     weights = random_weights(config, 0, head=True)
-    golden = PegasusXForConditionalGeneration(config, weights, get_backend("numpy", dtype="float64"))
+    golden = PegasusXForConditionalGeneration(config, weights, get_backend("golden", dtype="float64"))
     model = PegasusXForConditionalGeneration(config, weights, ops)
     for mask in (None, lengths, holes):
         real = np.ones((3, T), dtype=bool) if mask is None else mask
@@ -72,15 +105,39 @@ def disagreement(ops: Any) -> float:
     return worst
 
 
-def test_unbroken_it_agrees() -> None:
-    assert disagreement(get_backend("torch", "cpu", "float64")) < 1e-12
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_unbroken_it_agrees(backend: str) -> None:
+    if backend == "torch":
+        pytest.importorskip("torch")
+    assert disagreement(get_backend(backend, "cpu", "float64")) < 1e-12
+
+
+@pytest.mark.parametrize("mutation", NUMPY)
+def test_a_broken_core_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = mutated("pegasusx_numpy", "attention.py", *NUMPY[mutation])
+    vars(module).update(KEYS=4, QUERIES=7, LITTLE=0)
+    for name in ("attention", "global_local_attend"):
+        monkeypatch.setattr(pegasusx_numpy.backend, name, getattr(module, name))
+    assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
+
+
+@pytest.mark.parametrize("mutation", NUMPY_PRODUCTS)
+def test_a_broken_product_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = mutated("pegasusx_numpy", "products.py", *NUMPY_PRODUCTS[mutation])
+    vars(module).update(SMALL=2000)
+    for name in ("linear", "linear_wide"):
+        monkeypatch.setattr(pegasusx_numpy.NumpyBackend, name, staticmethod(module.linear))
+    assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
 
 
 @pytest.mark.parametrize("mutation", ATTENTION)
 def test_a_broken_core_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     import pegasusx_torch.backend
 
-    module = mutated("attention.py", *ATTENTION[mutation])
+    module = mutated("pegasusx_torch", "attention.py", *ATTENTION[mutation])
+    vars(module)["IS_MKL_SLOW"] = False  # the torch backend's own core, whatever CPU this is
+    vars(module)["FEW"] = 32
     for name in ("attend", "global_local_attend", "Streams"):
         monkeypatch.setattr(pegasusx_torch.backend, name, getattr(module, name))
     assert fails(pegasusx_torch.backend.TorchBackend("cpu", "float64"))
@@ -88,7 +145,8 @@ def test_a_broken_core_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("mutation", BACKEND)
 def test_a_broken_operation_is_caught(mutation: str) -> None:
-    assert fails(mutated("backend.py", *BACKEND[mutation]).TorchBackend("cpu", "float64"))
+    pytest.importorskip("torch")
+    assert fails(mutated("pegasusx_torch", "backend.py", *BACKEND[mutation]).TorchBackend("cpu", "float64"))
 
 
 def fails(ops: Any) -> bool:

@@ -12,7 +12,7 @@ from strategies import batches, configs, seeds
 from twins import eager_twin
 
 from pegasusx_ref import TRACE_POINTS, InputError, PegasusXConfig, PegasusXForConditionalGeneration
-from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.trace_points import general
 from pegasusx_ref.verification import Report, from_backend, from_transformers, verify
 
@@ -81,7 +81,7 @@ class ByThrees(Reordered):
     piece = 3
 
 
-class InAnotherOrder(NumpyBackend):
+class InAnotherOrder(GoldenBackend):
     """The golden functions, on arrays that are summed in another order."""
 
     def __init__(self, kind: type[Reordered]) -> None:
@@ -104,6 +104,32 @@ def test_sums_in_another_order_pass(kind: type[Reordered], data: st.DataObject) 
     other = PegasusXForConditionalGeneration(config, model.state_dict(), InAnotherOrder(kind))
     batch = data.draw(batches(config))._asdict()
     report = verify(reference(config, seed, "float32"), from_backend(other), batch, "float32")
+    assert failed(report) == []
+
+
+class BiasFirst(GoldenBackend):
+    """The golden functions, but that products are added to the bias one after another, as some libraries do."""
+
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        y = np.zeros((*x.shape[:-1], len(weight)), x.dtype) + (0 if bias is None else bias)
+        for i in range(x.shape[-1]):
+            y = y + x[..., i, None] * weight[:, i]
+        return y
+
+    linear_wide = linear
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=25)
+@given(st.data())
+def test_sums_that_start_at_the_bias_pass(dtype: str, data: st.DataObject) -> None:
+    config, seed = data.draw(configs(init_std=0.02)), data.draw(seeds)
+    golden = reference(config, seed, dtype)
+    weights = golden.state_dict()
+    weights |= {name: 50 * x for name, x in weights.items() if name.endswith(("fc1.bias", "fc2.bias"))}
+    golden = PegasusXForConditionalGeneration(config, weights, golden.ops)
+    other = PegasusXForConditionalGeneration(config, weights, BiasFirst("cpu", dtype))
+    report = verify(golden, from_backend(other), data.draw(batches(config))._asdict(), dtype)
     assert failed(report) == []
 
 

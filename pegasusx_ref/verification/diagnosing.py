@@ -71,7 +71,8 @@ def diagnose(failure: Failure, arithmetic: Arithmetic, around: Surroundings) -> 
                 explained.append(Diagnosis(mistake, name, *fit))
     if not explained and (coarse := too_coarse(failure, arithmetic)) is not None:
         explained.append(Diagnosis(coarse, name, float("nan"), float("nan"), failure.check.rho))
-    return sorted(explained, key=lambda diagnosis: diagnosis.rho)
+    # Of mistakes that leave equally little of the error the better known one comes first: chance tells them apart.
+    return sorted(explained, key=lambda diagnosis: round(diagnosis.rho, 2))
 
 
 def variants(name: str, estimate: Estimate, around: Surroundings) -> Variants:

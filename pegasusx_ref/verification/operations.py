@@ -7,7 +7,7 @@ import numpy as np
 
 from pegasusx_ref import embedding, feed_forward, head, normalization
 from pegasusx_ref.attention import softmax
-from pegasusx_ref.backend import NumpyBackend
+from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.global_local import Slices, see_globals
 from pegasusx_ref.tracing import scope, tap
 from pegasusx_ref.verification import arithmetic
@@ -17,7 +17,7 @@ from pegasusx_ref.verification.estimate import Estimate, Made, joined
 LOWEST = np.finfo(np.float64).min
 
 
-class CheckingOperations(NumpyBackend):
+class CheckingOperations(GoldenBackend):
     """What the model computes when it is checked: float64, each operation from the candidate's own tensors. [spec 16.9]
 
     Args:
@@ -100,9 +100,12 @@ class CheckingOperations(NumpyBackend):
             return feed_forward.linear(x, weight, bias)
 
         def errors(x: np.ndarray, y: np.ndarray) -> Errors:
-            product = y if bias is None else y - bias
-            found = arithmetic.product_errors(self.arithmetic, x, weight.T, product)
-            return found if bias is None else found.and_(arithmetic.rounding(self.arithmetic, y))
+            if bias is None:
+                return arithmetic.product_errors(self.arithmetic, x, weight.T, y)
+            # The bias may be the first number that is summed, or be added to the sum of the others, rounded by itself.
+            terms = np.concatenate([x, np.ones_like(x[..., :1])], axis=-1)
+            found = arithmetic.product_errors(self.arithmetic, terms, np.vstack([weight.T, bias]), y)
+            return found.and_(arithmetic.rounding(self.arithmetic, y - bias))
 
         return self._apply("linear", golden, errors, self.exact(x), weight=weight, bias=bias)
 
