@@ -142,6 +142,18 @@ def test_beam_search_stops_where_transformers_stops(
     assert len(lengths) > 1, "every text ended at the same step: nothing was tested"
 
 
+def test_where_every_token_is_ruled_out_the_start_token_is_returned(transformers: ModuleType) -> None:
+    """Then every continuation scores what no text scores; transformers returns some of them, by chance of its sort."""
+    config = PegasusXConfig.preset("tiny", vocab_size=5, decoder_start_token_id=3)
+    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    settings: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 8, "min_new_tokens": 8, "no_repeat_ngram_size": 1}
+    case = Case(model, Batch(np.array([[4, 3]]), None, np.array([[0]])), settings)
+    ours = quietly(case, return_dict_in_generate=True)
+    theirs = their_generate(transformers, case, return_dict_in_generate=True, output_scores=True)
+    assert ours.sequences.tolist() == [[3]]
+    assert ours.sequences_scores.tolist() == theirs.sequences_scores.tolist() == [-1e9]
+
+
 def test_beams_share_the_source_and_keep_their_own_history() -> None:
     """The score of each result is what the model gives its tokens when the text is decoded alone, without a cache."""
     config = PegasusXConfig.preset("tiny", vocab_size=40, init_std=0.6, forced_eos_token_id=None)

@@ -11,18 +11,19 @@ NEVER = np.float32(-1e9)  # the score of what must not be chosen, as in HF: it s
 
 
 class Finished:
-    """The best texts of each source that have ended, as many as there are beams.
+    """The best texts of each source that have ended, as many as there are beams; before, the start token alone.
 
     Args:
         batch_size: B.
-        config: for the number of beams, the greatest length, and the token that fills up.
+        config: for the number of beams, the greatest length, the start token and the one that fills up.
     """
 
     def __init__(self, batch_size: int, config: GenerationConfig) -> None:
         places = (batch_size, config.num_beams)
         self.fill = config.fill_token_id
         self.ids = np.full((*places, config.lengths()[1]), self.fill, dtype=np.int64)
-        self.lengths = np.zeros(places, dtype=np.int64)
+        self.ids[:, :, 0] = config.decoder_start_token_id
+        self.lengths = np.ones(places, dtype=np.int64)
         self.scores = np.full(places, NEVER, dtype=np.float32)
         self.taken = np.zeros(places, dtype=bool)
 
