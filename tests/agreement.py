@@ -60,3 +60,12 @@ def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> No
     mask = np.ones(batch.input_ids.shape) if batch.attention_mask is None else batch.attention_mask
     found, wanted = (np.asarray(o.encoder_last_hidden_state)[mask.astype(bool)] for o in (actual, expected))
     assert_close(f"encoder on {ops.name} {ops.dtype}", found, wanted, MODEL[ops.dtype])
+
+
+def check_ranking(ops: Any, scores: np.ndarray, count: int) -> None:
+    """Compare the best few of float32 scores with a stable sort of all of them."""
+    columns = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    best, places = (ops.to_numpy(x) for x in ops.best_first(ops.float32(scores), count))
+    np.testing.assert_array_equal(places, columns)
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, columns, axis=1))
+    assert (best.dtype, places.dtype) == (np.float32, np.int64)
