@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pegasusx_ref import attention, embedding, feed_forward, global_local, head, normalization
+from pegasusx_ref import attention, embedding, feed_forward, global_local, head, normalization, ranking
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
 from pegasusx_ref.tracing import wanted
@@ -18,7 +18,8 @@ class Backend(Protocol):
     """What the model needs of an array library: each operation means what the golden function of its name says.
 
     Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
-    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape`, `swapaxes`.
+    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape`, `swapaxes`,
+    and searches arithmetic, `argmax`, `clip`, reading and writing at arrays of indices.
     A backend is constructed with the keywords `device`, as users give it to `get_backend`, `dtype`, one of the `dtypes`
     that its class declares, and options of its own. [spec 15.1]
     """
@@ -71,6 +72,12 @@ class Backend(Protocol):
     def contiguous(self, array: Array) -> Array:
         """Lay out in the order of its axes what is read again and again."""
 
+    def float32(self, array: Array) -> Array:
+        """Copy an array, of the device or of the host, to the device in float32, whatever the compute dtype.
+
+        It is what searches compare. They write into the copy, and into what `log_softmax` makes of it.
+        """
+
     def embed_tokens(self, ids_BT: Array, table_VD: Array, scale: float) -> Array: ...
     def add_positions(self, x_BTD: Array, start: int) -> Array: ...
     def layer_norm(self, x_BTD: Array, weight_D: Array, bias_D: Array, eps: float) -> Array: ...
@@ -92,8 +99,11 @@ class Backend(Protocol):
         key_mask_BT: Array | None,
         slices: Slices,
     ) -> tuple[Array, Array]: ...
-    def log_softmax(self, logits: Array) -> Array: ...
+    def log_softmax(self, logits: Array) -> Array:
+        """Compute in the dtype of the logits, halves in float32; the result is a new array."""
+
     def cross_entropy(self, logits_BLV: Array, labels_BL: Array) -> Array: ...
+    def best_first(self, scores: Array, count: int) -> tuple[Array, Array]: ...
 
 
 class GoldenBackend:
@@ -141,6 +151,10 @@ class GoldenBackend:
         """Leave the array as it is."""
         return array
 
+    def float32(self, array: np.ndarray) -> np.ndarray:
+        """Copy an array; what `asarray` does to it before changes no float32."""
+        return self.asarray(array).astype(np.float32)
+
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Add an update to the residual stream."""
         total: np.ndarray = x + y
@@ -156,6 +170,7 @@ class GoldenBackend:
     global_local_attention = staticmethod(global_local.global_local_attention)
     log_softmax = staticmethod(head.log_softmax)
     cross_entropy = staticmethod(head.cross_entropy)
+    best_first = staticmethod(ranking.best_first)
 
 
 def is_core_traced(slices: Slices) -> bool:

@@ -144,7 +144,7 @@ class Generator(EncoderDecoder):
         source = self._encoded(self._source(input_ids, attention_mask, inputs_embeds, encoder_outputs))
         batch_size = source.tokens_BTD.shape[0]
         next_logits = self._next_logits(source, longest, cache, watched)
-        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer)
+        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer, self.ops)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
     def _is_watched(self) -> bool:

@@ -28,13 +28,13 @@ class GrowingSteps:
         self._cache: DecoderCache | None = None
         self._position = 0
 
-    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> Array:
         """See `NextLogits`."""
         x_BLD = self._embed(ids_BL, self._position)
         mask = None if visible is None else self._ops.asarray(visible)
         logits_BLV, self._cache = self._decode(x_BLD, mask, self._cache)
         self._position += 1
-        return self._ops.to_numpy(tap("lm_head", logits_BLV))
+        return tap("lm_head", logits_BLV)
 
 
 class FixedSteps:
@@ -58,7 +58,7 @@ class FixedSteps:
         self._step: Callable[[Array, Array, Array], Array] | None = None
         self._position = self._room = 0  # in tokens of a row
 
-    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> Array:
         """See `NextLogits`."""
         B, L = ids_BL.shape
         x_BLD = self._embed(ids_BL, self._position)
@@ -73,7 +73,7 @@ class FixedSteps:
             seen[:, :, :last] = True if visible is None else visible
             logits_BLV = self._step(x_BLD, self._ops.asarray(np.arange(first, last)), self._ops.asarray(seen))
         self._position += 1
-        return self._ops.to_numpy(tap("lm_head", logits_BLV))
+        return tap("lm_head", logits_BLV)
 
     def _new_step(self, filled: DecoderCache, L: int) -> Callable[[Array, Array, Array], Array]:
         """Make room for more tokens, and a step that writes into it."""

@@ -9,6 +9,7 @@ from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.backend import GoldenBackend
+from pegasusx_ref.generation.scores import forbid_early_end, forbid_repeated_ngrams, force_end, penalize_repetition
 from pegasusx_ref.weights import random_weights
 
 GOLDEN = GoldenBackend("cpu", "float64")
@@ -60,3 +61,55 @@ def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> No
     mask = np.ones(batch.input_ids.shape) if batch.attention_mask is None else batch.attention_mask
     found, wanted = (np.asarray(o.encoder_last_hidden_state)[mask.astype(bool)] for o in (actual, expected))
     assert_close(f"encoder on {ops.name} {ops.dtype}", found, wanted, MODEL[ops.dtype])
+
+
+def check_ranking(ops: Any, scores: np.ndarray, count: int) -> None:
+    """Compare the best few of float32 scores with a stable sort of all of them."""
+    columns = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    best, places = (ops.to_numpy(x) for x in ops.best_first(ops.float32(scores), count))
+    np.testing.assert_array_equal(places, columns)
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, columns, axis=1))
+    assert (best.dtype, places.dtype) == (np.float32, np.int64)
+
+
+def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
+    """Compare what score processors write with plain NumPy, to the bit: they choose, or round once."""
+    rng = np.random.default_rng(seed)
+    ids, sources = rng.integers(0, vocab, (3, length)), rng.integers(0, vocab, (3, 7))
+    scores = rng.standard_normal((3, vocab)).astype(np.float32)
+    scores[rng.random((3, vocab)) < 0.2] = -np.inf
+    seen, penalty = np.take_along_axis(scores, ids, axis=1), np.float32(rng.uniform(0.5, 2))
+    penalized = scores.copy()
+    np.put_along_axis(penalized, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+    size, eos = int(rng.integers(1, 5)), [1, vocab - 1]
+    ruled_out = scores.copy()
+    ruled_out[:, eos] = -np.inf
+    forced = np.full_like(scores, -np.inf)
+    forced[:, eos] = 0
+    pairs = {
+        "penalty": (penalize_repetition(ids, ops.float32(scores), float(penalty), ops), penalized),
+        "n-grams": (forbid_repeated_ngrams(ids, ops.float32(scores), size, None, ops), without(ids, scores, ids, size)),
+        "of the source": (
+            forbid_repeated_ngrams(ids, ops.float32(scores), size, sources, ops),
+            without(ids, scores, sources, size),
+        ),
+        "too early": (forbid_early_end(ids, ops.float32(scores), length + 1, eos), ruled_out),
+        "long enough": (forbid_early_end(ids, ops.float32(scores), length, eos), scores),
+        "the last": (force_end(ids, ops.float32(scores), length + 1, eos), forced),
+        "not the last": (force_end(ids, ops.float32(scores), length + 2, eos), scores),
+        "no forced end": (force_end(ids, ops.float32(scores), length + 1, []), scores),
+    }
+    for name, (found, expected) in pairs.items():
+        np.testing.assert_array_equal(np.asarray(ops.to_numpy(found)), expected, err_msg=name)
+
+
+def without(ids: np.ndarray, scores: np.ndarray, sources: np.ndarray, size: int) -> np.ndarray:
+    """Rule out what would repeat a run, one at a time."""
+    scores = scores.copy()
+    for row, text in enumerate(ids.tolist()):
+        source = sources[row].tolist()
+        for start in range(len(source) - size + 1):
+            *before, last = source[start : start + size]
+            if len(text) >= size - 1 and text[len(text) - (size - 1) :] == before:
+                scores[row, last] = -np.inf
+    return scores

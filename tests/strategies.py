@@ -154,6 +154,11 @@ def operations(draw: st.DrawFn, name: str) -> Operation:
             labels[rng.random((B, T)) < 0.3] = -100
             labels[0, 0] = rng.integers(0, X)
             arguments = {"logits_BLV": 3 * normal(B, T, X), "labels_BL": labels}
+        case "float32":
+            arguments = {"array": normal(B, T, D)}
+        case "best_first":
+            arguments = {"scores": normal(B, draw(st.integers(1, 2000))).round(draw(st.integers(0, 3)))}
+            arguments["count"] = draw(st.integers(1, 20))
         case _:
             raise AssertionError(f"no strategy for the operation {name}")
     return Operation(name, arguments)

@@ -15,10 +15,11 @@ FUNCTIONS = {
     *("asarray", "broadcast_to", "concatenate", "stack", "tile", "pad", "roll", "expand_dims", "squeeze", "swapaxes"),
     *("where", "take", "take_along_axis", "sum", "mean", "var", "max", "min", "amax", "amin", "argmax", "cumsum"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "reshape", "transpose", "einsum", "clip", "any", "all"),
+    *("sort", "argsort"),
 }
 UFUNCS = {
     *("add", "subtract", "multiply", "divide", "true_divide", "negative", "power", "square", "sqrt", "absolute"),
-    *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal"),
+    *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal", "floor_divide", "remainder"),
     *(
         "equal",
         "not_equal",
@@ -32,7 +33,10 @@ UFUNCS = {
     ),
     *("bitwise_and", "bitwise_or", "invert", "isnan", "isfinite"),
 }
-METHODS = {"reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"}
+METHODS = {
+    *("reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"),
+    *("argmax", "clip"),
+}
 
 
 class StrictArray(NDArrayOperatorsMixin):
@@ -78,20 +82,7 @@ class StrictArray(NDArrayOperatorsMixin):
             return getattr(self._array, name)
         if name in ("T", "mT"):
             return wrapped(getattr(self._array, name))
-        if name in (
-            "reshape",
-            "swapaxes",
-            "transpose",
-            "astype",
-            "view",
-            "copy",
-            "sum",
-            "mean",
-            "max",
-            "min",
-            "any",
-            "all",
-        ):
+        if name in METHODS:
             method = getattr(self._array, name)
             return lambda *args, **options: wrapped(
                 method(*map(unwrapped, args), **{key: unwrapped(value) for key, value in options.items()})

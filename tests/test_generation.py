@@ -142,6 +142,18 @@ def test_beam_search_stops_where_transformers_stops(
     assert len(lengths) > 1, "every text ended at the same step: nothing was tested"
 
 
+def test_where_every_token_is_ruled_out_the_start_token_is_returned(transformers: ModuleType) -> None:
+    """Then every continuation scores what no text scores; transformers returns some of them, by chance of its sort."""
+    config = PegasusXConfig.preset("tiny", vocab_size=5, decoder_start_token_id=3)
+    model = PegasusXForConditionalGeneration.from_random(config, dtype="float64")
+    settings: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 8, "min_new_tokens": 8, "no_repeat_ngram_size": 1}
+    case = Case(model, Batch(np.array([[4, 3]]), None, np.array([[0]])), settings)
+    ours = quietly(case, return_dict_in_generate=True)
+    theirs = their_generate(transformers, case, return_dict_in_generate=True, output_scores=True)
+    assert ours.sequences.tolist() == [[3]]
+    assert ours.sequences_scores.tolist() == theirs.sequences_scores.tolist() == [-1e9]
+
+
 def test_beams_share_the_source_and_keep_their_own_history() -> None:
     """The score of each result is what the model gives its tokens when the text is decoded alone, without a cache."""
     config = PegasusXConfig.preset("tiny", vocab_size=40, init_std=0.6, forced_eos_token_id=None)
@@ -207,16 +219,15 @@ def test_score_processors_equal_transformers(transformers: ModuleType, seed: int
     rng = np.random.default_rng(seed)
     ids, sources = rng.integers(0, vocab, (3, length)), rng.integers(0, vocab, (3, 7))
     scores = rng.standard_normal((3, vocab)).astype(np.float32)
-    before = scores.copy()
     size, penalty, p, k = int(rng.integers(1, 5)), float(rng.uniform(0.5, 2)), float(rng.uniform(0.05, 0.95)), 3
     eos = [1, vocab - 1]
     pairs = [
-        (forbid_early_end(ids, scores, 6, eos), theirs.MinLengthLogitsProcessor(6, eos, device="cpu")),
-        (force_end(ids, scores, 6, eos), theirs.ForcedEOSTokenLogitsProcessor(6, eos, device="cpu")),
-        (penalize_repetition(ids, scores, penalty), theirs.RepetitionPenaltyLogitsProcessor(penalty)),
-        (forbid_repeated_ngrams(ids, scores, size), theirs.NoRepeatNGramLogitsProcessor(size)),
+        (forbid_early_end(ids, scores.copy(), 6, eos), theirs.MinLengthLogitsProcessor(6, eos, device="cpu")),
+        (force_end(ids, scores.copy(), 6, eos), theirs.ForcedEOSTokenLogitsProcessor(6, eos, device="cpu")),
+        (penalize_repetition(ids, scores.copy(), penalty), theirs.RepetitionPenaltyLogitsProcessor(penalty)),
+        (forbid_repeated_ngrams(ids, scores.copy(), size), theirs.NoRepeatNGramLogitsProcessor(size)),
         (
-            forbid_repeated_ngrams(ids, scores, size, sources),
+            forbid_repeated_ngrams(ids, scores.copy(), size, sources),
             theirs.EncoderNoRepeatNGramLogitsProcessor(size, to_torch(sources)),
         ),
         (scale_temperature(scores, penalty), theirs.TemperatureLogitsWarper(penalty)),
@@ -227,7 +238,6 @@ def test_score_processors_equal_transformers(transformers: ModuleType, seed: int
         expected = processor(to_torch(ids), to_torch(scores.copy())).numpy()
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, expected, rtol=1e-6, err_msg=type(processor).__name__)
-    assert (scores == before).all()
 
 
 def test_sampling_is_reproducible_and_follows_the_distribution() -> None:

@@ -20,6 +20,7 @@ from pegasusx_torch.masks import Lengths
 from pegasusx_torch.pieces import by_rows, roomy
 from pegasusx_torch.precision import exact_float32, wide_product
 from pegasusx_torch.products import Products
+from pegasusx_torch.ranking import best_first
 
 HALVES = (torch.bfloat16, torch.float16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -100,6 +101,10 @@ class TorchBackend:
         """Make an uninitialized tensor."""
         return roomy(shape, self._operand, self._device)
 
+    def float32(self, array: Tensor | np.ndarray) -> Tensor:
+        """Copy a tensor, or an array of the host."""
+        return torch.as_tensor(array, device=self._device).to(torch.float32, copy=True)
+
     # --- operations
 
     def embed_tokens(self, ids_BT: Tensor, table_VD: Tensor, scale: float) -> Tensor:
@@ -173,10 +178,13 @@ class TorchBackend:
             return global_local_attend(streams, key_mask_BT, lengths, slices)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
-        return F.log_softmax(logits.to(self._stream), dim=-1)
+        return F.log_softmax(logits, dim=-1, dtype=torch.float32 if logits.dtype in HALVES else None)
 
     def cross_entropy(self, logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
         return F.cross_entropy(logits_BLV.to(self._stream).flatten(0, 1), labels_BL.flatten())
+
+    def best_first(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return best_first(scores, count)
 
 
 def find_device(device: Any) -> torch.device:

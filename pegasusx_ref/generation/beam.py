@@ -2,27 +2,29 @@
 
 import numpy as np
 
+from pegasusx_ref.backend import Backend
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
-from pegasusx_ref.generation.scores import Processor
-from pegasusx_ref.head import log_softmax
+from pegasusx_ref.generation.scores import NUMPY, Processor
+from pegasusx_ref.ranking import best_first
 
 NEVER = np.float32(-1e9)  # the score of what must not be chosen, as in HF: it still compares
 
 
 class Finished:
-    """The best texts of each source that have ended, as many as there are beams.
+    """The best texts of each source that have ended, as many as there are beams; before, the start token alone.
 
     Args:
         batch_size: B.
-        config: for the number of beams, the greatest length, and the token that fills up.
+        config: for the number of beams, the greatest length, the start token and the one that fills up.
     """
 
     def __init__(self, batch_size: int, config: GenerationConfig) -> None:
         places = (batch_size, config.num_beams)
         self.fill = config.fill_token_id
         self.ids = np.full((*places, config.lengths()[1]), self.fill, dtype=np.int64)
-        self.lengths = np.zeros(places, dtype=np.int64)
+        self.ids[:, :, 0] = config.decoder_start_token_id
+        self.lengths = np.ones(places, dtype=np.int64)
         self.scores = np.full(places, NEVER, dtype=np.float32)
         self.taken = np.zeros(places, dtype=bool)
 
@@ -38,8 +40,8 @@ class Finished:
         padded = np.full((B, C, self.ids.shape[2]), self.fill, dtype=np.int64)
         padded[:, :, :length] = ids
         merged = np.concatenate([self.scores, scores], axis=1)
-        rows, best = np.arange(B)[:, None], best_first(merged, self.scores.shape[1])
-        self.scores = merged[rows, best]
+        rows = np.arange(B)[:, None]
+        self.scores, best = best_first(merged, self.scores.shape[1])
         self.ids = np.concatenate([self.ids, padded], axis=1)[rows, best]
         self.lengths = np.concatenate([self.lengths, np.full((B, C), length)], axis=1)[rows, best]
         self.taken = np.concatenate([self.taken, ended], axis=1)[rows, best]
@@ -51,19 +53,25 @@ class Finished:
 
 
 def beam_search(
-    next_logits: NextLogits, processors: list[Processor], batch_size: int, config: GenerationConfig
+    next_logits: NextLogits,
+    processors: list[Processor],
+    batch_size: int,
+    config: GenerationConfig,
+    ops: Backend = NUMPY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow the most probable few texts, and return the best that ended. [spec 12.11]
 
     At each step the best 2 x beams continuations are looked at (more with several end tokens). Those that end compete
     for a place among the finished ones, by log-probability / length^length_penalty, if they rank among the first
     beams; the best that do not end go on. Scores are float32; among equal ones the earlier beam and the lower id win.
+    Those of all V tokens stay on the device, where this function owns them; what comes back is the candidates.
 
     Args:
         next_logits: the model.
         processors: applied to log-probabilities, without normalizing them again.
         batch_size: B.
         config: the number of beams and of results, length limits, penalty and stopping rule.
+        ops: the backend of the logits.
 
     Returns:
         int64 ids (B R, L) of the best R texts of each source, the start token first; rows that end early are filled
@@ -73,7 +81,7 @@ def beam_search(
     """
     B, beams = batch_size, config.num_beams
     max_length, penalty = config.lengths()[1], config.length_penalty
-    rows = np.arange(B)[:, None]
+    rows, num_candidates = np.arange(B)[:, None], max(2, 1 + len(config.eos_token_ids)) * beams
 
     ids = np.full((B, beams, 1), config.decoder_start_token_id, dtype=np.int64)
     scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
@@ -84,23 +92,23 @@ def beam_search(
 
     while can_improve.any() and not all_end and not (config.early_stopping is True and finished.taken.all()):
         length = ids.shape[2]
-        logits = next_logits(ids[:, :, -1], visible_history(ancestors)).astype(np.float32)
-        log_probs = log_softmax(logits.reshape(B * beams, -1))
+        logits = ops.float32(next_logits(ids[:, :, -1], visible_history(ancestors)))
+        log_probs = ops.log_softmax(logits.reshape(B * beams, -1))
         for process in processors:
             log_probs = process(ids.reshape(B * beams, length), log_probs)
-        V = log_probs.shape[1]
-        totals = (log_probs.reshape(B, beams, V) + scores[:, :, None]).reshape(B, beams * V)
+        log_probs += ops.float32(scores.reshape(B * beams, 1))
+        totals, V = log_probs.reshape(B, -1), log_probs.shape[1]
 
-        best = best_first(totals, max(2, 1 + len(config.eos_token_ids)) * beams)
-        candidate_scores, origins, tokens = totals[rows, best], best // V, best % V
+        candidate_scores, best = map(ops.to_numpy, ops.best_first(totals, num_candidates))
+        origins, tokens = best // V, best % V
         candidate_ids = np.concatenate([ids[rows, origins], tokens[:, :, None]], axis=2)
         ends = np.isin(tokens, config.eos_token_ids) | (length + 1 == max_length)
         all_end = bool(ends.all())
 
         # What goes on: the best that do not end.
         going_on = candidate_scores + ends * NEVER
-        kept = best_first(going_on, beams)
-        ids, scores = candidate_ids[rows, kept], going_on[rows, kept]
+        scores, kept = best_first(going_on, beams)
+        ids = candidate_ids[rows, kept]
         ancestors = np.concatenate([ancestors, own_rows(B, beams, 1)], axis=2)[rows, origins[rows, kept]]
 
         # What has ended: the candidates of the first ranks, where there is still something to win.
@@ -118,19 +126,3 @@ def beam_search(
         can_improve = can_improve & (hope > worst).any(axis=1, keepdims=True)
 
     return finished.results(config.num_return_sequences)
-
-
-def best_first(scores: np.ndarray, count: int) -> np.ndarray:
-    """Give the columns of the best scores of each row, best first, the lower column first among equals.
-
-    Args:
-        scores: (B, n).
-        count: how many, at most n.
-    """
-    count = min(count, scores.shape[1])
-    threshold = np.partition(scores, -count, axis=1)[:, -count, None]
-    chosen = []
-    for row, limit in zip(scores, threshold, strict=True):
-        columns = np.flatnonzero(row >= limit)  # few more than count: only ties are too many
-        chosen.append(columns[np.argsort(-row[columns], kind="stable")[:count]])
-    return np.stack(chosen)

@@ -9,11 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
+from pegasusx_ref.backend import Array
+
 
 class NextLogits(Protocol):
     """The model, as decoding sees it."""
 
-    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+    def __call__(self, ids_BL: np.ndarray, visible: np.ndarray | None) -> Array:
         """Decode the newest token of each row.
 
         Args:
@@ -22,7 +24,7 @@ class NextLogits(Protocol):
                 as `visible_history` gives it.
 
         Returns:
-            Logits of the tokens that follow (B, L, V), a NumPy array.
+            Logits of the tokens that follow (B, L, V), on the device; the next call may write over them.
         """
 
 

@@ -5,24 +5,25 @@ from collections.abc import Callable
 import numpy as np
 
 from pegasusx_ref.attention import softmax
+from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
-from pegasusx_ref.generation.scores import Processor
+from pegasusx_ref.generation.scores import NUMPY, Processor
 from pegasusx_ref.generation.streamer import Streamer
 
-Choose = Callable[[np.ndarray], np.ndarray]
+Choose = Callable[[Array], Array]
 
 
-def most_probable(scores: np.ndarray) -> np.ndarray:
+def most_probable(scores: Array) -> Array:
     """Choose the best token of each row, the lowest id among equals.
 
     Args:
         scores: of the next token (N, V).
 
     Returns:
-        Ids (N,).
+        Ids (N,), on the device too.
     """
-    return scores.argmax(axis=1)
+    return scores.argmax(-1)
 
 
 def drawn(generator: np.random.Generator) -> Choose:
@@ -47,6 +48,7 @@ def token_search(
     config: GenerationConfig,
     choose: Choose = most_probable,
     streamer: Streamer | None = None,
+    ops: Backend = NUMPY,
 ) -> np.ndarray:
     """Write texts token by token until each has ended or reached the greatest length. [spec 12.4]
 
@@ -58,8 +60,9 @@ def token_search(
         processors: applied to the logits before a token is chosen.
         batch_size: B.
         config: start, end and padding ids, the length limits, and the number R of texts a source.
-        choose: takes scores (N, V), gives ids (N,).
+        choose: takes scores (N, V), gives ids (N,), both on the device.
         streamer: gets the start tokens and then every step's tokens, filling included.
+        ops: the backend of the logits.
 
     Returns:
         int64 ids (B R, L), the start token first.
@@ -76,10 +79,10 @@ def token_search(
     while ids.shape[1] < max_length and not ended.all():
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
         visible = visible_history(own_rows(B, R, length - 1))
-        scores = next_logits(newest, visible).astype(np.float32).reshape(B * R, -1)
+        scores = ops.float32(next_logits(newest, visible)).reshape(B * R, -1)
         for process in processors:
             scores = process(ids, scores)
-        chosen = np.where(ended, config.pad_token_id, choose(scores))
+        chosen = np.where(ended, config.pad_token_id, ops.to_numpy(choose(scores)))
         ids = np.concatenate([ids, chosen[:, None]], axis=1)
         ended = ended | np.isin(chosen, config.eos_token_ids)
         if streamer is not None:

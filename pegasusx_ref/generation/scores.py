@@ -1,22 +1,26 @@
 """What changes the scores of the next token before one is chosen. [spec 12]
 
 A processor takes the ids so far (N, n), start token included, and the scores of the next token (N, V), logits or
-log-probabilities; it returns scores and never writes into those that it got.
+log-probabilities; it gives the scores to go on with. Scores are the search's own, on the device, and a processor may
+write into those that it got. Ids are the host's: there it is found where to write, and only that is brought over.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from pegasusx_ref.backend import Array, Backend, GoldenBackend
+
+Processor = Callable[[np.ndarray, Array], Array]
+NUMPY = GoldenBackend("cpu", "float32")  # for scores that are NumPy arrays
 
 
-def forbid_early_end(ids: np.ndarray, scores: np.ndarray, min_length: int, eos_token_ids: Sequence[int]) -> np.ndarray:
+def forbid_early_end(ids: np.ndarray, scores: Array, min_length: int, eos_token_ids: Sequence[int]) -> Array:
     """Rule out the end of a text that is still too short. [spec 12.2]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V).
+        scores: of the next token (N, V), written into.
         min_length: tokens at the least, the start token counted in.
         eos_token_ids: the ids that end a text.
 
@@ -25,19 +29,18 @@ def forbid_early_end(ids: np.ndarray, scores: np.ndarray, min_length: int, eos_t
 
     Source: HF `MinLengthLogitsProcessor`.
     """
-    if ids.shape[1] >= min_length:
-        return scores
-    scores = scores.copy()
-    scores[:, list(eos_token_ids)] = -np.inf
+    if ids.shape[1] < min_length:
+        for token_id in eos_token_ids:
+            scores[:, token_id] = -np.inf
     return scores
 
 
-def force_end(ids: np.ndarray, scores: np.ndarray, max_length: int, forced_eos_ids: Sequence[int]) -> np.ndarray:
+def force_end(ids: np.ndarray, scores: Array, max_length: int, forced_eos_ids: Sequence[int]) -> Array:
     """Make the last token that fits an ending one, whatever the model says and however short the text is. [spec 12.3]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V).
+        scores: of the next token (N, V), written into.
         max_length: tokens at the most, the start token counted in.
         forced_eos_ids: the ids to force, none to force nothing.
 
@@ -46,59 +49,59 @@ def force_end(ids: np.ndarray, scores: np.ndarray, max_length: int, forced_eos_i
 
     Source: HF `ForcedEOSTokenLogitsProcessor`.
     """
-    if ids.shape[1] != max_length - 1 or not forced_eos_ids:
-        return scores
-    scores = np.full_like(scores, -np.inf)
-    scores[:, list(forced_eos_ids)] = 0
+    if ids.shape[1] == max_length - 1 and forced_eos_ids:
+        scores[:] = -np.inf
+        for token_id in forced_eos_ids:
+            scores[:, token_id] = 0
     return scores
 
 
-def penalize_repetition(ids: np.ndarray, scores: np.ndarray, penalty: float) -> np.ndarray:
+def penalize_repetition(ids: np.ndarray, scores: Array, penalty: float, ops: Backend = NUMPY) -> Array:
     """Make tokens that occurred less likely: positive scores are divided, negative ones multiplied. [spec 12.5]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V).
+        scores: of the next token (N, V), written into.
         penalty: above 1 to discourage, below 1 to encourage repetition.
+        ops: the backend of the scores.
 
     Returns:
         The scores, changed once for every token that occurs.
 
     Source: arXiv 1909.05858 section 4.1; HF `RepetitionPenaltyLogitsProcessor`.
     """
-    seen = np.take_along_axis(scores, ids, axis=1)
-    scores = scores.copy()
-    penalty = scores.dtype.type(penalty)
-    np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+    rows, columns = ops.asarray(np.arange(len(ids))[:, None]), ops.asarray(ids)
+    factor = ops.float32(np.array([penalty]))  # not a number: torch on CUDA would multiply by 1 / number instead
+    seen = scores[rows, columns]
+    scores[rows, columns] = seen.clip(max=0) * factor + seen.clip(min=0) / factor
     return scores
 
 
 def forbid_repeated_ngrams(
-    ids: np.ndarray, scores: np.ndarray, size: int, sources: np.ndarray | None = None
-) -> np.ndarray:
+    ids: np.ndarray, scores: Array, size: int, sources: np.ndarray | None = None, ops: Backend = NUMPY
+) -> Array:
     """Rule out every token that would repeat n tokens in a row, of the text itself or of its source. [spec 12.6]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V).
+        scores: of the next token (N, V), written into.
         size: n, the length of the runs that must not occur again.
         sources: source ids (N, T) whose runs must not occur, padding included; None: those of the text itself.
+        ops: the backend of the scores.
 
     Returns:
         The scores, with -inf for the tokens that are ruled out.
 
     Source: HF `NoRepeatNGramLogitsProcessor`, `EncoderNoRepeatNGramLogitsProcessor`.
     """
-    length = ids.shape[1]
-    if length + 1 < size:
+    length, runs_of = ids.shape[1], ids if sources is None else sources
+    if length + 1 < size or runs_of.shape[1] < size:
         return scores
-    scores = scores.copy()
-    for row, runs_of in enumerate(ids if sources is None else sources):
-        newest = ids[row, length - (size - 1) :]
-        if len(runs_of) < size:
-            continue
-        runs = np.lib.stride_tricks.sliding_window_view(runs_of, size)
-        scores[row, runs[(runs[:, :-1] == newest).all(axis=1), -1]] = -np.inf
+    newest = ids[:, length - (size - 1) :]
+    runs = np.lib.stride_tricks.sliding_window_view(runs_of, size, axis=1)
+    rows, places = (runs[:, :, :-1] == newest[:, None]).all(axis=2).nonzero()
+    if rows.size:
+        scores[ops.asarray(rows), ops.asarray(runs[rows, places, -1])] = -np.inf
     return scores
 
 

@@ -4,11 +4,13 @@ from functools import partial
 
 import numpy as np
 
+from pegasusx_ref.backend import Backend
 from pegasusx_ref.generation.beam import beam_search
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.rows import NextLogits
 from pegasusx_ref.generation.sampling import drawn, most_probable, token_search
 from pegasusx_ref.generation.scores import (
+    NUMPY,
     Processor,
     forbid_early_end,
     forbid_repeated_ngrams,
@@ -21,12 +23,13 @@ from pegasusx_ref.generation.scores import (
 from pegasusx_ref.generation.streamer import Streamer
 
 
-def processors_of(config: GenerationConfig, source_ids: np.ndarray | None) -> list[Processor]:
+def processors_of(config: GenerationConfig, source_ids: np.ndarray | None, ops: Backend = NUMPY) -> list[Processor]:
     """List the score processors that the settings ask for, in the order of transformers. [spec 12.13]
 
     Args:
         config: the settings.
         source_ids: the source of each row (N, T), for encoder_no_repeat_ngram_size.
+        ops: the backend of the scores.
 
     Source: HF `GenerationMixin._get_logits_processor`.
     """
@@ -34,11 +37,11 @@ def processors_of(config: GenerationConfig, source_ids: np.ndarray | None) -> li
     size, source_size = config.no_repeat_ngram_size, config.encoder_no_repeat_ngram_size
     processors: list[Processor] = []
     if config.repetition_penalty != 1:
-        processors.append(partial(penalize_repetition, penalty=config.repetition_penalty))
+        processors.append(partial(penalize_repetition, penalty=config.repetition_penalty, ops=ops))
     if size:
-        processors.append(partial(forbid_repeated_ngrams, size=size))
+        processors.append(partial(forbid_repeated_ngrams, size=size, ops=ops))
     if source_size:
-        processors.append(partial(forbid_repeated_ngrams, size=source_size, sources=source_ids))
+        processors.append(partial(forbid_repeated_ngrams, size=source_size, sources=source_ids, ops=ops))
     processors.append(partial(forbid_early_end, min_length=min_length, eos_token_ids=config.eos_token_ids))
     processors.append(partial(force_end, max_length=max_length, forced_eos_ids=config.forced_eos_token_ids))
     if config.do_sample:
@@ -57,8 +60,11 @@ def search(
     source_ids: np.ndarray | None = None,
     seed: int | None = None,
     streamer: Streamer | None = None,
+    ops: Backend = NUMPY,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Write texts as the settings ask. [spec 12.14]
+
+    Scores stay on the device in greedy and in beam search. Tokens are drawn on the host.
 
     Args:
         next_logits: the model.
@@ -67,14 +73,27 @@ def search(
         source_ids: (B, T), needed for encoder_no_repeat_ngram_size.
         seed: of the random numbers for sampling; None draws other ones each time.
         streamer: gets the tokens as they are chosen; not with beams, which may still change all of them.
+        ops: the backend of the logits; NumPy's where they are NumPy arrays.
 
     Returns:
         int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, None without.
     """
     rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
-    processors = processors_of(config, per_row)
+    if config.do_sample:
+        choose, processors = drawn(np.random.default_rng(seed)), processors_of(config, per_row)
+        return token_search(on_host(next_logits, ops), processors, batch_size, config, choose, streamer), None
+    processors = processors_of(config, per_row, ops)
     if config.num_beams > 1:
-        return beam_search(next_logits, processors, batch_size, config)
-    choose = drawn(np.random.default_rng(seed)) if config.do_sample else most_probable
-    return token_search(next_logits, processors, batch_size, config, choose, streamer), None
+        return beam_search(next_logits, processors, batch_size, config, ops)
+    return token_search(next_logits, processors, batch_size, config, most_probable, streamer, ops), None
+
+
+def on_host(next_logits: NextLogits, ops: Backend) -> NextLogits:
+    """Bring the logits of every step back.
+
+    Args:
+        next_logits: the model.
+        ops: its backend.
+    """
+    return lambda ids_BL, visible: ops.to_numpy(next_logits(ids_BL, visible))
