@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from pegasusx_ref.benchmarking.cases import MACHINE, OURS, THEIRS
 from pegasusx_ref.benchmarking.comparing import figures, median, ratio
 from pegasusx_ref.benchmarking.results import CaseResult, Results
-from pegasusx_ref.benchmarking.table import duration
+from pegasusx_ref.benchmarking.table import duration, fraction
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.study.figures import size
 from pegasusx_ref.study.pictures.canvas import BLUE, GREY, ORANGE, new_axes, new_figure, title
@@ -41,9 +42,9 @@ def scaling(results: Results) -> Figure:
     case = series[0].case
     figure = new_figure(11, 4.4)
     left, right = new_axes(figure, 121), new_axes(figure, 122)
-    title(left, f"Time of the encoder, {case.preset}, {case.dtype}")
+    title(left, f"Time of the encoder, {case.preset}, {case.dtype} (ratio to {case.reference})")
     draw(left, series, "time", decimal_ticks, duration)
-    title(right, "Its peak memory above the weights")
+    title(right, f"Its peak memory above the weights (ratio to {case.reference})")
     draw(right, series, "memory", binary_ticks, lambda peak: size(round(peak)))
     return figure
 
@@ -89,8 +90,8 @@ def draw(
         width = 1.2 if who == MACHINE else 1.8
         axes.errorbar(x, middle, yerr=bars, color=colour, linestyle=dashes, linewidth=width, marker="o", markersize=3.5)
         compared = ratio(here[-1], who, figure) if who in OURS else None
-        times = f", {compared.median:.2f} ×" if compared else ""
-        labels.append((middle[-1], f"{NAMES.get(who, who)}: {written(middle[-1])}{times}", colour))
+        text = f"{NAMES.get(who, who)}: {written(middle[-1])}" + (f" ({fraction(compared.median)})" if compared else "")
+        labels.append((middle[-1], text, colour))
         lowest, highest = min(lowest, *middle), max(highest, *middle)
     tokens = [result.case.tokens for result in series]
     axes.set(xscale="log", yscale="log", xlabel="source tokens", xlim=(0.9 * tokens[0], 1.1 * tokens[-1]))
@@ -102,7 +103,7 @@ def draw(
     low, high = 0.8 * lowest, 1.3 * highest
     axes.set_ylim(low, high)
     marked = ticks(low, high)
-    axes.set_yticks(marked, [written(value) for value in marked])
+    axes.set_yticks(marked, [plain(written(value)) for value in marked])
     axes.grid(color="#E4E4E4", linewidth=0.6)
     heights = [math.log(value / low) / math.log(high / low) for value, _, _ in labels]
     for height, (_, text, colour) in zip(spread_out(heights), labels, strict=True):
@@ -116,6 +117,11 @@ def spread_out(heights: Sequence[float], gap: float = LEAST_GAP) -> list[float]:
     for below, above in pairwise(order):
         moved[above] = max(moved[above], moved[below] + gap)
     return moved
+
+
+def plain(number: str) -> str:
+    """Leave out the zeros behind a round number's point: 20.0 s is 20 s."""
+    return re.sub(r"\.0+(?= )", "", number)
 
 
 def decimal_ticks(low: float, high: float) -> list[float]:

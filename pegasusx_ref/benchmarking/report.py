@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pegasusx_ref.benchmarking.cases import MACHINE, Case
 from pegasusx_ref.benchmarking.comparing import is_met, median, ratio, reached
 from pegasusx_ref.benchmarking.results import CaseResult, Results
-from pegasusx_ref.benchmarking.table import duration, tables
+from pegasusx_ref.benchmarking.table import duration, fraction, tables
 from pegasusx_ref.study.figures import Table, as_lines
 
 
@@ -58,7 +58,7 @@ def line_of(result: CaseResult) -> str:
         if seconds is None:
             found.append(f"{who} failed")
         elif who != MACHINE:
-            found.append(f"{who} {duration(seconds)}" + (f" ({compared.median:.3f})" if compared else ""))
+            found.append(f"{who} {duration(seconds)}" + (f" ({fraction(compared.median)})" if compared else ""))
     return f"{result.case.name}: {', '.join(found)}"
 
 

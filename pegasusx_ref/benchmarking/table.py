@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pegasusx_ref.benchmarking.cases import MACHINE, OURS, THEIRS
+from pegasusx_ref.benchmarking.cases import MACHINE, THEIRS
 from pegasusx_ref.benchmarking.comparing import growth, is_met, median, rate, ratio, reached, share
 from pegasusx_ref.benchmarking.results import CaseResult, Results
 from pegasusx_ref.benchmarking.work import work_of
@@ -27,32 +27,23 @@ def tables(results: Results) -> list[Section]:
     Args:
         results: of the run.
     """
-    who = [name for name in (THEIRS, "torch", "numpy", "cupy") if any(name in r.runs for r in results.cases.values())]
-    lengthened = [result for result in results.cases.values() if result.case.grows_from]
-    measured = [r for r in results.cases.values() if any(median(run, "memory") for run in r.runs.values())]
+    everything = list(results.cases.values())
+    who = [name for name in (THEIRS, "torch", "numpy", "cupy") if any(name in result.runs for result in everything)]
+    lengthened = [result for result in everything if result.case.grows_from]
+    measured = [result for result in everything if any(median(run, "memory") for run in result.runs.values())]
+
+    def each(columns: Callable[[Results, str], list[Column]]) -> list[Column]:
+        return [column for name in who for column in columns(results, name)]
+
+    start: Column = ("from tokens", lambda result: str(result.case.grows_from))
     found = [
+        section("Time, of decoding for a token; ratio to the first, round by round", everything, each(time_columns)),
+        section("Peak memory above what was there before", measured, each(memory_columns)),
+        section("Growth of time with the length", lengthened, [start, *each(growth_columns)]),
         section(
-            "Time, of a decoded token or of the whole; its ratio to the first column, round by round",
-            [*results.cases.values()],
-            [column for name in who for column in time_columns(results, name)],
-        ),
-        section(
-            "Peak memory above what was there before",
-            measured,
-            [column for name in who for column in memory_columns(results, name)],
-        ),
-        section(
-            "Growth of time with the length",
-            lengthened,
-            [
-                ("from tokens", lambda result: str(result.case.grows_from)),
-                *(column for name in who for column in growth_columns(results, name)),
-            ],
-        ),
-        section(
-            "Rates, of matrix products or of what has to be read; the machine's is its limit at that time",
-            [*results.cases.values()],
-            [(name, rate_of(name)) for name in (MACHINE, *who)],
+            "Rates, of matrix products or of reading what has to be read, and their share of the machine's limit",
+            everything,
+            [(MACHINE, lambda result: rate_of(result, MACHINE)), *each(rate_columns)],
         ),
     ]
     return [one for one in found if one.table.rows]
@@ -66,17 +57,15 @@ def section(title: str, rows: Sequence[CaseResult], columns: Sequence[Column]) -
 
 
 def time_columns(results: Results, who: str) -> list[Column]:
-    """Make the columns of one implementation: time, share of the machine's limit, ratio, range, aim."""
-    columns: list[Column] = [(who, lambda result: value_of(result, who, "time", duration))]
-    if who in OURS:
-        columns.append(("limit", lambda result: share_of(results, result, who)))
-    return columns + compared_columns(results, who, "time")
+    """Make the columns of one implementation: time, ratio, range, aim."""
+    time: Column = (who, lambda result: value_of(result, who, "time", duration))
+    return [time, *compared_columns(results, who, "time")]
 
 
 def memory_columns(results: Results, who: str) -> list[Column]:
     """Make the columns of one implementation: peak memory, ratio, range, aim."""
-    columns: list[Column] = [(who, lambda result: value_of(result, who, "memory", lambda peak: size(round(peak))))]
-    return columns + compared_columns(results, who, "memory")
+    peak: Column = (who, lambda result: value_of(result, who, "memory", lambda peak: size(round(peak))))
+    return [peak, *compared_columns(results, who, "memory")]
 
 
 def growth_columns(results: Results, who: str) -> list[Column]:
@@ -89,16 +78,27 @@ def growth_columns(results: Results, who: str) -> list[Column]:
     return [(who, grown), ("aim", lambda result: aim_of(results, result, who, "growth"))]
 
 
+def rate_columns(results: Results, who: str) -> list[Column]:
+    """Make the columns of one implementation: its rate, the share of the machine's that this is, and the aim."""
+
+    def part(result: CaseResult) -> str:
+        value = share(result, who)
+        return NOTHING if value is None else f"{100 * value:.0f} %"
+
+    aim: Column = ("aim", lambda result: aim_of(results, result, who, "share"))
+    return [(who, lambda result: rate_of(result, who)), ("share", part), aim]
+
+
 def compared_columns(results: Results, who: str, figure: str) -> list[Column]:
     """Make the columns that compare an implementation with the reference of each case."""
 
     def middle(result: CaseResult) -> str:
         found = ratio(result, who, figure)
-        return NOTHING if found is None else f"{found.median:.3f}"
+        return NOTHING if found is None else fraction(found.median)
 
     def spread(result: CaseResult) -> str:
         found = ratio(result, who, figure)
-        return NOTHING if found is None else f"{found.lowest:.2f}–{found.highest:.2f}"
+        return NOTHING if found is None else f"{fraction(found.lowest)}–{fraction(found.highest)}"
 
     return [("ratio", middle), ("range", spread), ("aim", lambda result: aim_of(results, result, who, figure))]
 
@@ -113,30 +113,26 @@ def value_of(result: CaseResult, who: str, figure: str, written: Callable[[float
     return written(value)
 
 
-def share_of(results: Results, result: CaseResult, who: str) -> str:
-    """Write which share of the machine's limit is reached, with its aim where there is one."""
-    value = share(result, who)
-    aim = aim_of(results, result, who, "share")
-    return NOTHING if value is None else f"{100 * value:.0f} %{aim and ' ≥ '}{aim}"
-
-
 def aim_of(results: Results, result: CaseResult, who: str, figure: str) -> str:
     """Write an aim and whether it is met; nothing where there is none."""
     for aim in result.case.aims:
         if (aim.implementation, aim.figure) == (who, figure):
             value = reached(results, result, aim)
-            return f"{aim.value:.2f} {UNKNOWN if value is None else '✓' if is_met(aim, value) else '✗'}"
+            return f"{aim.value:g} {UNKNOWN if value is None else '✓' if is_met(aim, value) else '✗'}"
     return NOTHING
 
 
-def rate_of(who: str) -> Callable[[CaseResult], str]:
-    """Make a column of rates."""
+def rate_of(result: CaseResult, who: str) -> str:
+    """Write the work that is done a second."""
+    value, unit = rate(result, who), work_of(result.case).unit
+    return (
+        NOTHING if value is None else scaled(round(value), 1000, [f" {prefix}{unit}/s" for prefix in ("", *"kMGTPE")])
+    )
 
-    def cell(result: CaseResult) -> str:
-        value, unit = rate(result, who), work_of(result.case).unit
-        return NOTHING if value is None else scaled(round(value), 1000, [f" {p}{unit}/s" for p in ("", *"kMGTPE")])
 
-    return cell
+def fraction(value: float) -> str:
+    """Write a ratio with two or three digits."""
+    return f"{value:.{3 if value < 0.0995 else 2}f}"
 
 
 def duration(seconds: float) -> str:

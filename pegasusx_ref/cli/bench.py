@@ -25,7 +25,7 @@ from pegasusx_ref.study.pictures.canvas import new_figure
 FILE: Any = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command("bench")
 @click.option("--suite", default="cpu", show_default=True, type=click.Choice(list(SUITES)), help="Which cases.")
 @click.option("--case", "names", multiple=True, metavar="NAME", help="One of the suite's cases; may be repeated.")
 @click.option("--list", "only_list", is_flag=True, help="List the suite's cases with their aims, and run nothing.")
@@ -53,7 +53,7 @@ FILE: Any = click.Path(path_type=Path, dir_okay=False)
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
 @click.option("--show", is_flag=True, help="Print, and draw, what the file has, and run nothing.")
 @progress_option
-def bench(
+def bench_command(
     suite: str,
     names: tuple[str, ...],
     only_list: bool,

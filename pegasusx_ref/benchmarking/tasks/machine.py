@@ -12,8 +12,10 @@ from pegasusx_ref.benchmarking.timing import Wait, timed, waiter
 from pegasusx_ref.benchmarking.work import work_of
 from pegasusx_ref.errors import ExtraError
 
-LENGTH = 0.3  # seconds that a measurement takes at least
+LEAST = 0.3  # seconds that a measurement takes at least
 TIMES = 3  # calls that it takes at least
+# On a CPU and on a GPU: rows of a square matrix; numbers in an array, more than any cache holds (1 and 4 GiB).
+SIZES, LENGTHS = (2048, 8192), (2**28, 2**30)
 
 Measured = tuple[Callable[[], Any], Wait, float]  # a call, what waits for its end, and how much work it does
 
@@ -43,7 +45,7 @@ def best_rate(call: Callable[[], Any], wait: Wait, work: float) -> float:
         Work a second.
     """
     times: list[float] = []
-    end = time.perf_counter() + LENGTH
+    end = time.perf_counter() + LEAST
     while len(times) < TIMES or time.perf_counter() < end:
         times.append(timed(call, wait))
     return work / min(times)
@@ -57,7 +59,7 @@ def products(dtype: str, device: str) -> list[Measured]:
         device: where they lie.
     """
     on_cuda = device.startswith("cuda")
-    size = 8192 if on_cuda else 2048
+    size = SIZES[on_cuda]
     a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
     found: list[Measured] = []
     if not on_cuda and dtype == "float32":
@@ -79,7 +81,7 @@ def reads(device: str) -> list[Measured]:
         device: where the array lies.
     """
     on_cuda = device.startswith("cuda")
-    length = 2**30 if on_cuda else 2**28  # 4 GiB and 1 GiB: more than any cache holds
+    length = LENGTHS[on_cuda]
     x = np.random.default_rng(0).random(1 if on_cuda else length, dtype=np.float32)
     found: list[Measured] = []
     if not on_cuda:
