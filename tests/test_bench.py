@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import configs
 
-from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration
+from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, record
 from pegasusx_ref.benchmarking import (
     SUITES,
     Aim,
@@ -321,8 +321,10 @@ def test_all_searches_write_the_same_and_note_every_step(transformers: ModuleTyp
     for who in ("numpy", "torch", "transformers"):
         clock = Clock(lambda: None)
         states = encoder_states(case, 40)
-        first, again = (np.asarray(writer_of(case, who, "cpu")(states, clock)).tolist() for _ in range(2))
+        with record("lm_head") as trace:
+            first, again = (np.asarray(writer_of(case, who, "cpu")(states, clock)).tolist() for _ in range(2))
         assert first == again
+        assert who == "transformers" or trace["lm_head"].shape[:2] == (1, beams)
         assert len(clock.times) == 2 * 12
         written[who] = first
     assert written["numpy"] == written["torch"] == written["transformers"]
@@ -351,15 +353,13 @@ def test_the_core_runs_on_every_backend() -> None:
 
 
 def test_the_machine_s_limit_is_the_best_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, quick = (lambda: time.sleep(0.02)), (lambda: time.sleep(0.002))
+    slow, quick = (lambda: time.sleep(0.05)), (lambda: time.sleep(0.01))
     monkeypatch.setattr(machine, "LEAST", 0.0)
-    amount = work_of(TINY).amount
     for kind, of in (("encoder", "products"), ("load", "reads")):
         monkeypatch.setattr(machine, of, lambda *_: [(slow, lambda: None, 10.0), (quick, lambda: None, 10.0)])
         case = dataclasses.replace(TINY, kind=kind)
-        amount = work_of(case).amount
-        rate = amount / task_of(case, "machine", "cpu")(40)
-        assert 10 / 0.02 < rate <= 10 / 0.002
+        rate = work_of(case).amount / task_of(case, "machine", "cpu")(40)
+        assert 10 / 0.025 < rate <= 10 / 0.01
 
 
 def test_the_machine_s_products_and_reads_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +425,7 @@ def test_memory_on_a_gpu_is_that_of_the_library_s_pool(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: state["peak"])
     meter = memory.meter("transformers", "cuda:0")
     meter.start()
-    state.update(peak=2100)
+    state["peak"] = max(state["peak"], 2100)
     assert meter.peak() == 1400
     pool: Any = type("Pool", (), {"used_bytes": lambda _: 300, "total_bytes": lambda _: 1000})()
     pool.free_all_blocks = lambda: None
@@ -629,6 +629,7 @@ def test_who_did_not_run_is_in_the_table_and_below_it() -> None:
     [
         (0.0004123, "0.41 ms"),
         (0.04, "40.0 ms"),
+        (0.09997, "100 ms"),
         (0.9994, "999 ms"),
         (1.0, "1.00 s"),
         (9.996, "10.0 s"),
