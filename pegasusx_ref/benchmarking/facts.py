@@ -39,8 +39,13 @@ def facts() -> dict[str, Any]:
         | {package: found for package in PACKAGES if (found := installed(package))},
         "blas": blas(),
         "torch": torch_facts_of_a_worker(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)},
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if is_steering(name)},
     }
+
+
+def is_steering(variable: str) -> bool:
+    """Tell whether a variable of the environment steers libraries; one of them threadpoolctl sets by itself."""
+    return variable.startswith(STEERING) and variable != "KMP_DUPLICATE_LIB_OK"
 
 
 def cpu_model() -> str:

@@ -33,21 +33,22 @@ def heading(results: Results) -> list[str]:
     versions = {name: version for name, version in results.facts["versions"].items() if " " not in name}
     described = [machine["cpu"], f"{machine['cores']} cores", f"{machine['memory_gib']} GiB", machine["gpu"]]
     torch = [f"torch for {results.facts['torch']['cpu_capability']}"] if results.facts["torch"] else []
+    steering = [f"{name}={value}" for name, value in results.facts["environment"].items()]
     return [
         f"Suite {settings['suite']} on {settings['device']}, {results.date}: {', '.join(filter(None, described))}.",
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}; "
-        f"{'; '.join([*results.facts['blas'], *torch])}.",
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"{'; '.join([*results.facts['blas'], *torch, *steering])}.",
     ]
 
 
 def problems(results: Results) -> list[str]:
-    """Say why implementations have no figures, or not of all rounds."""
-    return [
-        f"{result.case.name}, {who}: {run.problem}"
-        for result in results.cases.values()
-        for who, run in result.runs.items()
-        if run.problem
-    ]
+    """Say why implementations have no figures, or not of all rounds, and in which cases."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for result in results.cases.values():
+        for who, run in result.runs.items():
+            if run.problem:
+                cases.setdefault((who, run.problem), []).append(result.case.name)
+    return [f"{who}: {problem} ({', '.join(names)})" for (who, problem), names in cases.items()]
 
 
 def line_of(result: CaseResult) -> str:

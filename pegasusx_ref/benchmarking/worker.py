@@ -12,6 +12,7 @@ from pegasusx_ref.benchmarking.cases import MACHINE, Case
 from pegasusx_ref.benchmarking.facts import torch_facts
 from pegasusx_ref.benchmarking.memory import Meter, meter
 from pegasusx_ref.benchmarking.tasks import Task, task_of
+from pegasusx_ref.errors import PegasusXError
 
 WARM_UP_TOKENS = 1024  # on a CPU; what a library sets up at its first use does not depend on the length
 
@@ -57,8 +58,8 @@ def made_ready(wish: dict[str, Any]) -> tuple[Case, Task, Meter]:
 
 def described(error: BaseException) -> str:
     """Say in a line what was raised."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] if isinstance(error, PegasusXError) else f"{type(error).__name__}: {lines[0]}"
 
 
 if __name__ == "__main__":
