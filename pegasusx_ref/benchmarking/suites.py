@@ -36,7 +36,6 @@ QUICK = (
     Case("encoder", "base", "float32", BOTH, 256),
     Case("encoder", "base", "float32", BOTH, 1024, grows_from=256),
     Case("encoder", "tiny", "bfloat16", TORCH, 256),
-    Case("decoder", "tiny", "float32", BOTH, 256, beams=1),
     Case("decoder", "tiny", "float32", BOTH, 256, beams=4),
     Case("load", "tiny", "float32", BOTH),
 )

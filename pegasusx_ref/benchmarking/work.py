@@ -1,5 +1,6 @@
 """How much work a case is: FLOPs of its matrix products, or bytes that have to be read from memory at least."""
 
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class Work(NamedTuple):
     unit: str
 
 
+@cache
 def work_of(case: Case) -> Work:
     """Count the work of a case: of the encoder or its core FLOPs, of a decoded token or of loading bytes."""
     config, itemsize = case.config, numpy_dtype(case.dtype).itemsize
