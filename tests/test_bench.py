@@ -523,6 +523,8 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(running, "run_case", pretend)
     monkeypatch.setattr("pegasusx_ref.cli.bench.facts", lambda: FACTS)
+    monkeypatch.setattr("pegasusx_ref.cli.bench.busy_cores", lambda: 0.1)
+    monkeypatch.setattr("pegasusx_ref.cli.bench.cores", lambda: 2)
     return done
 
 
@@ -689,6 +691,13 @@ def test_the_command_measures_prints_draws_and_goes_on(measuring: list[str], tmp
     assert shown.exit_code == 0
     assert "| encoder-base-1024 | " in shown.stdout
     assert len(measuring) == len(SUITES["quick"])
+
+
+def test_a_busy_machine_is_noted(measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegasusx_ref.cli.bench.busy_cores", lambda: 1.04)
+    result = run("--suite", "quick", "--out", tmp_path / "bench.json", "--no-progress")
+    assert result.exit_code == 0
+    assert result.stderr == "Note: others keep 1.0 of 2 cores busy: times will be long, and ratios uncertain\n"
 
 
 def test_ctrl_c_leaves_what_is_done(measuring: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def facts() -> dict[str, Any]:
     return {
         "machine": {
             "cpu": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "memory_gib": memory_gib(),
             "os": f"{platform.system()} {platform.release()}",
             "gpu": gpu(),
@@ -46,6 +46,16 @@ def facts() -> dict[str, Any]:
 def is_steering(variable: str) -> bool:
     """Tell whether a variable of the environment steers libraries; one of them threadpoolctl sets by itself."""
     return variable.startswith(STEERING) and variable != "KMP_DUPLICATE_LIB_OK"
+
+
+def cores() -> int:
+    """Count the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_cores() -> float:
+    """Give how many programs wanted to run at a time during the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def cpu_model() -> str:

@@ -9,6 +9,7 @@ import click
 
 from pegasusx_ref.benchmarking import facts, measured
 from pegasusx_ref.benchmarking.cases import PRESET_NAMES, Case
+from pegasusx_ref.benchmarking.facts import busy_cores, cores
 from pegasusx_ref.benchmarking.plots import scaling
 from pegasusx_ref.benchmarking.report import as_markdown, case_table, line_of, report
 from pegasusx_ref.benchmarking.results import Results
@@ -22,6 +23,7 @@ from pegasusx_ref.cli.printing import print_table, table_lines
 from pegasusx_ref.cli.progress import moving_bars
 from pegasusx_ref.study.pictures.canvas import new_figure
 
+MOST_BUSY = 0.25  # of the cores: above that a measurement of all of them is disturbed
 FILE: Any = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -87,6 +89,8 @@ def bench_command(
             device = device or DEVICES[suite]
             settings = {"suite": suite, "device": device, "rounds": rounds, "tokens": tokens, "preset": preset}
             results = resumed(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
+            if (busy := busy_cores()) > MOST_BUSY * cores():
+                note(f"others keep {busy:.1f} of {cores()} cores busy: times will be long, and ratios uncertain")
             try:
                 run(cases, results, out, device, rounds, shown)
             except KeyboardInterrupt:
