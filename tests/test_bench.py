@@ -647,13 +647,16 @@ def test_times_have_three_digits(seconds: float, text: str) -> None:
 
 def test_the_picture_has_a_line_for_each_and_labels_that_do_not_touch(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    results = suite_results("cpu")
+    longest, results = plots.longest_series, suite_results("cpu")
     figure = plots.scaling(results)
     time_axes, memory_axes = figure.axes
     lengths = {len(container[0].get_xdata()) for container in time_axes.containers}
     assert lengths == {4}
     assert len(time_axes.containers) == 4
     assert len(memory_axes.containers) == 3
+    seconds = [second for result in longest(results) for run in result.runs.values() for second in run.seconds]
+    low, high = time_axes.get_ylim()
+    assert low < min(seconds) <= max(seconds) < high
     for axes in figure.axes:
         heights = sorted(text.get_position()[1] for text in axes.texts)
         assert np.diff(heights).min() >= plots.LEAST_GAP - 1e-9

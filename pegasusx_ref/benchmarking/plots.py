@@ -92,7 +92,7 @@ def draw(
         compared = ratio(here[-1], who, figure) if who in OURS else None
         text = f"{NAMES.get(who, who)}: {written(middle[-1])}" + (f" ({fraction(compared.median)})" if compared else "")
         labels.append((middle[-1], text, colour))
-        lowest, highest = min(lowest, *middle), max(highest, *middle)
+        lowest, highest = min(lowest, *map(min, rounds)), max(highest, *map(max, rounds))
     tokens = [result.case.tokens for result in series]
     axes.set(xscale="log", yscale="log", xlabel="source tokens", xlim=(0.9 * tokens[0], 1.1 * tokens[-1]))
     axes.set_xticks(tokens, [f"{number:,}" for number in tokens])
