@@ -567,8 +567,9 @@ def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None
         read_results(path)
 
 
-def test_facts_of_this_machine_do_not_change_from_moment_to_moment() -> None:
+def test_facts_of_this_machine_do_not_change_from_moment_to_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     found = facts()
+    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "TRUE")  # as threadpoolctl does when it is first loaded
     assert differences(found, json.loads(json.dumps(facts()))) == []
     assert found["versions"]["numpy"] == np.__version__
     assert found["machine"]["cores"] >= 1
@@ -648,6 +649,7 @@ def test_times_have_three_digits(seconds: float, text: str) -> None:
 def test_the_picture_has_a_line_for_each_and_labels_that_do_not_touch(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     longest, results = plots.longest_series, suite_results("cpu")
+    results.cases["encoder-large-16384"].runs["numpy"].seconds[0] *= 50
     figure = plots.scaling(results)
     time_axes, memory_axes = figure.axes
     lengths = {len(container[0].get_xdata()) for container in time_axes.containers}
