@@ -4,6 +4,7 @@ import click
 
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
+from pegasusx_ref.cli.bench import bench_command
 from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.explore import explore
 from pegasusx_ref.cli.picture import picture
@@ -27,3 +28,4 @@ main.add_command(picture)
 main.add_command(verify_command)
 main.add_command(vectors_commands)
 main.add_command(backends)
+main.add_command(bench_command)

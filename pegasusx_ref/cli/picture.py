@@ -64,18 +64,27 @@ def ids_of(file: Path, summarizer: SummarizationPipeline) -> Any:
     return batch.input_ids
 
 
-def save(figure: Any, out: Path) -> None:
+def save(figure: Any, out: Path, option: str = "--out") -> None:
     """Write a figure in the format that the file's name asks for.
 
     Raises:
         UsageError: there is no such format, or the file cannot be written any more.
     """
-    if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
-        raise UsageError(f"--out {out}: {out.suffix!r} is no format of pictures, take .png, .svg or .pdf")
+    check_format(figure, out, option)
     try:
         figure.savefig(out, dpi=DPI)
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}") from None
+        raise UsageError(f"{option} {out}: {error.strerror or error}") from None
+
+
+def check_format(figure: Any, out: Path, option: str = "--out") -> None:
+    """See whether figures can be written in the format that a file's name asks for.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{option} {out}: {out.suffix!r} is no format of pictures, take .png, .svg or .pdf")
 
 
 @picture.command("index-map")

@@ -16,13 +16,16 @@ def is_terminal() -> bool:
 
 def print_table(table: Table) -> None:
     """Print a table."""
-    lines = as_lines(table)
+    click.echo("\n".join(table_lines(table)))
+
+
+def table_lines(table: Table) -> list[str]:
+    """Write a table as aligned text, on a terminal with marks for the header and what stands above other rows."""
+    header, *rows = as_lines(table)
     if not is_terminal():
-        click.echo("\n".join(lines))
-        return
-    click.echo(click.style(lines[0], underline=True))
-    for i, line in enumerate(lines[1:]):
-        click.echo(click.style(line, bold=True) if i in table.headings else line)
+        return [header, *rows]
+    marked = [click.style(row, bold=True) if i in table.headings else row for i, row in enumerate(rows)]
+    return [click.style(header, underline=True), *marked]
 
 
 def print_prose(markdown: str) -> None:

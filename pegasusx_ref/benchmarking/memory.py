@@ -1,0 +1,103 @@
+"""Peak memory of a piece of work above what was there before it: weights, libraries."""
+
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter(NamedTuple):
+    """Two functions around a piece of work.
+
+    Attributes:
+        start: forgets earlier peaks.
+        peak: gives the bytes at the peak since then, above what was there before; None where nobody knows.
+    """
+
+    start: Callable[[], Any]
+    peak: Callable[[], int | None]
+
+
+def meter(implementation: str, device: str) -> Meter:
+    """Give what measures an implementation's memory on a device.
+
+    Args:
+        implementation: whose memory it is: CuPy and torch each have a pool on a GPU.
+        device: "cpu", or CUDA's.
+    """
+    if device.startswith("cuda"):
+        return cupy_meter() if implementation == "cupy" else torch_meter(device)
+    return process_meter() if can_forget_peaks() else Meter(lambda: None, lambda: None)
+
+
+def process_meter() -> Meter:
+    """Measure this process by the kernel's own figures.
+
+    The least that was ever resident before the work counts as what was there: what an earlier repetition has left
+    behind is not to hide what this one takes.
+    """
+    before = resident("VmRSS")
+
+    def start() -> None:
+        nonlocal before
+        gc.collect()
+        give_back()
+        before = min(before, resident("VmRSS"))
+        CLEAR.write_text("5", encoding="ascii")  # VmHWM starts again from what is resident now
+
+    return Meter(start, lambda: resident("VmHWM") - before)
+
+
+def can_forget_peaks() -> bool:
+    """Tell whether the kernel lets a process start its peak anew, as Linux does."""
+    try:
+        CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return "VmHWM" in STATUS.read_text(encoding="utf-8")
+
+
+def resident(figure: str) -> int:
+    """Read VmRSS (resident now) or VmHWM (its peak) of this process, in bytes."""
+    return 1024 * int(re.findall(rf"{figure}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))[0])
+
+
+def give_back() -> None:
+    """Have the C library return free memory to the system, where it can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def torch_meter(device: str) -> Meter:
+    """Measure torch's tensors on a CUDA device."""
+    import torch
+
+    before = 0
+
+    def start() -> None:
+        nonlocal before
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+
+    return Meter(start, lambda: int(torch.cuda.max_memory_allocated(device)) - before)
+
+
+def cupy_meter() -> Meter:
+    """Measure CuPy's pool, which only grows while work goes on."""
+    import cupy
+
+    pool, before = cupy.get_default_memory_pool(), 0
+
+    def start() -> None:
+        nonlocal before
+        gc.collect()
+        pool.free_all_blocks()
+        before = pool.used_bytes()
+
+    return Meter(start, lambda: int(pool.total_bytes()) - before)
