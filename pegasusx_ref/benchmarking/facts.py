@@ -113,7 +113,7 @@ def blas() -> list[str]:
 def digest_of_code() -> str:
     """Make a short digest of the code that computes models: a changed version is another one, whatever its number."""
     digest = hashlib.sha256()
-    for package in ("pegasusx_ref", "pegasusx_torch", "pegasusx_cupy"):
+    for package in ("pegasusx_ref", "pegasusx_numpy", "pegasusx_torch", "pegasusx_cupy"):
         spec = find_spec(package)
         for folder in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
             for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cu")]):
