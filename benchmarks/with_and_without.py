@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import pegasusx_torch.attention
 import pegasusx_torch.backend
+import pegasusx_torch.global_local
 import pegasusx_torch.pieces
 import pegasusx_torch.products
 from pegasusx_numpy import NumpyBackend
@@ -51,6 +52,7 @@ def numpy_way(name: str, work: str, *operations: str) -> Way:
 
 
 torch_attention, torch_backend = pegasusx_torch.attention, pegasusx_torch.backend.TorchBackend
+torch_core = pegasusx_torch.global_local
 torch_pieces, torch_products = pegasusx_torch.pieces, pegasusx_torch.products
 WAYS = (
     numpy_way("all of it", "encoder", "by_rows", "linear", "linear_wide", "global_local_attention", "activation"),
@@ -67,7 +69,7 @@ WAYS = (
     Way("some tokens at a time", "torch", "float32", "encoder", ((torch_pieces, "ROWS", NEVER),)),
     Way("large pages", "torch", "float32", "encoder", ((torch_pieces, "LARGE", NEVER),)),
     Way("oneDNN instead of MKL", "torch", "float32", "encoder", ((torch_products, "IS_MKL_SLOW", False),)),
-    Way("NumPy's core instead of MKL's", "torch", "float32", "encoder", ((torch_attention, "IS_MKL_SLOW", False),)),
+    Way("NumPy's core instead of MKL's", "torch", "float32", "encoder", ((torch_core, "IS_MKL_SLOW", False),)),
     Way("attention by heads", "torch", "bfloat16", "encoder", ((torch_attention, "HAS_BFLOAT16_PRODUCTS", False),)),
     Way("oneDNN instead of MKL", "torch", "float32", "1", ((torch_products, "IS_MKL_SLOW", False),)),
     Way("keys laid out by heads", "torch", "float32", "1", ((torch_backend, "contiguous", lambda self, x: x),)),

@@ -20,6 +20,8 @@ ATTENTION = {
     "scale missing where queries are few": ("(q_BHLF * q_BHLF.shape[3] ** -0.5)", "q_BHLF"),
     "mask missing where queries are few": ("masked_fill(~visible[:, None]", "masked_fill(visible[:, None] & False"),
     "mask inverted where queries are few": ("masked_fill(~visible", "masked_fill(visible"),
+}
+GLOBAL_LOCAL = {
     "padding is seen inside a block": ("stop, length))", "stop, stop))"),
     "padding is seen by the global tokens": ("streams.keys_and_values(0, length)", "streams.keys_and_values(0, 10**6)"),
     "a block too far": ("some[0][0], some[-1][1], len(some)", "slices[0][0], some[-1][1] - some[0][0], len(some)"),
@@ -40,13 +42,15 @@ BACKEND = {
 }
 
 
-NUMPY = {
+NUMPY_GLOBAL_LOCAL = {
     "masked keys are seen": ("start + np.flatnonzero(key_mask_BT[b, start:stop])", "slice(start, stop)"),
     "a text's mask for all": ("np.flatnonzero(key_mask_BT[b,", "np.flatnonzero(key_mask_BT[0,"),
     "keys of the block before": ("start + np.flatnonzero", "max(start - 8, 0) + np.flatnonzero"),
     "global keys as values": ("np.concatenate([global_v_BHGF", "np.concatenate([global_k_BHGF"),
     "no global tokens": ("np.concatenate([global_k_BHGF[b, h], k", "np.concatenate([0 * global_k_BHGF[b, h], k"),
     "the global tokens' queries are lost": ("if is_global", "if not is_global"),
+}
+NUMPY_ATTENTION = {
     "scale missing where queries are many": ("(q_LF[rows] * q_LF.shape[1] ** -0.5)", "q_LF[rows]"),
     "scale missing where queries are few": ("q_HLF = q_HLF * F**-0.5", "q_HLF = q_HLF"),
     "the first queries' mask for all": ("else hidden[rows])", "else hidden[: len(scores_SX)])"),
@@ -112,12 +116,18 @@ def test_unbroken_it_agrees(backend: str) -> None:
     assert disagreement(get_backend(backend, "cpu", "float64")) < 1e-12
 
 
-@pytest.mark.parametrize("mutation", NUMPY)
+@pytest.mark.parametrize("mutation", NUMPY_GLOBAL_LOCAL)
 def test_a_broken_core_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = mutated("pegasusx_numpy", "attention.py", *NUMPY[mutation])
+    module = mutated("pegasusx_numpy", "global_local.py", *NUMPY_GLOBAL_LOCAL[mutation])
+    monkeypatch.setattr(pegasusx_numpy.backend, "global_local_attend", module.global_local_attend)
+    assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
+
+
+@pytest.mark.parametrize("mutation", NUMPY_ATTENTION)
+def test_broken_attention_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = mutated("pegasusx_numpy", "attention.py", *NUMPY_ATTENTION[mutation])
     vars(module).update(KEYS=4, QUERIES=7, LITTLE=0)
-    for name in ("attention", "global_local_attend"):
-        monkeypatch.setattr(pegasusx_numpy.backend, name, getattr(module, name))
+    monkeypatch.setattr(pegasusx_numpy.backend, "attention", module.attention)
     assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
 
 
@@ -131,14 +141,24 @@ def test_a_broken_product_of_numpy_is_caught(mutation: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("mutation", ATTENTION)
-def test_a_broken_core_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_attention_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     import pegasusx_torch.backend
 
     module = mutated("pegasusx_torch", "attention.py", *ATTENTION[mutation])
+    vars(module)["FEW"] = 32  # whatever CPU this is
+    monkeypatch.setattr(pegasusx_torch.backend, "attend", module.attend)
+    assert fails(pegasusx_torch.backend.TorchBackend("cpu", "float64"))
+
+
+@pytest.mark.parametrize("mutation", GLOBAL_LOCAL)
+def test_a_broken_core_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    import pegasusx_torch.backend
+
+    module = mutated("pegasusx_torch", "global_local.py", *GLOBAL_LOCAL[mutation])
     vars(module)["IS_MKL_SLOW"] = False  # the torch backend's own core, whatever CPU this is
-    vars(module)["FEW"] = 32
-    for name in ("attend", "global_local_attend", "Streams"):
+    for name in ("global_local_attend", "Streams"):
         monkeypatch.setattr(pegasusx_torch.backend, name, getattr(module, name))
     assert fails(pegasusx_torch.backend.TorchBackend("cpu", "float64"))
 

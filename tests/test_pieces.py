@@ -38,6 +38,7 @@ def _small_pieces() -> Iterator[None]:
                 patch.setattr(module, name, value)
         try:
             import pegasusx_torch.attention as attention
+            import pegasusx_torch.global_local as global_local
             import pegasusx_torch.pieces as pieces
             import pegasusx_torch.products as products
         except ImportError:
@@ -46,7 +47,7 @@ def _small_pieces() -> Iterator[None]:
             patch.setattr(pieces, "ROWS", 5)
             patch.setattr(pieces, "LARGE", 64)
             patch.setattr(attention, "NUMBERS", 50)
-            patch.setattr(attention, "BLOCKS_AT_A_TIME", 2)
+            patch.setattr(global_local, "BLOCKS_AT_A_TIME", 2)
             patch.setattr(products, "LARGE", 0)
             patch.setattr(products, "PATIENCE", 1)
         patch.setattr(pegasusx_numpy.threads, "number", lambda: 3)
@@ -84,12 +85,14 @@ def test_the_ways_of_other_processors_agree(dtype: str, is_slow: bool, data: st.
     """What torch does on a CPU hangs on its make: both ways are taken here, whatever CPU this is."""
     pytest.importorskip("torch")
     import pegasusx_torch.attention as attention
+    import pegasusx_torch.global_local as global_local
     import pegasusx_torch.products as products
 
     if is_slow and not products.HAS_ONEDNN:
         pytest.skip("this torch has no oneDNN")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "IS_MKL_SLOW", is_slow)
+        patch.setattr(global_local, "IS_MKL_SLOW", is_slow)
         patch.setattr(attention, "FEW", 1 if is_slow else 32)
         patch.setattr(attention, "HAS_BFLOAT16_PRODUCTS", is_slow)
         ops = backend_on_cpu("torch", dtype)

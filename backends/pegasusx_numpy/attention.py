@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pegasusx_numpy.threads import PIECES_A_THREAD, for_each, split
-from pegasusx_ref.global_local import Slices
 
 QUERIES = 512  # of a piece at the most: bounds its scores where blocks are large
 FEW = 32  # queries, as in decoding: reading the keys takes longer than multiplying them
-LITTLE = 16777216  # multiplications that are done before another thread has woken up
+LITTLE = 2**24  # multiplications that are done before another thread has woken up
 KEYS = 128  # in a small matrix: see `products.few_rows_times`
 
 
@@ -18,7 +17,7 @@ def attention(
 ) -> np.ndarray:
     """Compute `pegasusx_ref.attention.attention`."""
     B, H, L, F = q_BHLF.shape
-    context_BHLF = _like_heads(q_BHLF)
+    context_BHLF = like_heads(q_BHLF)
     hidden = None if visible is None else np.broadcast_to(~visible, (B, *visible.shape[1:]))
 
     def work(piece: tuple[int, slice | int]) -> None:
@@ -108,58 +107,7 @@ def _hide(scores: np.ndarray, hidden: np.ndarray) -> None:
     np.copyto(scores, np.finfo(scores.dtype).min, where=hidden)
 
 
-def global_local_attend(
-    q_BHTF: np.ndarray,
-    k_BHTF: np.ndarray,
-    v_BHTF: np.ndarray,
-    global_q_BHGF: np.ndarray,
-    global_k_BHGF: np.ndarray,
-    global_v_BHGF: np.ndarray,
-    key_mask_BT: np.ndarray | None,
-    slices: Slices,
-    threads: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute `pegasusx_ref.global_local.global_local_attention`; masked keys are left out.
-
-    Args:
-        q_BHTF: see there.
-        k_BHTF: see there.
-        v_BHTF: see there.
-        global_q_BHGF: see there.
-        global_k_BHGF: see there.
-        global_v_BHGF: see there.
-        key_mask_BT: see there.
-        slices: see there.
-        threads: at the most; those of BLAS where None.
-
-    Returns:
-        Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F), the heads of a token side by
-        side, so that merging them copies nothing.
-    """
-    B, H, T, _ = q_BHTF.shape
-    context_BHTF, context_BHGF = _like_heads(q_BHTF), _like_heads(global_q_BHGF)
-    everything = (0, T)
-
-    def work(piece: tuple[int, int, tuple[int, int], bool]) -> None:
-        b, h, (start, stop), is_global = piece
-        seen = slice(start, stop) if key_mask_BT is None else start + np.flatnonzero(key_mask_BT[b, start:stop])
-        k_XF = np.concatenate([global_k_BHGF[b, h], k_BHTF[b, h, seen]])
-        v_XF = np.concatenate([global_v_BHGF[b, h], v_BHTF[b, h, seen]])
-        q_SF, found_SF = (
-            (global_q_BHGF[b, h], context_BHGF[b, h])
-            if is_global
-            else (q_BHTF[b, h, start:stop], context_BHTF[b, h, start:stop])
-        )
-        found_SF[:] = attend_many(q_SF, k_XF, v_XF)
-
-    heads = [(b, h) for b in range(B) for h in range(H)]
-    # The longest pieces first, so that no thread is left with one of them at the end.
-    pieces = [(b, h, everything, True) for b, h in heads]
-    pieces += [(b, h, block, False) for b, h in heads for block in slices]
-    for_each(pieces, work, threads)
-    return context_BHTF, context_BHGF
-
-
-def _like_heads(x_BHTF: np.ndarray) -> np.ndarray:
+def like_heads(x_BHTF: np.ndarray) -> np.ndarray:
+    """Make room for attended values whose heads lie side by side, so that merging them copies nothing."""
     B, H, T, F = x_BHTF.shape
     return np.empty((B, T, H, F), dtype=x_BHTF.dtype).swapaxes(1, 2)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pegasusx_numpy.attention import attention, global_local_attend
+from pegasusx_numpy.attention import attention
+from pegasusx_numpy.global_local import global_local_attend
 from pegasusx_numpy.products import ROWS, linear
 from pegasusx_numpy.threads import for_each, split
 from pegasusx_ref import embedding, feed_forward

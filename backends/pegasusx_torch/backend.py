@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pegasusx_ref.backend import Step
 from pegasusx_ref.errors import BackendError
 from pegasusx_ref.global_local import Slices
-from pegasusx_torch.attention import Streams, attend, global_local_attend
+from pegasusx_torch.attention import attend
+from pegasusx_torch.global_local import Streams, global_local_attend
 from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
 from pegasusx_torch.pieces import by_rows, roomy
