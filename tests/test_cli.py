@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,9 @@ def test_a_real_process_refuses_in_one_line(folder: Path, tmp_path: Path) -> Non
 def test_ctrl_c_ends_in_one_line_and_leaves_what_is_done(folder: Path, files: list[Path], summaries: list[str]) -> None:
     documents = map(str, files[:2] * 500)
     command = [sys.executable, "-m", "pegasusx_ref", "summarize", *documents, "--model", str(folder), *LIMIT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who runs the tests in the background ignores it
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heeded}
+    with subprocess.Popen(command, **pipes) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         done = [running.stdout.readline().decode() for _ in range(2)]
