@@ -21,7 +21,6 @@ import numpy as np
 import pegasusx_torch.attention
 import pegasusx_torch.backend
 import pegasusx_torch.global_local
-import pegasusx_torch.pieces
 import pegasusx_torch.products
 from pegasusx_numpy import NumpyBackend
 
@@ -29,7 +28,7 @@ from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_b
 from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.weights import random_weights
 
-TOKENS, STEPS = 4096, 16
+STEPS = 16
 NEVER = 10**12
 ENCODER = PegasusXConfig.preset("large", encoder_layers=2, decoder_layers=0, vocab_size=2000)
 DECODER = PegasusXConfig.preset("large", encoder_layers=1)
@@ -53,12 +52,11 @@ def numpy_way(name: str, work: str, *operations: str) -> Way:
 
 torch_attention, torch_backend = pegasusx_torch.attention, pegasusx_torch.backend.TorchBackend
 torch_core = pegasusx_torch.global_local
-torch_pieces, torch_products = pegasusx_torch.pieces, pegasusx_torch.products
+torch_products = pegasusx_torch.products
 WAYS = (
     numpy_way("all of it", "encoder", "by_rows", "linear", "linear_wide", "global_local_attention", "activation"),
     numpy_way("heads and blocks on threads", "encoder", "global_local_attention"),
     numpy_way("rows on threads", "encoder", "by_rows", "linear", "linear_wide"),
-    numpy_way("LayerNorm in place", "encoder", "layer_norm"),
     numpy_way("activations on threads", "encoder", "activation"),
     numpy_way("all of it", "1", "linear", "linear_wide", "attention", "contiguous"),
     numpy_way("keys laid out by heads", "1", "contiguous"),
@@ -66,8 +64,7 @@ WAYS = (
     numpy_way("weights in small matrices", "8", "linear", "linear_wide"),
     numpy_way("keys in small matrices", "8", "attention"),
     numpy_way("keys laid out by heads", "8", "contiguous"),
-    Way("some tokens at a time", "torch", "float32", "encoder", ((torch_pieces, "ROWS", NEVER),)),
-    Way("large pages", "torch", "float32", "encoder", ((torch_pieces, "LARGE", NEVER),)),
+    Way("some tokens at a time", "torch", "float32", "encoder", ((pegasusx_torch.backend, "ROWS", NEVER),)),
     Way("oneDNN instead of MKL", "torch", "float32", "encoder", ((torch_products, "IS_MKL_SLOW", False),)),
     Way("NumPy's core instead of MKL's", "torch", "float32", "encoder", ((torch_core, "IS_MKL_SLOW", False),)),
     Way("attention by heads", "torch", "bfloat16", "encoder", ((torch_attention, "HAS_BFLOAT16_PRODUCTS", False),)),
@@ -93,30 +90,30 @@ def switched_off(way: Way) -> Iterator[None]:
             each.stop()
 
 
-def encoder_seconds(model: PegasusXForConditionalGeneration) -> float:
+def encoder_seconds(model: PegasusXForConditionalGeneration, tokens: int) -> float:
     """Time the encoder over a text."""
-    ids = np.random.default_rng(0).integers(106, ENCODER.vocab_size, (1, TOKENS))
+    ids = np.random.default_rng(0).integers(106, ENCODER.vocab_size, (1, tokens))
     start = time.perf_counter()
     model.encode(ids)
     return time.perf_counter() - start
 
 
-def token_seconds(model: PegasusXForConditionalGeneration, beams: int) -> float:
+def token_seconds(model: PegasusXForConditionalGeneration, tokens: int, beams: int) -> float:
     """Time a token of a search, without those in which weights are packed."""
-    states = np.random.default_rng(0).standard_normal((1, TOKENS, DECODER.d_model), dtype=np.float32)
+    states = np.random.default_rng(0).standard_normal((1, tokens, DECODER.d_model), dtype=np.float32)
     times: list[float] = []
     with listen(lambda *_: times.append(time.perf_counter()), "lm_head"):
         model.generate(encoder_outputs=(states,), num_beams=beams, min_new_tokens=STEPS, max_new_tokens=STEPS)
     return float(np.median(np.diff(times)[6:]))
 
 
-def compare(way: Way, rounds: int) -> tuple[float, float]:
+def compare(way: Way, tokens: int, rounds: int) -> tuple[float, float]:
     """Give the median times without and with a way, each with a model of its own."""
     config = ENCODER if way.work == "encoder" else DECODER
     weights = random_weights(config, 0)
-    run: Callable[[Any], float] = (
-        encoder_seconds if way.work == "encoder" else partial(token_seconds, beams=int(way.work))
-    )
+    run: Callable[[Any], float] = partial(encoder_seconds, tokens=tokens)
+    if way.work != "encoder":
+        run = partial(token_seconds, tokens=tokens, beams=int(way.work))
     models = [
         PegasusXForConditionalGeneration(config, weights, get_backend(way.backend, "cpu", way.dtype)) for _ in "ab"
     ]
@@ -132,6 +129,7 @@ def compare(way: Way, rounds: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="ways to compare; all where none is named")
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--list", action="store_true", help="list the ways, and run nothing")
     args = parser.parse_args()
@@ -144,7 +142,7 @@ def main() -> None:
         if args.list:
             print(row)
             continue
-        without, with_it = compare(way, args.rounds)
+        without, with_it = compare(way, args.tokens, args.rounds)
         print(f"{row} {1e3 * without:.0f} ms | {1e3 * with_it:.0f} ms | {with_it / without:.2f} |", flush=True)
 
 

@@ -38,14 +38,13 @@ def _small_pieces() -> Iterator[None]:
                 patch.setattr(module, name, value)
         try:
             import pegasusx_torch.attention as attention
+            import pegasusx_torch.backend as backend
             import pegasusx_torch.global_local as global_local
-            import pegasusx_torch.pieces as pieces
             import pegasusx_torch.products as products
         except ImportError:
             pass
         else:
-            patch.setattr(pieces, "ROWS", 5)
-            patch.setattr(pieces, "LARGE", 64)
+            patch.setattr(backend, "ROWS", 5)
             patch.setattr(attention, "NUMBERS", 50)
             patch.setattr(global_local, "BLOCKS_AT_A_TIME", 2)
             patch.setattr(products, "LARGE", 0)

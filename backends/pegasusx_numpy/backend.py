@@ -45,15 +45,6 @@ class NumpyBackend(GoldenBackend):
         for_each(split(T, ROWS), work)
         return found_BTD
 
-    def layer_norm(self, x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> np.ndarray:
-        """Center once, and do the rest in place."""
-        normed_BTD: np.ndarray = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
-        variance_BT1 = np.vecdot(normed_BTD, normed_BTD)[..., None] / x_BTD.shape[-1]
-        normed_BTD *= 1 / np.sqrt(variance_BT1 + eps)
-        normed_BTD *= weight_D
-        normed_BTD += bias_D
-        return normed_BTD
-
     linear = staticmethod(linear)
     linear_wide = staticmethod(linear)
 

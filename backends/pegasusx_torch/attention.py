@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pegasusx_ref.tracing import tap, wanted
-from pegasusx_torch.pieces import roomy
 from pegasusx_torch.precision import bfloat16_operands
 from pegasusx_torch.products import HAS_BFLOAT16_PRODUCTS, IS_MKL_SLOW
 
@@ -81,4 +80,4 @@ def attend_unmasked(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor) -> Tensor:
 def like_heads(x_BHTF: Tensor) -> Tensor:
     """Make room for attended values whose heads lie side by side, so that merging them copies nothing."""
     B, H, T, F = x_BHTF.shape
-    return roomy((B, T, H, F), x_BHTF.dtype, x_BHTF.device).transpose(1, 2)
+    return x_BHTF.new_empty(B, T, H, F).transpose(1, 2)

@@ -18,7 +18,6 @@ from pegasusx_torch.attention import attend
 from pegasusx_torch.global_local import Streams, global_local_attend
 from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
-from pegasusx_torch.pieces import by_rows, roomy
 from pegasusx_torch.precision import exact_float32, wide_product
 from pegasusx_torch.products import Products
 from pegasusx_torch.ranking import best_first
@@ -32,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
+ROWS = 1024  # tokens of a piece on a CPU: so many that weights, which every piece reads again, cost little
 POSITIONS_AT_A_TIME = 2048  # positions are float64: a few rows at a time keep them out of the memory's peak
 
 
@@ -100,7 +100,7 @@ class TorchBackend:
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Make an uninitialized tensor."""
-        return roomy(shape, self._operand, self._device)
+        return torch.empty(shape, dtype=self._operand, device=self._device)
 
     def float32(self, array: Tensor | np.ndarray) -> Tensor:
         """Copy a tensor, or an array of the host."""
@@ -112,16 +112,19 @@ class TorchBackend:
         return F.embedding(ids_BT, table_VD).to(self._stream) * scale
 
     def contiguous(self, array: Tensor) -> Tensor:
-        if array.is_contiguous():
-            return array
-        return roomy(array.shape, array.dtype, array.device).copy_(array)
+        return array.contiguous()
 
     def by_rows(self, function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
-        return by_rows(function, x_BTD)
+        num_rows = x_BTD.numel() // x_BTD.shape[-1]
+        if x_BTD.device.type != "cpu" or num_rows <= ROWS:
+            return function(x_BTD)
+        x_rows = x_BTD.reshape(1, num_rows, x_BTD.shape[-1])
+        found_rows = torch.cat([function(some) for some in x_rows.split(ROWS, dim=1)], dim=1)
+        return found_rows.reshape(x_BTD.shape)
 
     def add_positions(self, x_BTD: Tensor, start: int) -> Tensor:
         _, T, D = x_BTD.shape
-        placed_BTD = roomy(x_BTD.shape, self._stream, x_BTD.device)
+        placed_BTD = torch.empty_like(x_BTD, dtype=self._stream)
         half = D // 2
         steps = torch.arange(half, dtype=torch.float64, device=self._device)
         frequencies = torch.exp(-math.log(10000.0) / (half - 1) * steps)
@@ -133,15 +136,9 @@ class TorchBackend:
         return placed_BTD
 
     def layer_norm(self, x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        def of_rows(x_BTD: Tensor) -> Tensor:
-            return F.layer_norm(x_BTD.to(self._stream), weight_D.shape, weight_D, bias_D, eps).to(self._operand)
-
-        return by_rows(of_rows, x_BTD)
+        return F.layer_norm(x_BTD.to(self._stream), weight_D.shape, weight_D, bias_D, eps).to(self._operand)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return by_rows(lambda rows: self._linear(rows, weight, bias), x)
-
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         with exact_float32(self.tf32):
             if self._operand is torch.float16 and x.device.type == "cpu":
                 return wide_product(x, weight, bias, self._products).to(self._operand)
@@ -150,13 +147,13 @@ class TorchBackend:
     def linear_wide(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self._operand not in HALVES:
             return self.linear(x, weight, bias)
-        return by_rows(lambda rows: wide_product(rows, weight, bias, self._products), x)
+        return wide_product(x, weight, bias, self._products)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATIONS[name](x)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.add(x.to(self._stream), y, out=roomy(x.shape, self._stream, x.device))
+        return x.to(self._stream) + y
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         with exact_float32(self.tf32):
