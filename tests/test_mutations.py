@@ -68,11 +68,8 @@ NUMPY_ATTENTION = {
     "sums of all heads": ("scores.sum(axis=-1, keepdims=True)", "scores.sum(keepdims=True)"),
 }
 NUMPY_PRODUCTS = {
-    "no bias where rows are many": ("y_rows[rows] += bias", "y_rows[rows] += 0 * bias"),
-    "no bias where rows are few": (
-        "y_rows[:, features] += bias[features]",
-        "y_rows[:, features] += 0 * bias[features]",
-    ),
+    "no bias": ("y_rows[:, features] += bias[features]", "y_rows[:, features] += 0 * bias[features]"),
+    "another thread's bias": ("+= bias[features]", "+= bias[: len(weight[features])]"),
     "the last features are lost": ("x_rows @ weight[whole:].T", "0 * (x_rows @ weight[whole:].T)"),
     "features mixed up": ("reshape(whole, num_rows).T", "reshape(num_rows, whole)"),
 }
@@ -120,6 +117,7 @@ def test_unbroken_it_agrees(backend: str) -> None:
 def test_a_broken_core_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = mutated("pegasusx_numpy", "global_local.py", *NUMPY_GLOBAL_LOCAL[mutation])
     monkeypatch.setattr(pegasusx_numpy.backend, "global_local_attend", module.global_local_attend)
+    monkeypatch.setattr(pegasusx_numpy.backend, "WORTH_SHARING", 0)
     assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
 
 
@@ -128,15 +126,16 @@ def test_broken_attention_of_numpy_is_caught(mutation: str, monkeypatch: pytest.
     module = mutated("pegasusx_numpy", "attention.py", *NUMPY_ATTENTION[mutation])
     vars(module).update(KEYS=4, QUERIES=7, LITTLE=0)
     monkeypatch.setattr(pegasusx_numpy.backend, "attention", module.attention)
+    monkeypatch.setattr(pegasusx_numpy.backend, "LITTLE", 0)
     assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
 
 
 @pytest.mark.parametrize("mutation", NUMPY_PRODUCTS)
 def test_a_broken_product_of_numpy_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = mutated("pegasusx_numpy", "products.py", *NUMPY_PRODUCTS[mutation])
-    vars(module).update(SMALL=2000)
-    for name in ("linear", "linear_wide"):
-        monkeypatch.setattr(pegasusx_numpy.NumpyBackend, name, staticmethod(module.linear))
+    vars(module).update(SMALL=2000, LARGE=0, WORTH_SHARING=0)
+    monkeypatch.setattr(pegasusx_numpy.backend, "linear", module.linear)
+    monkeypatch.setattr(pegasusx_numpy.backend, "LITTLE", 0)
     assert fails(pegasusx_numpy.NumpyBackend("cpu", "float64"))
 
 

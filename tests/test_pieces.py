@@ -24,8 +24,8 @@ from pegasusx_ref.weights import Weights, random_weights
 IN_PIECES = [each for each in EVERYTHING if each.values[0] in ("numpy", "torch")]
 SMALL: dict[Any, dict[str, int]] = {
     pegasusx_numpy.attention: {"QUERIES": 3, "LITTLE": 0, "KEYS": 4},
-    pegasusx_numpy.backend: {"ROWS": 5, "NUMBERS": 7},
-    pegasusx_numpy.products: {"ROWS": 5, "SMALL": 60},
+    pegasusx_numpy.backend: {"ROWS": 5, "NUMBERS": 7, "MANY": 7, "LITTLE": 0, "WORTH_SHARING": 0},
+    pegasusx_numpy.products: {"WORTH_SHARING": 0, "LARGE": 0, "SMALL": 60},
 }
 
 
@@ -218,9 +218,8 @@ def test_blas_gets_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 100])
 @pytest.mark.parametrize("most", [1, 4, 1000])
-@pytest.mark.parametrize("pieces_a_thread", [1, 4])
-def test_pieces_cover_a_length(length: int, most: int, pieces_a_thread: int) -> None:
-    pieces = pegasusx_numpy.threads.split(length, most, pieces_a_thread)
+def test_pieces_cover_a_length(length: int, most: int) -> None:
+    pieces = pegasusx_numpy.threads.split(length, most)
     assert [i for piece in pieces for i in range(length)[piece]] == list(range(length))
     assert all(piece.stop - piece.start <= most for piece in pieces)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pegasusx_numpy.threads import PIECES_A_THREAD, for_each, split
+from pegasusx_numpy.threads import for_each, split
 
 QUERIES = 512  # of a piece at the most: bounds its scores where blocks are large
 FEW = 32  # queries, as in decoding: reading the keys takes longer than multiplying them
@@ -31,7 +31,7 @@ def attention(
     elif B * L == 1 or H * L * k_BHXF.shape[2] * F <= LITTLE:
         heads = [slice(None)]
     else:
-        heads = split(H, H, PIECES_A_THREAD)
+        heads = split(H, H)
     pieces = [(b, some) for b in range(B) for some in heads]
     for_each(pieces, work)
     return context_BHLF

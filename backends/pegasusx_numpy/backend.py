@@ -6,14 +6,16 @@ import numpy as np
 
 from pegasusx_numpy.attention import attention
 from pegasusx_numpy.global_local import global_local_attend
-from pegasusx_numpy.products import ROWS, linear
-from pegasusx_numpy.threads import for_each, split
+from pegasusx_numpy.products import linear
+from pegasusx_numpy.threads import WORTH_SHARING, for_each, split
 from pegasusx_ref import embedding, feed_forward
 from pegasusx_ref.backend import GoldenBackend, is_core_traced
 from pegasusx_ref.global_local import Slices
 from pegasusx_ref.tracing import wanted
 
-NUMBERS = 2**16  # of a piece of an activation
+ROWS = 1024  # tokens of a piece at the most: so many that weights, which each piece reads again, cost little
+LITTLE = 2**20  # multiplications that cost less than the thought of how to do them faster
+MANY, NUMBERS = 2**20, 2**16  # of an activation that is cut up, and of each piece
 
 
 class NumpyBackend(GoldenBackend):
@@ -45,12 +47,16 @@ class NumpyBackend(GoldenBackend):
         for_each(split(T, ROWS), work)
         return found_BTD
 
-    linear = staticmethod(linear)
-    linear_wide = staticmethod(linear)
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        """Spread output features over the cores; the golden function where there is little to do."""
+        multiply = feed_forward.linear if x.size * len(weight) <= LITTLE else linear
+        return multiply(x, weight, bias)
+
+    linear_wide = linear
 
     def activation(self, x: np.ndarray, name: str) -> np.ndarray:
         """Take some numbers at a time, on all cores."""
-        if x.size <= NUMBERS:
+        if x.size <= MANY:
             return feed_forward.activation(x, name)
         flat, found = x.reshape(-1), np.empty(x.size, dtype=x.dtype)
 
@@ -68,8 +74,10 @@ class NumpyBackend(GoldenBackend):
     def attention(
         self, q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
     ) -> np.ndarray:
-        """Spread heads over the cores; the golden function where someone listens."""
-        attend = super().attention if any(map(wanted, ("scores", "probs", "context"))) else attention
+        """Spread heads over the cores; the golden function where someone listens, or where there is little to do."""
+        is_traced = any(map(wanted, ("scores", "probs", "context")))
+        is_little = q_BHLF.size * k_BHXF.shape[2] <= LITTLE
+        attend = super().attention if is_traced or is_little else attention
         return attend(q_BHLF, k_BHXF, v_BHXF, visible)
 
     def global_local_attention(
@@ -83,8 +91,9 @@ class NumpyBackend(GoldenBackend):
         key_mask_BT: np.ndarray | None,
         slices: Slices,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Spread heads and blocks over the cores; the golden function where someone listens."""
+        """Spread heads and blocks over the cores; the golden function where someone listens, or they are small."""
+        num_keys = global_k_BHGF.shape[2] + max(stop - start for start, stop in slices)
         arguments = (q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices)
-        if is_core_traced(slices):
+        if is_core_traced(slices) or q_BHTF.size * num_keys <= WORTH_SHARING:
             return super().global_local_attention(*arguments)
         return global_local_attend(*arguments)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from threadpoolctl import ThreadpoolController
 
 Piece = TypeVar("Piece")
-PIECES_A_THREAD = 4  # of what is soon done: a thread that comes late finds less left to do
+WORTH_SHARING = 2**26  # multiplications: fewer are done before threads have shared them
 _working = Lock()  # held by the one who works in pieces: the limit of BLAS is the whole process's
 
 
@@ -55,7 +55,9 @@ def for_each(pieces: Sequence[Piece], work: Callable[[Piece], None], most: int |
         work: calls NumPy for one of them.
         most: threads at the most, if not as many as BLAS may use.
     """
-    threads = min(len(pieces), number(), most or len(pieces))
+    threads = min(len(pieces), most or len(pieces))
+    if threads > 1:
+        threads = min(threads, number())
     if threads > 1 and _working.acquire(blocking=False):
         try:
             _spread(pieces, work, threads)
@@ -85,15 +87,14 @@ def _spread(pieces: Sequence[Piece], work: Callable[[Piece], None], threads: int
             raise error
 
 
-def split(length: int, most: int, pieces_a_thread: int = 1) -> list[slice]:
+def split(length: int, most: int) -> list[slice]:
     """Cut a length into pieces of about one size, as many for each thread.
 
     Args:
         length: 1 or more.
         most: of a piece.
-        pieces_a_thread: at the least.
     """
     threads = number()
-    num_pieces = max(-(-length // (most * threads)), pieces_a_thread) * threads
+    num_pieces = -(-length // (most * threads)) * threads
     size = -(-length // num_pieces)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
