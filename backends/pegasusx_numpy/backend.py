@@ -39,7 +39,10 @@ class NumpyBackend(GoldenBackend):
 
     def add_positions(self, x_BTD: np.ndarray, start: int) -> np.ndarray:
         """Take some hundred tokens at a time: positions are float64, several times as large as the tokens."""
-        T, found_BTD = x_BTD.shape[1], np.empty_like(x_BTD)
+        T = x_BTD.shape[1]
+        if T <= ROWS:
+            return embedding.add_positions(x_BTD, start)
+        found_BTD = np.empty_like(x_BTD)
 
         def work(some: slice) -> None:
             found_BTD[:, some] = embedding.add_positions(x_BTD[:, some], start + some.start)
