@@ -2,7 +2,7 @@
 
     python benchmarks/with_and_without.py --list
     python benchmarks/with_and_without.py                # about ten minutes on two cores
-    python benchmarks/with_and_without.py "large pages"
+    python benchmarks/with_and_without.py "packed weights"
 
 Models have the large shape, the encoder two layers of it. A way is switched off where the backend decides for it, by
 replacing a constant or an operation.
@@ -22,6 +22,7 @@ import pegasusx_torch.attention
 import pegasusx_torch.backend
 import pegasusx_torch.global_local
 import pegasusx_torch.products
+import torch
 from pegasusx_numpy import NumpyBackend
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend, listen
@@ -50,6 +51,12 @@ def numpy_way(name: str, work: str, *operations: str) -> Way:
     return Way(name, "numpy", "float32", work, golden)
 
 
+def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply a row as oneDNN does, with weights that are not packed."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
+
+
 torch_attention, torch_backend = pegasusx_torch.attention, pegasusx_torch.backend.TorchBackend
 torch_core = pegasusx_torch.global_local
 torch_products = pegasusx_torch.products
@@ -69,6 +76,7 @@ WAYS = (
     Way("NumPy's core instead of MKL's", "torch", "float32", "encoder", ((torch_core, "IS_MKL_SLOW", False),)),
     Way("attention by heads", "torch", "bfloat16", "encoder", ((torch_attention, "HAS_BFLOAT16_PRODUCTS", False),)),
     Way("oneDNN instead of MKL", "torch", "float32", "1", ((torch_products, "IS_MKL_SLOW", False),)),
+    Way("a row in small products", "torch", "float32", "1", ((torch_products, "row_times", by_onednn),)),
     Way("keys laid out by heads", "torch", "float32", "1", ((torch_backend, "contiguous", lambda self, x: x),)),
     Way("attention by heads", "torch", "bfloat16", "1", ((torch_attention, "is_faster_by_heads", lambda q: False),)),
     Way("packed weights", "torch", "bfloat16", "1", ((torch_products, "LARGE", NEVER),)),

@@ -119,7 +119,9 @@ class TorchBackend:
         if x_BTD.device.type != "cpu" or num_rows <= ROWS:
             return function(x_BTD)
         x_rows = x_BTD.reshape(1, num_rows, x_BTD.shape[-1])
-        found_rows = torch.cat([function(some) for some in x_rows.split(ROWS, dim=1)], dim=1)
+        found_rows = torch.empty_like(x_rows)
+        for some, found in zip(x_rows.split(ROWS, dim=1), found_rows.split(ROWS, dim=1), strict=True):
+            found[:] = function(some)
         return found_rows.reshape(x_BTD.shape)
 
     def add_positions(self, x_BTD: Tensor, start: int) -> Tensor:

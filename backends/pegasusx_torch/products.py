@@ -42,8 +42,12 @@ class Products:
         """
         if x.device.type != "cpu" or x.dtype not in FEW or weight.numel() < LARGE or not HAS_ONEDNN:
             return linear(x, weight, bias)
-        operand = self._packed_for(x, weight) if x.numel() // x.shape[-1] in FEW[x.dtype] else None
-        if operand is None and IS_MKL_SLOW and x.dtype == torch.float32:
+        num_rows = x.numel() // x.shape[-1]
+        is_slow = IS_MKL_SLOW and x.dtype == torch.float32
+        if num_rows == 1 and is_slow:
+            return row_times(x, weight, bias)
+        operand = self._packed_for(x, weight) if num_rows in FEW[x.dtype] else None
+        if operand is None and is_slow:
             operand = weight
         if operand is None:
             return linear(x, weight, bias)
@@ -59,3 +63,10 @@ class Products:
             self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         found: Tensor = self._packed[weight]
         return found
+
+
+def row_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply a single row, as so many small products: MKL gives them to all threads, a matrix and a vector to one."""
+    column = x.reshape(1, 1, -1).mT  # by its strides the transpose of a row: as a plain column it would take four times
+    found = torch.bmm(weight[:, None], column.expand(len(weight), -1, 1)).reshape(*x.shape[:-1], -1)
+    return found if bias is None else found.add_(bias)
