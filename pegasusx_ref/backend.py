@@ -152,7 +152,7 @@ class GoldenBackend:
         return array
 
     def float32(self, array: np.ndarray) -> np.ndarray:
-        """Copy an array; what `asarray` does to it before changes no float32."""
+        """Copy an array by way of `asarray`, which would round: backends that compute in halves replace this."""
         return self.asarray(array).astype(np.float32)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

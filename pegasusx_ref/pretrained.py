@@ -23,6 +23,7 @@ class Pretrained:
     Args:
         config: the model's configuration.
         tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype.
+            Those that are in the compute dtype already are not copied: they are not to be written into any more.
         ops: the backend; it keeps the weights in its compute dtype.
         generation_config: defaults of `generate`; those of the configuration where None.
     """

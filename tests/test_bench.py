@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -41,7 +42,7 @@ from pegasusx_ref.benchmarking import (
     work_of,
     write_results,
 )
-from pegasusx_ref.benchmarking.facts import differences
+from pegasusx_ref.benchmarking.facts import differences, digest_of_code
 from pegasusx_ref.benchmarking.processes import Repetition, WorkerError, WorkerProcess
 from pegasusx_ref.benchmarking.report import as_markdown
 from pegasusx_ref.benchmarking.table import duration, tables
@@ -52,6 +53,7 @@ from pegasusx_ref.benchmarking.tasks.load import checkpoint_of, reader_of
 from pegasusx_ref.benchmarking.timing import Clock, timed, waiter
 from pegasusx_ref.benchmarking.work import core_flops, encoder_flops, numbers_a_token
 from pegasusx_ref.cli import main
+from pegasusx_ref.cli.bench import ended_in_order
 from pegasusx_ref.global_local import block_slices
 
 FACTS: dict[str, Any] = {
@@ -418,24 +420,50 @@ def test_what_an_earlier_repetition_left_behind_hides_nothing() -> None:
     assert peak / MIB > 95
 
 
-def test_memory_on_a_gpu_is_that_of_the_library_s_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_on_a_gpu_is_what_the_library_s_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reserved with reserved: recorded graphs keep what they need there, and never say so again."""
     torch: Any = pytest.importorskip("torch")
-    state = {"now": 700, "peak": 5000}
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: state.update(peak=state["now"]))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: state["now"])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: state["peak"])
+    state = {"reserved": 900, "most": 900}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.update(reserved=700))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: state["reserved"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: state["most"])
     meter = memory.meter("transformers", "cuda:0")
+    state["most"] = 2100  # in the warm-up
     meter.start()
-    state["peak"] = max(state["peak"], 2100)
     assert meter.peak() == 1400
-    pool: Any = type("Pool", (), {"used_bytes": lambda _: 300, "total_bytes": lambda _: 1000})()
-    pool.free_all_blocks = lambda: None
+    held = {"bytes": 500}
+    pool: Any = type("Pool", (), {"total_bytes": lambda _: held["bytes"]})()
+    pool.free_all_blocks = lambda: held.update(bytes=300)
     cupy: Any = ModuleType("cupy")
     cupy.get_default_memory_pool = lambda: pool
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     meter = memory.meter("cupy", "cuda:0")
-    meter.start()
+    held["bytes"] = 1000
+    meter.start()  # empties nothing: filling the pool again would cost time
     assert meter.peak() == 700
+
+
+@pytest.mark.skipif(not memory.can_forget_peaks(), reason="memory is read from Linux's /proc")
+def test_what_a_library_keeps_from_its_first_use_on_counts() -> None:
+    """As a second copy of the weights, in an order that is faster to read."""
+    code = """
+import numpy as np
+from pegasusx_ref.benchmarking import worker
+def keeping(*_):
+    kept = []
+    def task(tokens):
+        if not kept:
+            kept.append(np.ones(48 * 2**20 // 8))
+        return 0.25
+    return task
+worker.task_of = keeping
+worker.main()
+"""
+    with process(code, wish(TINY, "numpy")) as worker:
+        for _ in range(2):
+            peak = worker.repeat().memory
+            assert peak is not None
+            assert 47 < peak / MIB < 70
 
 
 # --- ratios, shares, aims --------------------------------------------------------------------------------------------
@@ -541,6 +569,52 @@ def test_a_later_run_does_the_cases_that_are_missing(measuring: list[str], tmp_p
     assert not resumed(path, SETTINGS, FACTS, "a command", fresh=True).cases
 
 
+def test_what_has_changed_or_was_killed_is_measured_again(measuring: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    cases = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80, 160)]
+    results = results_of(*map(random_result, cases))
+    runs = [results.cases[case.name].runs for case in cases]
+    runs[0]["torch"].problem = "ended by SIGKILL, as systems do where memory runs out"
+    runs[1]["torch"].problem = "torch is not installed"  # and will not be
+    cases[2] = dataclasses.replace(cases[2], aims=(Aim("torch", "time", 0.5),))
+    again = [result.case for result in measured(cases, results, path, "cpu")]
+    assert again == [cases[0], cases[2]]
+    assert read_results(path).cases[cases[2].name].case.aims
+
+
+def test_where_nobody_runs_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bench.json"
+    none = CaseResult(TINY, {who: Run(problem=f"no {who} here") for who in ALL})
+    monkeypatch.setattr(running, "run_case", lambda *_: none)
+    with pytest.raises(InputError, match=r"nobody could run encoder-tiny-40 on cuda:0: .*; numpy: no numpy here"):
+        list(measured([TINY], results_of(), path, "cuda:0"))
+    assert not path.exists()
+
+
+def test_code_that_changes_under_a_run_ends_it(
+    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = iter(["before", "before", "after"])
+    monkeypatch.setattr(running, "digest_of_code", lambda: next(digests))
+    path = tmp_path / "bench.json"
+    cases = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80)]
+    with pytest.raises(InputError, match="the code has changed while encoder-tiny-80 was measured"):
+        list(measured(cases, results_of(), path, "cpu"))
+    assert list(read_results(path).cases) == ["encoder-tiny-40"]
+
+
+def test_a_file_without_cases_binds_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    write_results(path, results_of())
+    assert resumed(path, SETTINGS | {"device": "cuda:0"}, FACTS, "a command").settings["device"] == "cuda:0"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/bench\.json: cannot be written \(.+\): --out names another file"):
+        write_results(tmp_path / "file" / "bench.json", results_of(random_result(TINY)))
+
+
 @pytest.mark.parametrize(
     ("settings", "facts", "said"),
     [
@@ -565,6 +639,59 @@ def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None
     path.write_text(content)
     with pytest.raises(InputError, match=r"bench\.json: not a file of pegasusx-ref bench \(.+\): --fresh starts anew"):
         read_results(path)
+
+
+DAMAGES: dict[str, Any] = {
+    "no settings": lambda entries: entries["settings"].clear(),
+    "settings that are a list": lambda entries: entries.update(settings=[1]),
+    "no facts": lambda entries: entries["facts"].clear(),
+    "times that are words": lambda entries: entries["cases"]["encoder-tiny-40"]["runs"]["torch"].update(seconds="abc"),
+    "an unknown dtype": lambda entries: entries["cases"]["encoder-tiny-40"]["case"].update(dtype="int9"),
+    "an unknown model": lambda entries: entries["cases"]["encoder-tiny-40"]["case"].update(preset="huge"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    write_results(path, results_of(random_result(TINY)))
+    entries = json.loads(path.read_text())
+    DAMAGES[damage](entries)
+    path.write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"bench\.json: not a file of pegasusx-ref bench \(.+\): --fresh starts anew"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "counts"),
+    [
+        ("benchmarking/timing.py", True),
+        ("benchmarking/tasks/encoder.py", True),
+        ("study/costs.py", True),
+        ("encoder.py", True),
+        ("benchmarking/report.py", False),
+        ("cli/bench.py", False),
+        ("study/pictures/canvas.py", False),
+    ],
+)
+def test_the_digest_is_of_what_computes_and_measures(
+    part: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setitem(digest_of_code.__globals__, "find_spec", lambda _: spec)
+    digests = []
+    for content in ("a", "b"):
+        (tmp_path / part).write_text(content)
+        digests.append(digest_of_code())
+    assert (digests[0] != digests[1]) == counts
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "ONEDNN_MAX_CPU_ISA", "NPY_DISABLE_CPU_FEATURES"])
+def test_variables_that_steer_libraries_are_facts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = facts()
+    monkeypatch.setenv(name, "1")
+    assert differences(before, facts()) == [f"environment: {name}: None then, 1 now"]
 
 
 def test_facts_of_this_machine_do_not_change_from_moment_to_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,6 +793,14 @@ def test_the_picture_has_a_line_for_each_and_labels_that_do_not_touch(tmp_path: 
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
+def test_a_round_without_memory_is_left_out_of_the_picture() -> None:
+    pytest.importorskip("matplotlib")
+    results = suite_results("quick")
+    results.cases["encoder-base-256"].runs["numpy"].memory[0] = 0
+    _, memory_axes = plots.scaling(results).axes
+    assert memory_axes.get_ylim()[0] > 0
+
+
 def test_there_is_nothing_to_draw_of_one_length() -> None:
     with pytest.raises(InputError, match="encoder cases of one model at two lengths"):
         plots.scaling(results_of(random_result(TINY)))
@@ -702,7 +837,33 @@ def test_a_busy_machine_is_noted(measuring: list[str], tmp_path: Path, monkeypat
     monkeypatch.setattr("pegasusx_ref.cli.bench.busy_cores", lambda: 1.04)
     result = run("--suite", "quick", "--out", tmp_path / "bench.json", "--no-progress")
     assert result.exit_code == 0
-    assert result.stderr == "Note: others keep 1.0 of 2 cores busy: times will be long, and ratios uncertain\n"
+    noted = "Note: load of the last minute 1.0 on 2 cores: times may be long, and ratios uncertain\n"
+    assert result.stderr == noted
+
+
+def test_without_figures_of_this_package_the_exit_code_is_1(
+    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(case: Case, *_: Any) -> CaseResult:
+        result = random_result(case)
+        for who in set(result.runs) - {"machine"}:
+            result.runs[who] = Run(problem="it cannot be had here")
+        return result
+
+    monkeypatch.setattr(running, "run_case", pretend)
+    command = ("--suite", "quick", "--case", "load-tiny", "--out", tmp_path / "bench.json", "--no-progress")
+    result = run(*command)
+    assert (result.exit_code, result.stderr) == (1, "Error: no figures of this package: load-tiny\n")
+    assert "numpy: it cannot be had here (load-tiny)" in result.stdout
+    assert run(*command, "--show").exit_code == 0
+
+
+def test_a_command_that_is_terminated_ends_in_order(measuring: list[str]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, ended_in_order():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_ctrl_c_leaves_what_is_done(measuring: list[str], tmp_path: Path) -> None:
@@ -731,7 +892,10 @@ def test_the_list_names_cases_and_aims_and_runs_nothing(measuring: list[str]) ->
             ("--case", "encoder-large-17"),
             "--case 'encoder-large-17' is not in the suite 'cpu': choose from encoder",
         ),
-        (("--out", "nowhere/bench.json"), "--out nowhere/bench.json: No such file or directory"),
+        (("--out", "corrupt.json/bench.json"), "corrupt.json/bench.json: cannot be written (File exists): --out names"),
+        (("--device", "banana"), "--device 'banana' is no device: choose cpu, cuda:0, cuda:1, …"),
+        (("--case", "load-large", "--plot", "bench.png"), "nothing to draw: the picture takes encoder cases of one"),
+        (("--tokens", "40", "--plot", "bench.png"), "nothing to draw: the picture takes encoder cases of one model"),
         (("--show", "--out", "none.json"), "none.json: No such file or directory"),
         (("--show", "--out", "corrupt.json"), "corrupt.json: not a file of pegasusx-ref bench (JSONDecodeError: "),
         (("--out", "corrupt.json"), "--fresh starts anew, --out names another file"),

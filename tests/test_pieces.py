@@ -1,7 +1,10 @@
 """Backends of the CPU work in pieces: small tensors go their ways too where the pieces are made small."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, current_thread, get_ident
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.layers import feed_forward
 from pegasusx_ref.weights import Weights, random_weights
 
+needs_blas = pytest.mark.skipif(
+    not pegasusx_numpy.threads._blas().lib_controllers, reason="threadpoolctl does not know this NumPy's BLAS"
+)
 IN_PIECES = [each for each in EVERYTHING if each.values[0] in ("numpy", "torch")]
 SMALL: dict[Any, dict[str, int]] = {
     pegasusx_numpy.attention: {"QUERIES": 3, "LITTLE": 0, "KEYS": 4},
@@ -180,6 +186,68 @@ def test_threads_share_the_pieces_and_pass_errors_on() -> None:
         pegasusx_numpy.threads.for_each([7], fail)
 
 
+@pytest.mark.parametrize("where", ["here", "in another thread"])
+def test_after_an_error_nothing_more_is_begun(where: str) -> None:
+    here, both_are_at_work, begun = current_thread(), Barrier(2), []
+
+    def work(piece: int) -> None:
+        begun.append(piece)
+        if piece < 2:
+            both_are_at_work.wait(20)
+            if (current_thread() is here) == (where == "here"):
+                raise KeyboardInterrupt if where == "here" else ValueError("piece")
+            time.sleep(0.3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pegasusx_numpy.threads, "number", lambda: 2)
+        with pytest.raises(KeyboardInterrupt if where == "here" else ValueError):
+            pegasusx_numpy.threads.for_each(range(50), work)
+    assert sorted(begun) == [0, 1]
+
+
+@needs_blas
+def test_an_interrupt_while_others_finish_waits_for_them() -> None:
+    """Ctrl-C, and again: BLAS has its threads back, and nobody is left at work."""
+    threads, done = pegasusx_numpy.threads, []
+    blas = threads._blas().lib_controllers[0]
+    before = blas.num_threads
+    main_thread, both_are_at_work = get_ident(), Barrier(2)
+
+    def work(piece: int) -> None:
+        both_are_at_work.wait(20)
+        if get_ident() == main_thread:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        time.sleep(0.2)
+        done.append(piece)
+
+    if not hasattr(signal, "pthread_kill"):
+        pytest.skip("no signals to threads here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "number", lambda: 2)
+        with pytest.raises(KeyboardInterrupt):
+            threads.for_each(range(2), work)
+    assert len(done) == 1
+    assert blas.num_threads == before
+
+
+def test_threads_have_the_settings_of_the_one_who_calls() -> None:
+    both_are_at_work = Barrier(2)
+    here, errors = current_thread(), []
+
+    def work(piece: int) -> None:
+        both_are_at_work.wait(20)
+        if current_thread() is not here:
+            errors.append(np.geterr()["over"])
+
+    with pytest.MonkeyPatch.context() as patch, np.errstate(over="raise"):
+        patch.setattr(pegasusx_numpy.threads, "number", lambda: 2)
+        pegasusx_numpy.threads.for_each(range(2), work)
+    assert errors == ["raise"]
+
+
+@needs_blas
 def test_blas_gets_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where two threads of the user's work in pieces at the same time, and one begins or ends within the other."""
     threads = pegasusx_numpy.threads
@@ -226,8 +294,6 @@ def test_pieces_cover_a_length(length: int, most: int) -> None:
 
 def test_a_child_process_has_threads_of_its_own() -> None:
     """After a fork the parent's threads are gone: work that waited for them would never end."""
-    import os
-
     if not hasattr(os, "fork"):
         pytest.skip("no fork here")
 
@@ -243,6 +309,39 @@ def test_a_child_process_has_threads_of_its_own() -> None:
         os._exit(meet())
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 3
+
+
+@needs_blas
+def test_a_child_process_of_one_at_work_has_blas_s_threads() -> None:
+    """The limit that the parent works under is lifted there by the parent's threads, which the child does not have."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    blas = pegasusx_numpy.threads._blas().lib_controllers[0]
+    before = blas.num_threads
+    at_work, forked, seen = Event(), Event(), []
+
+    def fork() -> None:
+        at_work.wait(20)
+        child = os.fork()
+        if child == 0:
+            os._exit(blas.num_threads)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        forked.set()
+
+    def work(piece: int) -> None:
+        at_work.set()
+        forked.wait(20)
+        seen.append(blas.num_threads)
+
+    forking = Thread(target=fork)
+    try:
+        blas.set_num_threads(2)
+        forking.start()
+        pegasusx_numpy.threads.for_each(range(2), work)
+        forking.join()
+    finally:
+        blas.set_num_threads(before)
+    assert seen == [2, 1, 1]
 
 
 def test_the_golden_backend_works_on_whole_tensors() -> None:

@@ -19,10 +19,14 @@ def drawn(seed: int, *shape: int, dtype: Any) -> Any:
 
 
 @needs_onednn
+@pytest.mark.parametrize("is_slow", [False, True], ids=["Intel", "others"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 16, 32, 33])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
-def test_packed_products_agree(rows: int, has_bias: bool, dtype: Any) -> None:
+def test_packed_products_agree(
+    rows: int, has_bias: bool, dtype: Any, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "IS_MKL_SLOW", is_slow)
     weight, bias = drawn(1, 300, 400, dtype=dtype), drawn(2, 300, dtype=dtype) if has_bias else None
     packed = products.Products()
     for call in range(products.PATIENCE + 3):
@@ -48,6 +52,20 @@ def test_only_what_is_met_again_and_again_is_packed() -> None:
         for _ in range(products.PATIENCE + 2):
             packed.linear(drawn(1, 8, 400, dtype=other.dtype), other, None)
     assert len(packed._packed) == 1  # small, or in a dtype that it does not serve
+
+
+@needs_onednn
+@pytest.mark.parametrize("inference", [False, True])
+def test_weights_that_are_written_into_are_packed_again(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
+        x = drawn(1, 8, 400, dtype=torch.float32)
+        for _ in range(products.PATIENCE + 1):
+            packed.linear(x, weight, None)
+        assert len(packed._packed) == 1
+        if not inference:  # torch counts nothing there
+            weight.mul_(2)
+        assert torch.allclose(packed.linear(x, weight, None), x @ weight.T, rtol=1e-5, atol=1e-4)
 
 
 @needs_onednn

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pegasusx_ref.tracing import tap, wanted
-from pegasusx_torch.precision import bfloat16_operands
-from pegasusx_torch.products import HAS_BFLOAT16_PRODUCTS, IS_MKL_SLOW
+from pegasusx_torch.products import HAS_BFLOAT16_PRODUCTS, IS_MKL_SLOW, product
 
 NUMBERS = 2**21  # scores, or numbers of keys, that attention by heads has at a time: they stay in the cache
 # Queries: so few scores that two plain products are faster on a CPU than the fused kernel.
@@ -55,17 +54,42 @@ def is_faster_by_heads(q_BHLF: Tensor) -> bool:
 
 
 def attend_by_heads(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
-    """Compute attention step by step for some heads at a time: halves become float32 in the cache, not in memory."""
+    """Compute attention step by step for some heads at a time: what is float32 of it stays in the cache."""
+    compute = attend_one_query if q_BHLF.shape[2] == 1 else attend_many_queries
+    return compute(q_BHLF, k_BHXF, v_BHXF, visible)
+
+
+def attend_one_query(q_BH1F: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
+    """Let a single query attend: keys and values of some heads become float32 for plain products."""
     B, H, X, F = k_BHXF.shape
-    at_a_time = max(NUMBERS // (B * X * max(F, q_BHLF.shape[2])), 1)
+    at_a_time = max(NUMBERS // (B * X * F), 1)
+    context_BH1F = like_heads(q_BH1F)
+    for first in range(0, H, at_a_time):
+        heads = slice(first, first + at_a_time)
+        scores = (q_BH1F[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
+        if visible is not None:
+            scores.masked_fill_(~visible[:, None], torch.finfo(scores.dtype).min)
+        context_BH1F[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
+    return context_BH1F
+
+
+def attend_many_queries(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
+    """Let many queries attend: the scores are float32, and their softmax is rounded, as in fused kernels."""
+    B, H, X, F = k_BHXF.shape
+    L = q_BHLF.shape[2]
     context_BHLF = like_heads(q_BHLF)
-    with bfloat16_operands(q_BHLF.dtype == torch.bfloat16 and HAS_BFLOAT16_PRODUCTS):
-        for first in range(0, H, at_a_time):
-            heads = slice(first, first + at_a_time)
-            scores = (q_BHLF[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
-            if visible is not None:
-                scores.masked_fill_(~visible[:, None], torch.finfo(scores.dtype).min)
-            context_BHLF[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
+    hidden = None if visible is None else (~visible).expand(B, -1, -1)
+    probs = q_BHLF.new_empty(min(max(NUMBERS // (L * X), 1), H), L, X)
+    for b in range(B):
+        for first in range(0, H, len(probs)):
+            heads = range(first, min(first + len(probs), H))
+            for probs_LX, h in zip(probs, heads, strict=False):
+                scores_LX = product(q_BHLF[b, h].float() * F**-0.5, k_BHXF[b, h].float())
+                if hidden is not None:
+                    scores_LX.masked_fill_(hidden[b], torch.finfo(scores_LX.dtype).min)
+                probs_LX.copy_(scores_LX.softmax(dim=1))
+            some = slice(heads.start, heads.stop)
+            context_BHLF[b, some] = probs[: len(heads)] @ v_BHXF[b, some]
     return context_BHLF
 
 

@@ -69,7 +69,7 @@ def global_local_attend(
 
 
 def _by_numpy(streams: Streams, key_mask_BT: Tensor | None, slices: Slices) -> tuple[Tensor, Tensor]:
-    """Let NumPy's backend compute on the same memory: its BLAS is at home on every CPU."""
+    """Let NumPy's backend compute on the same memory, on torch's threads, or BLAS's where these are fewer."""
     mask = None if key_mask_BT is None else key_mask_BT.numpy()
     arrays = {name: x.numpy() for name, x in streams._asdict().items()}
     threads = torch.get_num_threads()

@@ -25,21 +25,6 @@ def exact_float32(tf32: bool) -> Iterator[None]:
         settings.allow_tf32 = before
 
 
-@contextmanager
-def bfloat16_operands(wished: bool) -> Iterator[None]:
-    """Let oneDNN round float32 operands to bfloat16 inside the block, where they come from there; sums are float32."""
-    if not wished:
-        yield
-        return
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> Tensor:
     """Multiply halves and give the float32 sum, where rounding it to a half would overflow or lose digits.
 

@@ -20,9 +20,7 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # nothing where torch does not say
 IS_MKL_SLOW = bool(CPU.get("avx512_f")) and "Intel" not in str(CPU.get("cpu_name", "Intel"))
 # Products of bfloat16, but no tiles (AMX): torch's fused attention then takes float32 ones.
-HAS_BFLOAT16_PRODUCTS = (
-    HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not CPU.get("amx_bf16") and hasattr(torch.backends.mkldnn, "matmul")
-)
+HAS_BFLOAT16_PRODUCTS = HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not CPU.get("amx_bf16")
 
 
 class Products:
@@ -51,18 +49,25 @@ class Products:
             operand = weight
         if operand is None:
             return linear(x, weight, bias)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, operand, bias, "none", [], "")
-        return found
+        return product(x, operand, bias)
 
     def _packed_for(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        if weight not in self._packed:
+        writes = 0 if weight.is_inference() else weight._version  # torch counts what is written into a tensor
+        packed, writes_then = self._packed.get(weight, (None, 0))
+        if packed is None or writes != writes_then:
             self._calls[weight] = self._calls.get(weight, 0) + 1
             if self._calls[weight] <= PATIENCE:
                 return None
-            rows = x.numel() // x.shape[-1]
-            self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        found: Tensor = self._packed[weight]
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
+            self._packed[weight] = packed, writes
+        found: Tensor = packed
         return found
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply as `torch.nn.functional.linear` does, by oneDNN; the weight may be packed."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
 
 
 def row_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

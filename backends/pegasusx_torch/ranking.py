@@ -10,7 +10,7 @@ def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Compute `pegasusx_ref.ranking.best_first`, in the same way: shapes are fixed, so nothing waits for the device.
 
     Args:
-        scores: (B, n).
+        scores: (B, n), no NaN among them.
         count: how many.
     """
     num_runs = scores.shape[1] // RUN

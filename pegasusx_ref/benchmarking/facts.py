@@ -13,8 +13,12 @@ import pegasusx_ref
 from pegasusx_ref.benchmarking.processes import WorkerError, WorkerProcess
 
 PACKAGES = ("numpy", "scipy", "torch", "transformers", "cupy-cuda12x", "cupy-cuda13x")
-STEERING = ("OPENBLAS_", "OMP_", "MKL_", "GOMP_", "KMP_", "BLIS_", "PYTORCH_", "CUDA_", "CUPY_", "NVIDIA_TF32")
-MEASURING = ("benchmarking", "cli", "demo", "reports", "spec", "study", "verification")  # parts that compute no model
+STEERING = (
+    *("OPENBLAS_", "OMP_", "MKL_", "GOMP_", "KMP_", "BLIS_", "ONEDNN_", "DNNL_", "ATEN_", "NPY_", "NUMPY_"),
+    *("PYTORCH_", "TORCH_", "CUDA_", "CUPY_", "NVIDIA_TF32", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"),
+)
+ASIDE = ("cli", "demo", "reports", "spec", "verification", "study/explore", "study/pictures")  # no figure hangs on them
+PRESENTING = tuple(f"benchmarking/{name}.py" for name in ("comparing", "plots", "report", "storing", "table"))
 
 
 def facts() -> dict[str, Any]:
@@ -54,7 +58,7 @@ def cores() -> int:
 
 
 def busy_cores() -> float:
-    """Give how many programs wanted to run at a time during the last minute; 0 where the system does not say."""
+    """Give the load of the last minute: how many programs wanted to run at a time; 0 where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -111,13 +115,13 @@ def blas() -> list[str]:
 
 
 def digest_of_code() -> str:
-    """Make a short digest of the code that computes models: a changed version is another one, whatever its number."""
+    """Make a short digest of the code that computes and measures: changed, it is another one, whatever its version."""
     digest = hashlib.sha256()
     for package in ("pegasusx_ref", "pegasusx_numpy", "pegasusx_torch", "pegasusx_cupy"):
         spec = find_spec(package)
         for folder in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
             for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cu")]):
-                if path.relative_to(folder).parts[0] not in MEASURING:
+                if not path.relative_to(folder).as_posix().startswith((*ASIDE, *PRESENTING)):
                     digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

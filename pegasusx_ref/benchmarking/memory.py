@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work above what was there before it: weights, libraries."""
+"""Peak memory of work above what was there before it: weights, libraries."""
 
 import ctypes
 import gc
@@ -15,7 +15,8 @@ class Meter(NamedTuple):
 
     Attributes:
         start: forgets earlier peaks.
-        peak: gives the bytes at the peak since then, above what was there before; None where nobody knows.
+        peak: gives the bytes at the peak since then, above what was there when the meter was made; None where nobody
+            knows.
     """
 
     start: Callable[[], Any]
@@ -40,6 +41,8 @@ def process_meter() -> Meter:
     The least that was ever resident before the work counts as what was there: what an earlier repetition has left
     behind is not to hide what this one takes.
     """
+    gc.collect()
+    give_back()
     before = resident("VmRSS")
 
     def start() -> None:
@@ -74,30 +77,21 @@ def give_back() -> None:
 
 
 def torch_meter(device: str) -> Meter:
-    """Measure torch's tensors on a CUDA device."""
+    """Measure what torch's pool holds of a CUDA device at its peak, recorded graphs included."""
     import torch
 
-    before = 0
-
-    def start() -> None:
-        nonlocal before
-        gc.collect()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-
-    return Meter(start, lambda: int(torch.cuda.max_memory_allocated(device)) - before)
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = int(torch.cuda.memory_reserved(device))
+    return Meter(lambda: None, lambda: int(torch.cuda.max_memory_reserved(device)) - before)
 
 
 def cupy_meter() -> Meter:
-    """Measure CuPy's pool, which only grows while work goes on."""
+    """Measure what CuPy's pool holds, which only grows while nobody empties it."""
     import cupy
 
-    pool, before = cupy.get_default_memory_pool(), 0
-
-    def start() -> None:
-        nonlocal before
-        gc.collect()
-        pool.free_all_blocks()
-        before = pool.used_bytes()
-
-    return Meter(start, lambda: int(pool.total_bytes()) - before)
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    pool.free_all_blocks()
+    before = int(pool.total_bytes())
+    return Meter(lambda: None, lambda: int(pool.total_bytes()) - before)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pegasusx_ref.benchmarking.cases import MACHINE, OURS, THEIRS
+from pegasusx_ref.benchmarking.cases import MACHINE, OURS, THEIRS, Case
 from pegasusx_ref.benchmarking.comparing import figures, median, ratio
 from pegasusx_ref.benchmarking.results import CaseResult, Results
 from pegasusx_ref.benchmarking.table import duration, fraction
@@ -36,9 +36,8 @@ def scaling(results: Results) -> Figure:
         InputError: no model was measured at two lengths.
         ExtraError: matplotlib is not installed.
     """
+    check_drawable(result.case for result in results.cases.values())
     series = longest_series(results)
-    if len(series) < 2:
-        raise InputError("nothing to draw: the picture takes encoder cases of one model at two lengths or more")
     case = series[0].case
     figure = new_figure(11, 4.4)
     left, right = new_axes(figure, 121), new_axes(figure, 122)
@@ -47,6 +46,20 @@ def scaling(results: Results) -> Figure:
     title(right, f"Its peak memory above the weights (ratio to {case.reference})")
     draw(right, series, "memory", binary_ticks, lambda peak: size(round(peak)))
     return figure
+
+
+def check_drawable(cases: Iterable[Case]) -> None:
+    """Refuse cases that make no line.
+
+    Raises:
+        InputError: no model is among them at two lengths.
+    """
+    lengths: dict[tuple[str, str], set[int]] = {}
+    for case in cases:
+        if case.kind == "encoder":
+            lengths.setdefault((case.preset, case.dtype), set()).add(case.tokens)
+    if max(map(len, lengths.values()), default=0) < 2:
+        raise InputError("nothing to draw: the picture takes encoder cases of one model at two lengths or more")
 
 
 def longest_series(results: Results) -> list[CaseResult]:
@@ -82,7 +95,7 @@ def draw(
         if not here:
             continue
         x = [result.case.tokens for result in here]
-        rounds = [figures(result.runs[who], figure) for result in here]
+        rounds = [[value for value in figures(result.runs[who], figure) if value > 0] for result in here]
         middle = [median(result.runs[who], figure) or 0.0 for result in here]
         bars = [[m - min(r) for m, r in zip(middle, rounds, strict=True)]]
         bars.append([max(r) - m for m, r in zip(middle, rounds, strict=True)])

@@ -9,6 +9,8 @@ import tempfile
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from pegasusx_ref.benchmarking.results import KILLED
+
 COMMAND = (sys.executable, "-P", "-m", "pegasusx_ref.benchmarking.worker")
 
 
@@ -89,7 +91,7 @@ class WorkerProcess:
         code = self._process.wait()
         if code < 0:
             name = signal.Signals(-code).name
-            return f"ended by {name}" + (", as systems do where memory runs out" if name == "SIGKILL" else "")
+            return f"{KILLED}{name}" + (", as systems do where memory runs out" if name == "SIGKILL" else "")
         self._stderr.seek(0)
         said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         return f"ended with exit code {code}" + (f": {said[-1]}" if said else "")

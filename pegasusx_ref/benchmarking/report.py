@@ -31,13 +31,15 @@ def heading(results: Results) -> list[str]:
     """Say what was measured, when, on which machine and with which versions."""
     settings, machine = results.settings, results.facts["machine"]
     versions = {name: version for name, version in results.facts["versions"].items() if " " not in name}
-    described = [machine["cpu"], f"{machine['cores']} cores", f"{machine['memory_gib']} GiB", machine["gpu"]]
+    memory = machine["memory_gib"] and f"{machine['memory_gib']} GiB"
+    described = [machine["cpu"], f"{machine['cores']} cores", memory, machine["gpu"]]
     torch = [f"torch for {results.facts['torch']['cpu_capability']}"] if results.facts["torch"] else []
     steering = [f"{name}={value}" for name, value in results.facts["environment"].items()]
+    libraries = "; ".join([*results.facts["blas"], *torch, *steering])
     return [
         f"Suite {settings['suite']} on {settings['device']}, {results.date}: {', '.join(filter(None, described))}.",
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
-        f"{'; '.join([*results.facts['blas'], *torch, *steering])}.",
+        *([f"{libraries}."] if libraries else []),
     ]
 
 

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from pegasusx_ref.benchmarking.cases import Case
 
+KILLED = "ended by "  # how the problem of a process begins that a signal has ended
+
 
 @dataclass
 class Run:
@@ -28,6 +30,11 @@ class CaseResult:
 
     case: Case
     runs: dict[str, Run]
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether a signal ended somebody, as where memory runs out: another time it may go well."""
+        return any((run.problem or "").startswith(KILLED) for run in self.runs.values())
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any]) -> Self:

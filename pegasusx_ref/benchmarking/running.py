@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pegasusx_ref.benchmarking.cases import Case
+from pegasusx_ref.benchmarking.facts import digest_of_code
 from pegasusx_ref.benchmarking.processes import WorkerError, WorkerProcess
 from pegasusx_ref.benchmarking.results import CaseResult, Results, Run
 from pegasusx_ref.benchmarking.storing import write_results
 from pegasusx_ref.benchmarking.tasks.load import checkpoint_of
+from pegasusx_ref.errors import InputError
 
 MANY, FEW = 5, 3  # rounds: so many, or few where a repetition takes LONG
 LONG = 20.0  # seconds
@@ -29,7 +31,7 @@ def measured(
     rounds: int | None = None,
     watch: Watch = lambda *_: None,
 ) -> Iterator[CaseResult]:
-    """Measure the cases that a file does not have yet, and write the file after each.
+    """Measure the cases that a file does not have yet, or only cut short, and write the file after each.
 
     Args:
         cases: what is to be measured.
@@ -41,11 +43,21 @@ def measured(
 
     Returns:
         An iterator over the results, each once it is in the file.
+
+    Raises:
+        InputError: nobody could run, the code has changed meanwhile, or the file cannot be written.
     """
+    code = digest_of_code()
     for case in cases:
-        if case.name in results.cases:
+        known = results.cases.get(case.name)
+        if known is not None and known.case == case and not known.is_cut_short:
             continue
         result = run_case(case, device, rounds, watch)
+        if not any(run.seconds for run in result.runs.values()):
+            why = "; ".join(f"{who}: {run.problem}" for who, run in result.runs.items())
+            raise InputError(f"nobody could run {case.name} on {device}: {why}")
+        if digest_of_code() != code:
+            raise InputError(f"the code has changed while {case.name} was measured: start again when it is at rest")
         results.cases[case.name] = result
         write_results(path, results)
         yield result
@@ -95,7 +107,7 @@ def run_case(
                 runs[name].seconds.append(seconds)
                 runs[name].memory.append(memory)
             done += 1
-            wanted = rounds or (FEW if slowest > LONG else MANY)
+            wanted = rounds or (FEW if slowest > LONG and done <= FEW else wanted)
     return CaseResult(case, runs)
 
 

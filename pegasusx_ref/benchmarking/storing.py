@@ -7,8 +7,9 @@ from typing import Any
 
 from pegasusx_ref.benchmarking.comparing import summary
 from pegasusx_ref.benchmarking.facts import differences
+from pegasusx_ref.benchmarking.report import report
 from pegasusx_ref.benchmarking.results import CaseResult, Results
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, PegasusXError
 from pegasusx_ref.files import replacing
 
 FORMAT = 1
@@ -16,10 +17,17 @@ REMEDY = "--fresh starts anew, --out names another file"
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write a file, with what follows from the repetitions beside them; at no time is there half of one."""
+    """Write a file, with what follows from the repetitions beside them; at no time is there half of one.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     entries = {"format": FORMAT} | dataclasses.asdict(results) | {"summary": summary(results)}
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}): --out names another file") from None
 
 
 def read_results(path: Path) -> Results:
@@ -34,10 +42,12 @@ def read_results(path: Path) -> Results:
             raise ValueError("another format")
         entries.pop("summary")
         cases = {name: CaseResult.from_dict(result) for name, result in entries.pop("cases").items()}
-        return Results(cases=cases, **entries)
+        results = Results(cases=cases, **entries)
+        report(results)  # whatever it needs is there
+        return results
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, PegasusXError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: not a file of pegasusx-ref bench ({what}): {REMEDY}") from None
 
@@ -58,6 +68,8 @@ def resumed(path: Path, settings: dict[str, Any], facts: dict[str, Any], command
     if fresh or not path.exists():
         return Results(settings, facts, command)
     results = read_results(path)
+    if not results.cases and not results.extra:
+        return Results(settings, facts, command)
     if changed := [*differences(results.settings, settings), *differences(results.facts, facts)]:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"{path} was measured otherwise ({'; '.join(changed[:3])}{more}): {REMEDY}")

@@ -50,10 +50,11 @@ def made_ready(wish: dict[str, Any]) -> tuple[Case, Task, Meter]:
     """Build and warm up what is wished for: "case", "implementation", "device", "folder"."""
     case, implementation, device = Case.from_dict(wish["case"]), wish["implementation"], wish["device"]
     task = task_of(case, implementation, device, wish["folder"])
+    # From here on: a second copy of the weights, as a library may make one at its first use, is part of what it takes.
+    memory = Meter(lambda: None, lambda: None) if implementation == MACHINE else meter(implementation, device)
     # On a GPU it is quick, and what it sets up does depend on the length.
     task(case.tokens if device.startswith("cuda") else min(case.tokens, WARM_UP_TOKENS))
-    unknown = Meter(lambda: None, lambda: None)
-    return case, task, unknown if implementation == MACHINE else meter(implementation, device)
+    return case, task, memory
 
 
 def described(error: BaseException) -> str:

@@ -1,19 +1,23 @@
 """``pegasusx-ref bench``: time and memory beside transformers' and the machine's limit, in one run."""
 
+import re
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pegasusx_ref.benchmarking import facts, measured
-from pegasusx_ref.benchmarking.cases import PRESET_NAMES, Case
+from pegasusx_ref.benchmarking.cases import OURS, PRESET_NAMES, Case
 from pegasusx_ref.benchmarking.facts import busy_cores, cores
-from pegasusx_ref.benchmarking.plots import scaling
+from pegasusx_ref.benchmarking.plots import check_drawable, scaling
 from pegasusx_ref.benchmarking.report import as_markdown, case_table, line_of, report
 from pegasusx_ref.benchmarking.results import Results
-from pegasusx_ref.benchmarking.storing import read_results, resumed
+from pegasusx_ref.benchmarking.storing import read_results, resumed, write_results
 from pegasusx_ref.benchmarking.suites import DEVICES, SUITES, resized
 from pegasusx_ref.cli.messages import UsageError, note, plainly
 from pegasusx_ref.cli.options import progress_option
@@ -27,11 +31,18 @@ MOST_BUSY = 0.25  # of the cores: above that a measurement of all of them is dis
 FILE: Any = click.Path(path_type=Path, dir_okay=False)
 
 
+def a_device(_context: click.Context, _option: click.Parameter, device: str | None) -> str | None:
+    """Refuse what is the name of no device; whether it is there the libraries say."""
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device {device!r} is no device: choose cpu, cuda:0, cuda:1, …")
+    return device
+
+
 @click.command("bench")
 @click.option("--suite", default="cpu", show_default=True, type=click.Choice(list(SUITES)), help="Which cases.")
 @click.option("--case", "names", multiple=True, metavar="NAME", help="One of the suite's cases; may be repeated.")
 @click.option("--list", "only_list", is_flag=True, help="List the suite's cases with their aims, and run nothing.")
-@click.option("--device", help="Where: cpu, cuda:0, ….  [default: the suite's]")
+@click.option("--device", callback=a_device, help="Where: cpu, cuda:0, ….  [default: the suite's]")
 @click.option("--rounds", type=click.IntRange(min=1), help="Repetitions of each.  [default: 5, of long ones 3]")
 @click.option("--tokens", type=click.IntRange(min=1), help="Take the cases at another length, without their aims.")
 @click.option("--preset", type=click.Choice(PRESET_NAMES), help="Take them with another model's shape, likewise.")
@@ -40,7 +51,6 @@ FILE: Any = click.Path(path_type=Path, dir_okay=False)
     type=FILE,
     default=Path("bench.json"),
     show_default=True,
-    callback=writable,
     metavar="FILE",
     help="What is measured goes here, and is gone on with from here.",
 )
@@ -53,7 +63,7 @@ FILE: Any = click.Path(path_type=Path, dir_okay=False)
     help="Draw time and memory by length.",
 )
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
-@click.option("--show", is_flag=True, help="Print, and draw, what the file has, and run nothing.")
+@click.option("--show", is_flag=True, help="Print, and draw, all that the file has, and run nothing.")
 @progress_option
 def bench_command(
     suite: str,
@@ -74,7 +84,8 @@ def bench_command(
 
     Every implementation has a process of its own; they take turns, one repetition each, round after round. Ratios are
     taken within a round. FILE, which --out names, is written after each case, and a later run goes on with it; who
-    cannot run leaves a gap with the reason. An aim that is missed is not an error.
+    cannot run leaves a gap with the reason. An aim that is missed is not an error; the exit code is 1 where a case has
+    no figures of this package.
     """
     with plainly():
         cases = chosen(resized(SUITES[suite], tokens, preset), names, suite)
@@ -89,16 +100,22 @@ def bench_command(
             device = device or DEVICES[suite]
             settings = {"suite": suite, "device": device, "rounds": rounds, "tokens": tokens, "preset": preset}
             results = resumed(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
-            if (busy := busy_cores()) > MOST_BUSY * cores():
-                note(f"others keep {busy:.1f} of {cores()} cores busy: times will be long, and ratios uncertain")
+            if plot is not None:
+                check_drawable([*cases, *(result.case for result in results.cases.values())])
+            write_results(out, results)  # that it can be written is known now
+            if (load := busy_cores()) > MOST_BUSY * cores():
+                note(f"load of the last minute {load:.1f} on {cores()} cores: times may be long, and ratios uncertain")
             try:
-                run(cases, results, out, device, rounds, shown)
+                with ended_in_order():
+                    run(cases, results, out, device, rounds, shown)
             except KeyboardInterrupt:
                 note(f"{len(results.cases)} cases are in {out}; the same command goes on with the others")
                 raise
         click.echo("\n".join(report(results, as_markdown if markdown else table_lines)))
         if plot is not None:
             save(scaling(results), plot, "--plot")
+        if not show and (missing := without_ours(results, cases)):
+            raise UnmeasuredError(f"no figures of this package: {', '.join(missing)}")
 
 
 def chosen(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[Case]:
@@ -112,6 +129,26 @@ def chosen(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[
         if name not in known:
             raise UsageError(f"--case {name!r} is not in the suite {suite!r}: choose from {', '.join(known)}")
     return [case for name, case in known.items() if not names or name in names]
+
+
+def without_ours(results: Results, cases: list[Case]) -> list[str]:
+    """Name the cases in which nothing of this package ran."""
+    runs = {case.name: results.cases[case.name].runs for case in cases}
+    return [name for name, of in runs.items() if not any(run.seconds for who, run in of.items() if who in OURS)]
+
+
+class UnmeasuredError(click.ClickException):
+    """Nothing was found out that the command is for: one line on stderr, exit code 1."""
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception does: processes and temporary files go with it."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(cases: list[Case], results: Results, out: Path, device: str, rounds: int | None, shown: bool) -> None:

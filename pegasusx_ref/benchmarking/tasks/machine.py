@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -51,6 +50,15 @@ def best_rate(call: Callable[[], Any], wait: Wait, work: float) -> float:
     return work / min(times)
 
 
+def torch_here() -> Any:
+    """Load torch; None where it is not installed, or does not load."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return None
+    return torch
+
+
 def products(dtype: str, device: str) -> list[Measured]:
     """Make square matrix products ready, in FLOP, in every library that has them.
 
@@ -65,9 +73,7 @@ def products(dtype: str, device: str) -> list[Measured]:
     if not on_cuda and dtype == "float32":
         out = np.empty_like(a)
         found.append((lambda: np.matmul(a, b, out=out), waiter("numpy", device), 2 * size**3))
-    if find_spec("torch") is not None:
-        import torch
-
+    if (torch := torch_here()) is not None:
         x, y = (torch.from_numpy(matrix).to(device, getattr(torch, dtype)) for matrix in (a, b))
         z = torch.empty_like(x)
         found.append((lambda: torch.mm(x, y, out=z), waiter("torch", device), 2 * size**3))
@@ -86,9 +92,7 @@ def reads(device: str) -> list[Measured]:
     found: list[Measured] = []
     if not on_cuda:
         found.append((lambda: np.dot(x, x), waiter("numpy", device), x.nbytes))
-    if find_spec("torch") is not None:
-        import torch
-
+    if (torch := torch_here()) is not None:
         y = torch.rand(length, device=device) if on_cuda else torch.from_numpy(x)
         found.append((lambda: y.sum(), waiter("torch", device), 4 * length))
     return found
