@@ -71,6 +71,7 @@ WAYS = (
     Way("oneDNN instead of MKL", "torch", "float32", "1", ((torch_products, "IS_MKL_SLOW", False),)),
     Way("a row in small products", "torch", "float32", "1", ((torch_products, "row_times", torch_products.product),)),
     Way("keys laid out by heads", "torch", "float32", "1", ((torch_backend, "contiguous", lambda self, x: x),)),
+    Way("their large pages", "torch", "float32", "1", ((torch_backend, "contiguous", lambda self, x: x.contiguous()),)),
     Way("attention by heads", "torch", "bfloat16", "1", ((torch_attention, "is_faster_by_heads", lambda q: False),)),
     Way("packed weights", "torch", "bfloat16", "1", ((torch_products, "LARGE", NEVER),)),
     Way("packed weights", "torch", "float32", "8", ((torch_products, "PATIENCE", NEVER),)),

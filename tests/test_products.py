@@ -40,6 +40,19 @@ def test_packed_products_agree(
     assert len(packed._packed) == (rows in products.FEW[dtype])
 
 
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (1, 1, 7)], ids=str)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 300])
+def test_a_row_meets_every_row_of_the_weight(rows: int, shape: tuple[int, ...]) -> None:
+    x, bias = drawn(0, *shape, dtype=torch.float64), drawn(2, rows, dtype=torch.float64)
+    for weight in (drawn(1, rows, 7, dtype=torch.float64), drawn(1, 7, rows, dtype=torch.float64).T):
+        for b in (bias, None):
+            expected = torch.nn.functional.linear(x, weight, b)
+            found = products.row_times(x, weight, b)
+            assert found.shape == expected.shape
+            assert (found - expected).abs().max() < 1e-14
+    assert (bias == drawn(2, rows, dtype=torch.float64)).all()
+
+
 @needs_onednn
 def test_only_what_is_met_again_and_again_is_packed() -> None:
     packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)

