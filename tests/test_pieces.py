@@ -52,6 +52,7 @@ def _small_pieces() -> Iterator[None]:
         else:
             patch.setattr(backend, "ROWS", 5)
             patch.setattr(attention, "NUMBERS", 50)
+            patch.setattr(attention, "MANY", 60)
             patch.setattr(global_local, "BLOCKS_AT_A_TIME", 2)
             patch.setattr(products, "LARGE", 0)
             patch.setattr(products, "PATIENCE", 1)

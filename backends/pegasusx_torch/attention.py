@@ -8,6 +8,7 @@ from pegasusx_ref.tracing import tap, wanted
 from pegasusx_torch.products import HAS_BFLOAT16_PRODUCTS, IS_MKL_SLOW, product
 
 NUMBERS = 2**21  # scores, or numbers of keys, that attention by heads has at a time: they stay in the cache
+MANY = 2**14  # scores of a head: from there on it is worth a product of its own
 # Queries: so few scores that two plain products are faster on a CPU than the fused kernel.
 FEW = 1 if IS_MKL_SLOW else 32
 
@@ -55,26 +56,27 @@ def is_faster_by_heads(q_BHLF: Tensor) -> bool:
 
 def attend_by_heads(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
     """Compute attention step by step for some heads at a time: what is float32 of it stays in the cache."""
-    compute = attend_one_query if q_BHLF.shape[2] == 1 else attend_many_queries
+    L, X = q_BHLF.shape[2], k_BHXF.shape[2]
+    compute = attend_head_by_head if L > 1 and L * X >= MANY else attend_together
     return compute(q_BHLF, k_BHXF, v_BHXF, visible)
 
 
-def attend_one_query(q_BH1F: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
-    """Let a single query attend: keys and values of some heads become float32 for plain products."""
+def attend_together(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
+    """Compute as many heads at a time as fit, where each has few scores: keys and values become float32."""
     B, H, X, F = k_BHXF.shape
-    at_a_time = max(NUMBERS // (B * X * F), 1)
-    context_BH1F = like_heads(q_BH1F)
+    at_a_time = max(NUMBERS // (B * X * max(F, q_BHLF.shape[2])), 1)
+    context_BHLF = like_heads(q_BHLF)
     for first in range(0, H, at_a_time):
         heads = slice(first, first + at_a_time)
-        scores = (q_BH1F[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
+        scores = (q_BHLF[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
         if visible is not None:
             scores.masked_fill_(~visible[:, None], torch.finfo(scores.dtype).min)
-        context_BH1F[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
-    return context_BH1F
+        context_BHLF[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
+    return context_BHLF
 
 
-def attend_many_queries(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
-    """Let many queries attend: the scores are float32, and their softmax is rounded, as in fused kernels."""
+def attend_head_by_head(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
+    """Compute one head after the other by oneDNN: scores are float32, their softmax is rounded, as in fused kernels."""
     B, H, X, F = k_BHXF.shape
     L = q_BHLF.shape[2]
     context_BHLF = like_heads(q_BHLF)
