@@ -26,6 +26,7 @@ from pegasusx_numpy import NumpyBackend
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend, listen
 from pegasusx_ref.backend import GoldenBackend
+from pegasusx_ref.benchmarking.running import in_turn
 from pegasusx_ref.weights import random_weights
 
 STEPS = 16
@@ -116,15 +117,16 @@ def compare(way: Way, tokens: int, rounds: int) -> tuple[float, float]:
     run: Callable[[Any], float] = partial(encoder_seconds, tokens=tokens)
     if way.work != "encoder":
         run = partial(token_seconds, tokens=tokens, beams=int(way.work))
-    models = [
-        PegasusXForConditionalGeneration(config, weights, get_backend(way.backend, "cpu", way.dtype)) for _ in "ab"
-    ]
-    times: tuple[list[float], list[float]] = ([], [])
+    models = {
+        name: PegasusXForConditionalGeneration(config, weights, get_backend(way.backend, "cpu", way.dtype))
+        for name in ("without", "with")
+    }
+    times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):  # the first one warms up
-        for i in (0, 1) if number % 2 == 0 else (1, 0):  # every other one backwards
-            with switched_off(way) if i == 0 else nullcontext():
-                times[i].append(run(models[i]))
-    without, with_it = (statistics.median(found[1:]) for found in times)
+        for name in in_turn(list(models), number):
+            with switched_off(way) if name == "without" else nullcontext():
+                times[name].append(run(models[name]))
+    without, with_it = (statistics.median(found[1:]) for found in times.values())
     return without, with_it
 
 

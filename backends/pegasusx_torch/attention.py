@@ -84,14 +84,13 @@ def attend_head_by_head(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible:
     probs = q_BHLF.new_empty(min(max(NUMBERS // (L * X), 1), H), L, X)
     for b in range(B):
         for first in range(0, H, len(probs)):
-            heads = range(first, min(first + len(probs), H))
-            for probs_LX, h in zip(probs, heads, strict=False):
-                scores_LX = product(q_BHLF[b, h].float() * F**-0.5, k_BHXF[b, h].float())
+            heads = slice(first, first + len(probs))
+            for probs_LX, q_LF, k_XF in zip(probs, q_BHLF[b, heads], k_BHXF[b, heads], strict=False):
+                scores_LX = product(q_LF.float() * F**-0.5, k_XF.float())
                 if hidden is not None:
                     scores_LX.masked_fill_(hidden[b], torch.finfo(scores_LX.dtype).min)
                 probs_LX.copy_(scores_LX.softmax(dim=1))
-            some = slice(heads.start, heads.stop)
-            context_BHLF[b, some] = probs[: len(heads)] @ v_BHXF[b, some]
+            context_BHLF[b, heads] = probs[: H - first] @ v_BHXF[b, heads]
     return context_BHLF
 
 

@@ -36,7 +36,6 @@ def scaling(results: Results) -> Figure:
         InputError: no model was measured at two lengths.
         ExtraError: matplotlib is not installed.
     """
-    check_drawable(result.case for result in results.cases.values())
     series = longest_series(results)
     case = series[0].case
     figure = new_figure(11, 4.4)
@@ -48,28 +47,25 @@ def scaling(results: Results) -> Figure:
     return figure
 
 
-def check_drawable(cases: Iterable[Case]) -> None:
-    """Refuse cases that make no line.
+def longest_series(results: Results) -> list[CaseResult]:
+    """Find what there is to draw: the results of `longest_line`."""
+    return [results.cases[case.name] for case in longest_line(result.case for result in results.cases.values())]
+
+
+def longest_line(cases: Iterable[Case]) -> list[Case]:
+    """Choose the encoder cases of the model that has most lengths, the shortest first.
 
     Raises:
         InputError: no model is among them at two lengths.
     """
-    lengths: dict[tuple[str, str], set[int]] = {}
-    for case in cases:
+    lines: dict[tuple[str, str], dict[int, Case]] = {}
+    for case in sorted(cases, key=lambda case: case.tokens):
         if case.kind == "encoder":
-            lengths.setdefault((case.preset, case.dtype), set()).add(case.tokens)
-    if max(map(len, lengths.values()), default=0) < 2:
+            lines.setdefault((case.preset, case.dtype), {})[case.tokens] = case
+    longest = max(lines.values(), key=len, default={})
+    if len(longest) < 2:
         raise InputError("nothing to draw: the picture takes encoder cases of one model at two lengths or more")
-
-
-def longest_series(results: Results) -> list[CaseResult]:
-    """Find the encoder cases of the model that has most lengths, the shortest first."""
-    series: dict[tuple[str, str], list[CaseResult]] = {}
-    for result in sorted(results.cases.values(), key=lambda result: result.case.tokens):
-        if result.case.kind == "encoder":
-            series.setdefault((result.case.preset, result.case.dtype), []).append(result)
-    longest: list[CaseResult] = max(series.values(), key=len, default=[])
-    return longest
+    return list(longest.values())
 
 
 def draw(

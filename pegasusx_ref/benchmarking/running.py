@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,11 @@ def run_case(
                 runs[name].seconds.append(seconds)
                 runs[name].memory.append(memory)
             done += 1
-            wanted = rounds or (FEW if slowest > LONG and done <= FEW else wanted)
+            if rounds is None and slowest > LONG and done <= FEW:
+                wanted = FEW
     return CaseResult(case, runs)
 
 
-def in_turn(names: list[str], number: int) -> list[str]:
+def in_turn(names: Sequence[str], number: int) -> Sequence[str]:
     """Give the order of a round: every other one backwards, so that a drift of the machine favours nobody."""
     return names if number % 2 == 0 else names[::-1]

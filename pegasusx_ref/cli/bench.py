@@ -14,7 +14,7 @@ import click
 from pegasusx_ref.benchmarking import facts, measured
 from pegasusx_ref.benchmarking.cases import OURS, PRESET_NAMES, Case
 from pegasusx_ref.benchmarking.facts import busy_cores, cores
-from pegasusx_ref.benchmarking.plots import check_drawable, scaling
+from pegasusx_ref.benchmarking.plots import longest_line, scaling
 from pegasusx_ref.benchmarking.report import as_markdown, case_table, line_of, report
 from pegasusx_ref.benchmarking.results import Results
 from pegasusx_ref.benchmarking.storing import read_results, resumed, write_results
@@ -101,7 +101,7 @@ def bench_command(
             settings = {"suite": suite, "device": device, "rounds": rounds, "tokens": tokens, "preset": preset}
             results = resumed(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
             if plot is not None:
-                check_drawable([*cases, *(result.case for result in results.cases.values())])
+                longest_line([*cases, *(result.case for result in results.cases.values())])  # or say so now
             write_results(out, results)  # that it can be written is known now
             if (load := busy_cores()) > MOST_BUSY * cores():
                 note(f"load of the last minute {load:.1f} on {cores()} cores: times may be long, and ratios uncertain")
@@ -115,7 +115,7 @@ def bench_command(
         if plot is not None:
             save(scaling(results), plot, "--plot")
         if not show and (missing := without_ours(results, cases)):
-            raise UnmeasuredError(f"no figures of this package: {', '.join(missing)}")
+            raise click.ClickException(f"no figures of this package: {', '.join(missing)}")
 
 
 def chosen(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[Case]:
@@ -135,10 +135,6 @@ def without_ours(results: Results, cases: list[Case]) -> list[str]:
     """Name the cases in which nothing of this package ran."""
     runs = {case.name: results.cases[case.name].runs for case in cases}
     return [name for name, of in runs.items() if not any(run.seconds for who, run in of.items() if who in OURS)]
-
-
-class UnmeasuredError(click.ClickException):
-    """Nothing was found out that the command is for: one line on stderr, exit code 1."""
 
 
 @contextmanager
