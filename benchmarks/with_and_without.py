@@ -27,7 +27,7 @@ from pegasusx_numpy import NumpyBackend
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend, listen
 from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.benchmarking.running import in_turn
-from pegasusx_ref.weights import random_weights
+from pegasusx_ref.model.weights import random_weights
 
 STEPS = 16
 NEVER = 10**12
@@ -55,14 +55,22 @@ torch_attention, torch_backend = pegasusx_torch.attention, pegasusx_torch.backen
 torch_core = pegasusx_torch.global_local
 torch_products = pegasusx_torch.products
 WAYS = (
-    numpy_way("all of it", "encoder", "by_rows", "linear", "linear_wide", "global_local_attention", "activation"),
+    numpy_way(
+        "all of it",
+        "encoder",
+        "apply_in_chunks",
+        "linear",
+        "linear_full_precision",
+        "global_local_attention",
+        "activation",
+    ),
     numpy_way("heads and blocks on threads", "encoder", "global_local_attention"),
-    numpy_way("rows on threads", "encoder", "by_rows", "linear", "linear_wide"),
+    numpy_way("rows on threads", "encoder", "apply_in_chunks", "linear", "linear_full_precision"),
     numpy_way("activations on threads", "encoder", "activation"),
-    numpy_way("all of it", "1", "linear", "linear_wide", "attention", "contiguous"),
+    numpy_way("all of it", "1", "linear", "linear_full_precision", "attention", "contiguous"),
     numpy_way("keys laid out by heads", "1", "contiguous"),
-    numpy_way("all of it", "8", "linear", "linear_wide", "attention", "contiguous"),
-    numpy_way("weights in small matrices", "8", "linear", "linear_wide"),
+    numpy_way("all of it", "8", "linear", "linear_full_precision", "attention", "contiguous"),
+    numpy_way("weights in small matrices", "8", "linear", "linear_full_precision"),
     numpy_way("keys in small matrices", "8", "attention"),
     numpy_way("keys laid out by heads", "8", "contiguous"),
     Way("some tokens at a time", "torch", "float32", "encoder", ((pegasusx_torch.backend, "ROWS", NEVER),)),

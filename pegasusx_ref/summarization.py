@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pegasusx_ref.batching import BatchEncoding, list_of_texts
-from pegasusx_ref.config import is_integer
+from pegasusx_ref.checkpoint.settings import is_integer
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tokenizer import PegasusTokenizer
+from pegasusx_ref.tokenizer.batching import BatchEncoding, list_of_texts
 
 Summary = dict[str, str]
 

@@ -3,14 +3,19 @@
 from typing import Any
 
 import numpy as np
-from machines import rounded
+from backend_parameters import rounded
 from strategies import Batch, Operation
 from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.generation.scores import forbid_early_end, forbid_repeated_ngrams, force_end, penalize_repetition
-from pegasusx_ref.weights import random_weights
+from pegasusx_ref.generation.logits_processors import (
+    forbid_early_end,
+    forbid_repeated_ngrams,
+    force_end,
+    penalize_repetition,
+)
+from pegasusx_ref.model.weights import random_weights
 
 GOLDEN = GoldenBackend("cpu", "float64")
 
@@ -33,7 +38,7 @@ def scale_of(operation: Operation) -> float:
     match operation.name:
         case "attention" | "global_local_attention":
             return max(float(size.max()) for name, size in sizes.items() if "v_BH" in name)
-        case "linear" | "linear_wide":
+        case "linear" | "linear_full_precision":
             return float((sizes["x"] @ sizes["weight"].T).max() + sizes.get("bias", np.zeros(1)).max())
         case "layer_norm":
             return float(sizes["weight_D"].max() + sizes["bias_D"].max())
@@ -66,7 +71,7 @@ def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> No
 def check_ranking(ops: Any, scores: np.ndarray, count: int) -> None:
     """Compare the best few of float32 scores with a stable sort of all of them."""
     columns = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    best, places = (ops.to_numpy(x) for x in ops.best_first(ops.float32(scores), count))
+    best, places = (ops.to_numpy(x) for x in ops.stable_top_k(ops.to_float32(scores), count))
     np.testing.assert_array_equal(places, columns)
     np.testing.assert_array_equal(best, np.take_along_axis(scores, columns, axis=1))
     assert (best.dtype, places.dtype) == (np.float32, np.int64)
@@ -87,17 +92,20 @@ def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
     forced = np.full_like(scores, -np.inf)
     forced[:, eos] = 0
     pairs = {
-        "penalty": (penalize_repetition(ids, ops.float32(scores), float(penalty), ops), penalized),
-        "n-grams": (forbid_repeated_ngrams(ids, ops.float32(scores), size, None, ops), without(ids, scores, ids, size)),
+        "penalty": (penalize_repetition(ids, ops.to_float32(scores), float(penalty), ops), penalized),
+        "n-grams": (
+            forbid_repeated_ngrams(ids, ops.to_float32(scores), size, None, ops),
+            without(ids, scores, ids, size),
+        ),
         "of the source": (
-            forbid_repeated_ngrams(ids, ops.float32(scores), size, sources, ops),
+            forbid_repeated_ngrams(ids, ops.to_float32(scores), size, sources, ops),
             without(ids, scores, sources, size),
         ),
-        "too early": (forbid_early_end(ids, ops.float32(scores), length + 1, eos), ruled_out),
-        "long enough": (forbid_early_end(ids, ops.float32(scores), length, eos), scores),
-        "the last": (force_end(ids, ops.float32(scores), length + 1, eos), forced),
-        "not the last": (force_end(ids, ops.float32(scores), length + 2, eos), scores),
-        "no forced end": (force_end(ids, ops.float32(scores), length + 1, []), scores),
+        "too early": (forbid_early_end(ids, ops.to_float32(scores), length + 1, eos), ruled_out),
+        "long enough": (forbid_early_end(ids, ops.to_float32(scores), length, eos), scores),
+        "the last": (force_end(ids, ops.to_float32(scores), length + 1, eos), forced),
+        "not the last": (force_end(ids, ops.to_float32(scores), length + 2, eos), scores),
+        "no forced end": (force_end(ids, ops.to_float32(scores), length + 1, []), scores),
     }
     for name, (found, expected) in pairs.items():
         np.testing.assert_array_equal(np.asarray(ops.to_numpy(found)), expected, err_msg=name)

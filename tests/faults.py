@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from injecting import (
+from fault_injection import (
     Injection,
     all_of,
     altered,
@@ -34,8 +34,8 @@ from injecting import (
     torch,
 )
 
-from pegasusx_ref.attention import split_heads
-from pegasusx_ref.embedding import sinusoidal_positions
+from pegasusx_ref.golden.attention import split_heads
+from pegasusx_ref.golden.embedding import sinusoidal_positions
 
 EVERYWHERE = ("float64", "float32", "bfloat16")
 FINE = ("float64", "float32")  # smaller than what bfloat16 rounds
@@ -54,7 +54,7 @@ class Fault(NamedTuple):
         dump: changes a tensor that was stored; gets the right one, and all of them.
         mistake: what diagnosis must say of it; None where nothing that it knows is like it.
         seen_in: the arithmetics in which it is larger than rounding.
-        config: what the model is like, beside `kill_table.CONFIG`.
+        config: what the model is like, beside `fault_table.CONFIG`.
     """
 
     name: str

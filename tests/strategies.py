@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pegasusx_ref import PegasusXConfig
-from pegasusx_ref.feed_forward import ACTIVATIONS
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.feed_forward import ACTIVATIONS
+from pegasusx_ref.golden.global_local import block_bounds
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -122,7 +122,7 @@ def operations(draw: st.DrawFn, name: str) -> Operation:
             spread, offset = draw(st.sampled_from([1e-3, 1.0, 3e3])), draw(st.sampled_from([0.0, 3.0]))
             x = (normal(B, T, D) + offset) * spread
             arguments = {"x_BTD": x, "weight_D": normal(D), "bias_D": normal(D), "eps": 1e-5}
-        case "linear" | "linear_wide":
+        case "linear" | "linear_full_precision":
             arguments = {
                 "x": normal(B, T, D),
                 "weight": normal(X, D),
@@ -146,7 +146,7 @@ def operations(draw: st.DrawFn, name: str) -> Operation:
             arguments = {name: heads(T) for name in ("q_BHTF", "k_BHTF", "v_BHTF")}
             arguments |= {f"global_{name}_BHGF": heads(G) for name in "qkv"}
             arguments["key_mask_BT"] = None if mask is None else mask.astype(bool)
-            arguments["slices"] = block_slices(T, block_size, draw(st.booleans()))
+            arguments["blocks"] = block_bounds(T, block_size, draw(st.booleans()))
         case "log_softmax":
             arguments = {"logits": draw(st.sampled_from([1.0, 30.0])) * normal(B, T, X)}
         case "cross_entropy":
@@ -156,7 +156,7 @@ def operations(draw: st.DrawFn, name: str) -> Operation:
             arguments = {"logits_BLV": 3 * normal(B, T, X), "labels_BL": labels}
         case "float32":
             arguments = {"array": normal(B, T, D)}
-        case "best_first":
+        case "stable_top_k":
             arguments = {"scores": normal(B, draw(st.integers(1, 2000))).round(draw(st.integers(0, 3)))}
             arguments["count"] = draw(st.integers(1, 20))
         case _:

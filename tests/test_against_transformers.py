@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hf_reference import hf_reference, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import batches, configs, seeds
 from tolerances import FLOAT32, FLOAT64, UNIT_ROUNDOFF_FLOAT32, assert_close
-from twins import run, transformers_twin
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, PegasusXModel, listen
-from pegasusx_ref.encoder import is_staggered
+from pegasusx_ref.model.encoder import is_staggered
 from pegasusx_ref.verification import to_transformers_attentions
 
 many = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -24,7 +24,7 @@ def test_every_output_equals_transformers_in_float64(transformers: ModuleType, d
     config = data.draw(configs())
     batch = data.draw(batches(config))
     model = PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64")
-    twin = transformers_twin(transformers, model)
+    twin = hf_reference(transformers, model)
     B, T = batch.input_ids.shape
     labels = np.roll(batch.decoder_input_ids, 1, axis=1)
     labels[0, 1:] = -100
@@ -71,7 +71,7 @@ def test_every_activation_and_awkward_length(transformers: ModuleType, activatio
     model = PegasusXForConditionalGeneration.from_random(config, seed=T, dtype="float64")
     rng = np.random.default_rng(T)
     ids, target = rng.integers(0, 256, (2, T)), rng.integers(0, 256, (2, 4))
-    theirs = run(transformers_twin(transformers, model), input_ids=ids, decoder_input_ids=target)
+    theirs = run(hf_reference(transformers, model), input_ids=ids, decoder_input_ids=target)
     assert_close("logits", model(ids, decoder_input_ids=target).logits, theirs.logits, FLOAT64)
 
 
@@ -81,7 +81,7 @@ def test_embeddings_instead_of_ids_target_masks_and_caches(transformers: ModuleT
     config = data.draw(configs(decoder_layers=2))  # of 0 layers transformers' cache forgets the length
     batch = data.draw(batches(config))
     model = PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64")
-    twin = transformers_twin(transformers, model)
+    twin = hf_reference(transformers, model)
     B, L = batch.decoder_input_ids.shape
     rng = np.random.default_rng(data.draw(seeds))
     embeds = rng.standard_normal((*batch.input_ids.shape, config.d_model))
@@ -111,7 +111,7 @@ def test_the_model_without_a_head_equals_transformers(transformers: ModuleType) 
     headless = PegasusXModel(config, model.state_dict(), model.ops)
     rng = np.random.default_rng(0)
     ids, target = rng.integers(0, 256, (2, 19)), rng.integers(0, 256, (2, 4))
-    theirs = run(transformers_twin(transformers, model).model, input_ids=ids, decoder_input_ids=target)
+    theirs = run(hf_reference(transformers, model).model, input_ids=ids, decoder_input_ids=target)
     ours = headless(ids, decoder_input_ids=target)
     assert_close("last_hidden_state", ours.last_hidden_state, theirs.last_hidden_state, FLOAT64)
     assert ours.past_key_values is not None
@@ -121,7 +121,7 @@ def test_float32_positions_of_transformers_err_by_at_most_3_u_p(transformers: Mo
     import torch
     from transformers.models.pegasus_x.modeling_pegasus_x import PegasusXSinusoidalPositionalEmbedding
 
-    from pegasusx_ref.embedding import sinusoidal_positions
+    from pegasusx_ref.golden.embedding import sinusoidal_positions
 
     T, D = 16384, 128
     theirs = PegasusXSinusoidalPositionalEmbedding(D)(torch.empty((1, T, D), dtype=torch.float32))[0].double().numpy()
@@ -142,7 +142,7 @@ def test_float32_equals_transformers_but_for_its_positions(transformers: ModuleT
     golden, single = (
         PegasusXForConditionalGeneration.from_random(config, seed, dtype=d) for d in ("float64", "float32")
     )
-    theirs = run(transformers_twin(transformers, golden).float(), **batch._asdict(), output_hidden_states=True)
+    theirs = run(hf_reference(transformers, golden).float(), **batch._asdict(), output_hidden_states=True)
     T = batch.input_ids.shape[1]
     embeddings = {
         "encoder.embeddings": theirs.encoder_hidden_states[0][:, :T].numpy(),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegasusx_ref import feed_forward
-from pegasusx_ref.attention import softmax
-from pegasusx_ref.normalization import layer_norm
+from pegasusx_ref.golden import feed_forward
+from pegasusx_ref.golden.attention import softmax
+from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification import arithmetic
 from pegasusx_ref.verification.arithmetic import ARITHMETICS, Errors
 from pegasusx_ref.verification.checking import WARN

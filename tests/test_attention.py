@@ -1,4 +1,4 @@
-"""Three oracles for the attention core, each tied to the next: loop over tokens, dense with a mask, slices."""
+"""Three oracles for the attention core, each tied to the next: loop over tokens, dense with a mask, blocks."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from strategies import lengths, seeds
 from tolerances import OPERATION, assert_close
 
-from pegasusx_ref.attention import attention, causal_mask, merge_heads, softmax, split_heads
-from pegasusx_ref.global_local import block_slices, global_local_attention
+from pegasusx_ref.golden.attention import attention, causal_mask, merge_heads, softmax, split_heads
+from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
 from pegasusx_ref.verification import dense_attention_oracle, token_attention_oracle, visible_keys
 
 
@@ -21,7 +21,7 @@ class Core(NamedTuple):
 
     heads: list[np.ndarray]  # q, k, v of tokens and of global tokens
     key_mask: np.ndarray | None
-    slices: list[tuple[int, int]]
+    blocks: list[tuple[int, int]]
     visible: np.ndarray  # (B, G + T, G + T)
 
 
@@ -35,11 +35,11 @@ def cores(draw: st.DrawFn) -> Core:
     scale = draw(st.sampled_from([0.1, 1.0, 30.0]))  # 30: rows that attend to one key almost alone
     heads = [scale * rng.standard_normal((B, H, n, F)) for n in (T, T, T, G, G, G)]
     key_mask = rng.random((B, T)) < draw(st.sampled_from([0.0, 0.5, 0.9])) if draw(st.booleans()) else None
-    slices = block_slices(T, K, staggered)
-    visible = np.repeat(visible_keys(T, G, slices)[None], B, axis=0)
+    blocks = block_bounds(T, K, staggered)
+    visible = np.repeat(visible_keys(T, G, blocks)[None], B, axis=0)
     if key_mask is not None:
         visible[:, :, G:] &= key_mask[:, None, :]
-    return Core(heads, key_mask, slices, visible)
+    return Core(heads, key_mask, blocks, visible)
 
 
 def with_oracle(core: Core, oracle: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +51,9 @@ def with_oracle(core: Core, oracle: Callable[..., np.ndarray]) -> tuple[np.ndarr
     return rows[:, :, G:], rows[:, :, :G]
 
 
-def slices_of(core: Core, heads: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def blocks_of(core: Core, heads: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     q, k, v, global_q, global_k, global_v = heads
-    return global_local_attention(q, k, v, global_q, global_k, global_v, core.key_mask, core.slices)
+    return global_local_attention(q, k, v, global_q, global_k, global_v, core.key_mask, core.blocks)
 
 
 @given(cores())
@@ -65,7 +65,7 @@ def test_the_dense_oracle_equals_the_loop_over_tokens(core: Core) -> None:
 
 @given(cores())
 def test_the_slices_equal_the_dense_oracle(core: Core) -> None:
-    sliced = slices_of(core, core.heads)
+    sliced = blocks_of(core, core.heads)
     dense = with_oracle(core, dense_attention_oracle)
     assert_close("tokens", sliced[0], dense[0], OPERATION)
     assert_close("globals", sliced[1], dense[1], OPERATION)
@@ -76,11 +76,11 @@ def test_a_row_changes_exactly_when_a_key_that_it_sees_changes(core: Core, data:
     B, _, T, _ = core.heads[0].shape
     G = core.heads[3].shape[2]
     b, key = data.draw(st.integers(0, B - 1)), data.draw(st.integers(0, G + T - 1))
-    before = np.concatenate(slices_of(core, core.heads)[::-1], axis=2)
+    before = np.concatenate(blocks_of(core, core.heads)[::-1], axis=2)
     moved = [head.copy() for head in core.heads]
     value = moved[5][b, :, key] if key < G else moved[2][b, :, key - G]
     value += 1e6  # a value moves every row that gives its key any weight worth mentioning
-    after = np.concatenate(slices_of(core, moved)[::-1], axis=2)
+    after = np.concatenate(blocks_of(core, moved)[::-1], axis=2)
     changed = (after != before).any(axis=(1, 3))
     sees = np.zeros_like(changed)
     sees[b] = core.visible[b, :, key]
@@ -92,16 +92,16 @@ def test_a_row_changes_exactly_when_a_key_that_it_sees_changes(core: Core, data:
 @given(st.integers(1, 60), st.integers(1, 12), st.booleans())
 def test_blocks_cover_every_token_once(T: int, half: int, staggered: bool) -> None:
     K = 2 * half
-    slices = block_slices(T, K, staggered)
-    assert [i for start, stop in slices for i in range(start, stop)] == list(range(T))
-    assert all(a[1] == b[0] for a, b in pairwise(slices))
-    assert slices[0][1] == min(T, half if staggered else K)
-    assert all(stop - start == K for start, stop in slices[1:-1])
+    blocks = block_bounds(T, K, staggered)
+    assert [i for start, stop in blocks for i in range(start, stop)] == list(range(T))
+    assert all(a[1] == b[0] for a, b in pairwise(blocks))
+    assert blocks[0][1] == min(T, half if staggered else K)
+    assert all(stop - start == K for start, stop in blocks[1:-1])
 
 
 def test_the_edges_of_staggered_blocks_lie_in_the_middle_of_even_ones() -> None:
-    assert block_slices(21, 8, staggered=False) == [(0, 8), (8, 16), (16, 21)]
-    assert block_slices(21, 8, staggered=True) == [(0, 4), (4, 12), (12, 20), (20, 21)]
+    assert block_bounds(21, 8, staggered=False) == [(0, 8), (8, 16), (16, 21)]
+    assert block_bounds(21, 8, staggered=True) == [(0, 4), (4, 12), (12, 20), (20, 21)]
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(0, 5), seeds)

@@ -18,9 +18,8 @@ from pegasusx_ref import (
     PegasusXForConditionalGeneration,
     available_backends,
     get_backend,
-    registry,
 )
-from pegasusx_ref.backend import GoldenBackend
+from pegasusx_ref.backend import GoldenBackend, registry
 
 
 class DoublingBackend(GoldenBackend):

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import check_model, check_operation
+from backend_parameters import EVERYTHING, IN_FLOAT64, backend_on_cpu, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import EVERYTHING, IN_FLOAT64, backend_on_cpu, random_model
 from strategies import batches, configs, operations, seeds
 from tolerances import OPERATIONS, assert_close
 
@@ -22,8 +22,8 @@ from pegasusx_ref import (
     record,
 )
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.checkpoint import read_weights
-from pegasusx_ref.head import log_softmax
+from pegasusx_ref.golden.head import log_softmax
+from pegasusx_ref.model.loading import load_weights
 
 some = settings(max_examples=30)
 
@@ -131,7 +131,7 @@ def test_the_embedded_checkpoint_writes_the_same_on_every_backend(backend: str, 
     """In half precision too: this text's choices are clear ones."""
     text = "This library reads and writes PNG images. It supports alpha channels and interlacing, and is fast."
     config = PegasusXConfig.from_pretrained(DEMO_CHECKPOINT)
-    tensors, config = read_weights(DEMO_CHECKPOINT, config, True)
+    tensors, config = load_weights(DEMO_CHECKPOINT, config, True)
     tokenizer = PegasusTokenizer.from_pretrained(DEMO_CHECKPOINT)
     model = PegasusXForConditionalGeneration(config, tensors, backend_on_cpu(backend, dtype))
     written, expected = (
@@ -143,7 +143,7 @@ def test_the_embedded_checkpoint_writes_the_same_on_every_backend(backend: str, 
 
 def test_every_operation_has_a_strategy_and_a_tolerance() -> None:
     others = {"name", "version", "dtypes", "devices", "asarray", "to_numpy", "empty", "compile", "compiles"}
-    others |= {"contiguous", "by_rows"}  # tested on their own
+    others |= {"contiguous", "apply_in_chunks"}  # tested on their own
     assert set(OPERATIONS) == {name for name in vars(GoldenBackend) if not name.startswith("_")} - others
 
 

@@ -54,7 +54,7 @@ from pegasusx_ref.benchmarking.timing import Clock, timed, waiter
 from pegasusx_ref.benchmarking.work import core_flops, encoder_flops, numbers_a_token
 from pegasusx_ref.cli import main
 from pegasusx_ref.cli.bench import ended_in_order
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.global_local import block_bounds
 
 FACTS: dict[str, Any] = {
     "machine": {"cpu": "A processor", "cores": 2, "memory_gib": 24, "os": "Linux 6", "gpu": ""},
@@ -97,7 +97,7 @@ def results_of(*found: CaseResult) -> Results:
 def core_by_hand(config: PegasusXConfig, T: int, staggered: bool) -> int:
     """Scores and weighted sums take 2 FLOPs a feature each: of each query with the globals and its own block."""
     G = config.num_global_tokens
-    blocks = block_slices(T, config.block_size, staggered)
+    blocks = block_bounds(T, config.block_size, staggered)
     local = sum((stop - start) * (G + stop - start) for start, stop in blocks)
     return 4 * config.d_model * (local + G * (G + T))
 

@@ -21,7 +21,7 @@ from pegasusx_ref import (
     PegasusXForConditionalGeneration,
     PegasusXModel,
 )
-from pegasusx_ref.weights import parameter_shapes
+from pegasusx_ref.model.weights import parameter_shapes
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 LAYOUTS = ("safetensors", "sharded safetensors", "bin", "sharded bin")

@@ -172,7 +172,7 @@ def test_defaults_come_from_the_checkpoints_generation_config(
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     result = run("--model", tmp_path / "model", "--no-progress", stdin=texts[0])
     assert result.stdout == summaries[0] + "\n"
-    assert result.stderr == "Note: the checkpoint asks for suppress_tokens=[3], which is not followed here\n"
+    assert result.stderr == "Note: ignoring unsupported settings of the checkpoint: suppress_tokens=[3]\n"
 
 
 def test_beams_are_asked_for_by_the_checkpoint_or_the_option(folder: Path, texts: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pegasusx_ref import CheckpointError, ConfigError, PegasusXConfig
-from pegasusx_ref.weights import parameter_shapes
+from pegasusx_ref.model.weights import parameter_shapes
 
 # config.json of google/pegasus-x-base and google/pegasus-x-large.
 PUBLISHED_IN_BOTH: dict[str, Any] = {

@@ -16,7 +16,7 @@ from strict_arrays import StrictArray
 from tolerances import assert_close
 
 from pegasusx_ref import BackendError, available_backends, get_backend
-from pegasusx_ref.global_local import block_slices, global_local_attention
+from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
 
 SOURCE = Path(__file__).parents[1] / "backends" / "pegasusx_cupy" / "attention.cu"
 IN_CI = bool(os.environ.get("CI"))
@@ -48,18 +48,18 @@ def run_local(source: str, backwards: bool, seed: int = 0) -> tuple[np.ndarray, 
     tokens = [rng.standard_normal((B, T, H, F)) for _ in range(3)]
     globals_ = [rng.standard_normal((B, G, H, F)) for _ in range(3)]
     mask = rng.random((B, T)) < 0.7
-    slices = block_slices(T, block_size, staggered=True)
+    blocks = block_bounds(T, block_size, staggered=True)
     tile = tile_for(F, 8)
     assert tile is not None
     tiles = -(-block_size // tile[0])
     assert tiles > 1
     context = np.full_like(tokens[0], np.nan)
-    arguments = (*tokens, globals_[1], globals_[2], mask.view(np.uint8), context, T, G, slices[0][1], block_size, tiles)
+    arguments = (*tokens, globals_[1], globals_[2], mask.view(np.uint8), context, T, G, blocks[0][1], block_size, tiles)
     options = tuple(f"-D{name}={value}" for name, value in macros("float64", F).items())
-    grid = (len(slices) * tiles, H, B)
+    grid = (len(blocks) * tiles, H, B)
     emulated.launch(source, options, "local_attention", grid, 128, arguments, backwards)
     q, k, v, global_q, global_k, global_v = (x.swapaxes(1, 2) for x in (*tokens, *globals_))
-    expected, _ = global_local_attention(q, k, v, global_q, global_k, global_v, mask, slices)
+    expected, _ = global_local_attention(q, k, v, global_q, global_k, global_v, mask, blocks)
     return context.swapaxes(1, 2), expected
 
 

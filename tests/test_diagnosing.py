@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import random_model, rounded
+from backend_parameters import random_model, rounded
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen
-from pegasusx_ref.attention import split_heads
-from pegasusx_ref.embedding import sinusoidal_positions
-from pegasusx_ref.global_local import Slices, block_slices
-from pegasusx_ref.normalization import layer_norm
+from pegasusx_ref.golden.attention import split_heads
+from pegasusx_ref.golden.embedding import sinusoidal_positions
+from pegasusx_ref.golden.global_local import Blocks, block_bounds
+from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification import from_backend, verify
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.checking import Failure
@@ -229,22 +229,22 @@ def diagnosed(
     return report.first_failure.name, [diagnosis.mistake for diagnosis in report.diagnoses]
 
 
-def cut_at(*edges: int) -> Callable[[int, int, bool], Slices]:
+def cut_at(*edges: int) -> Callable[[int, int, bool], Blocks]:
     """Cut even layers where they should be cut, and staggered ones at these edges."""
 
-    def cut(T: int, K: int, staggered: bool) -> Slices:
-        return list(pairwise((0, *edges, T))) if staggered else block_slices(T, K, False)
+    def cut(T: int, K: int, staggered: bool) -> Blocks:
+        return list(pairwise((0, *edges, T))) if staggered else block_bounds(T, K, False)
 
     return cut
 
 
-CUTS: dict[str, Callable[[int, int, bool], Slices]] = {
-    "blocks are not staggered": lambda T, K, _: block_slices(T, K, False),
-    "blocks are staggered": lambda T, K, _: block_slices(T, K, True),
-    "blocks have 9 tokens, not 8": lambda T, K, staggered: block_slices(T, K + 1, staggered),
-    "blocks have 7 tokens, not 8": lambda T, K, staggered: block_slices(T, K - 1, staggered),
-    "blocks have 4 tokens, not 8": lambda T, K, staggered: block_slices(T, K // 2, staggered),
-    "blocks have 6 tokens, not 8": lambda T, K, staggered: block_slices(T, K - 2 if staggered else K, staggered),
+CUTS: dict[str, Callable[[int, int, bool], Blocks]] = {
+    "blocks are not staggered": lambda T, K, _: block_bounds(T, K, False),
+    "blocks are staggered": lambda T, K, _: block_bounds(T, K, True),
+    "blocks have 9 tokens, not 8": lambda T, K, staggered: block_bounds(T, K + 1, staggered),
+    "blocks have 7 tokens, not 8": lambda T, K, staggered: block_bounds(T, K - 1, staggered),
+    "blocks have 4 tokens, not 8": lambda T, K, staggered: block_bounds(T, K // 2, staggered),
+    "blocks have 6 tokens, not 8": lambda T, K, staggered: block_bounds(T, K - 2 if staggered else K, staggered),
     "the first block has 3 tokens, not 4": cut_at(3, 11, 19, 27),
     "the first block has 5 tokens, not 4": cut_at(5, 13, 21),
 }
@@ -253,8 +253,8 @@ CUTS: dict[str, Callable[[int, int, bool], Slices]] = {
 @pytest.mark.parametrize("shown", SHOWN)
 @pytest.mark.parametrize("mistake", CUTS)
 def test_blocks_that_are_cut_in_another_way(monkeypatch: pytest.MonkeyPatch, mistake: str, shown: str) -> None:
-    where, found = diagnosed(monkeypatch, "pegasusx_ref.encoder.block_slices", CUTS[mistake], SHOWN[shown])
-    is_right_on_even_layers = CUTS[mistake](29, 8, False) == block_slices(29, 8, False)
+    where, found = diagnosed(monkeypatch, "pegasusx_ref.model.encoder.block_bounds", CUTS[mistake], SHOWN[shown])
+    is_right_on_even_layers = CUTS[mistake](29, 8, False) == block_bounds(29, 8, False)
     assert where.startswith(f"encoder.layers.{int(is_right_on_even_layers)}.")
     # Where only a whole layer is shown, not every size of the first block is tried.
     assert found == ([] if shown == "no context" and "first block" in mistake else [mistake])

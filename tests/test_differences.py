@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import random_model
+from backend_parameters import random_model
+from hf_reference import hf_reference, run, to_torch
 from tolerances import FLOAT64, relative_error
-from twins import run, to_torch, transformers_twin
 
 from pegasusx_ref import ConfigError, GenerationConfig, InputError, PegasusTokenizer, PegasusXConfig, record
-from pegasusx_ref.embedding import sinusoidal_positions
-from pegasusx_ref.feed_forward import ACTIVATIONS, gelu, gelu_tanh
 from pegasusx_ref.generation import search
-from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.head import cross_entropy, log_softmax
-from pegasusx_ref.normalization import layer_norm
-from pegasusx_ref.weights import parameter_shapes
+from pegasusx_ref.golden.embedding import sinusoidal_positions
+from pegasusx_ref.golden.feed_forward import ACTIVATIONS, gelu, gelu_tanh
+from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.golden.head import cross_entropy, log_softmax
+from pegasusx_ref.golden.normalization import layer_norm
+from pegasusx_ref.model.weights import parameter_shapes
 
 TINY = PegasusXConfig.preset("tiny")
 RNG = np.random.default_rng(17)
@@ -34,7 +34,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def twin(transformers: ModuleType, model: Any) -> Any:
-    return transformers_twin(transformers, model)
+    return hf_reference(transformers, model)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,12 @@ def test_n8_an_odd_block_cannot_be_staggered(transformers: ModuleType) -> None:
     odd = TINY.replace(block_size=9, stagger_local_blocks=False)
     with pytest.raises(ConfigError, match="block_size=9 is odd"):
         odd.replace(stagger_local_blocks=True)
-    there = transformers_twin(transformers, random_model(odd, seed=0))
+    there = hf_reference(transformers, random_model(odd, seed=0))
     for layer in there.model.encoder.layers[1::2]:
         layer.stagger_blocks_this_layer = True
     with pytest.raises(RuntimeError):
         run(there, input_ids=SOURCE, decoder_input_ids=TARGET)
-    assert block_slices(21, 8, staggered=True)[0] == (0, 4)
+    assert block_bounds(21, 8, staggered=True)[0] == (0, 4)
 
 
 def test_n9_rows_of_padding_hold_ordinary_attention(model: Any) -> None:
@@ -285,7 +285,7 @@ def test_n19_what_follows_the_end(transformers: ModuleType) -> None:
     ends = list(range(1, 30))
     beams: dict[str, Any] = {"num_beams": 2, "max_length": 12, "eos_token_id": ends, "forced_eos_token_id": 1}
     ours = model.generate(ids, **beams)
-    assert (ours == generated(transformers_twin(transformers, model), ids, **beams)).all()
+    assert (ours == generated(hf_reference(transformers, model), ids, **beams)).all()
     assert (ours[3, 5:] == 1).all()  # it ended at position 4
     assert ours[3, 4] in ends
     assert not np.isin(ours[:3, 1:11], ends).any()

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from machines import random_model
+from backend_parameters import random_model
 from safetensors.numpy import save_file
 
 from pegasusx_ref import InputError, PegasusXConfig

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from pegasusx_ref import DEMO_CHECKPOINT, InputError, PegasusXConfig, pipeline, record
 from pegasusx_ref.cli import main
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.model.encoder import is_staggered
 from pegasusx_ref.study.explore import Exploration, as_page, explored
 from pegasusx_ref.study.explore.exploring import Candidate, Step
 from pegasusx_ref.study.explore.mathml import as_mathml
@@ -79,9 +79,9 @@ def test_what_tokens_attend_to_is_that_of_a_whole_run(exploration: Exploration, 
     config, encoder, num_tokens = exploration.config, exploration.encoder, len(exploration.token_ids)
     G = config.num_global_tokens
     for layer in range(config.encoder_layers):
-        slices = block_slices(num_tokens, config.block_size, is_staggered(config, layer))
-        assert encoder.slices[layer] == slices
-        for n, (start, stop) in enumerate(slices):
+        blocks = block_bounds(num_tokens, config.block_size, is_staggered(config, layer))
+        assert encoder.blocks[layer] == blocks
+        for n, (start, stop) in enumerate(blocks):
             probs = trace[f"encoder.layers.{layer}.self_attn.local.{n}.probs"][0]
             assert_share(encoder.globals_share[layer, start:stop], probs[:, :, :G].sum(axis=2).mean(axis=0))
             for row in range(stop - start):
@@ -140,7 +140,7 @@ def test_bytes_hold_weights_within_their_bound() -> None:
 
 def test_shapes_are_those_of_a_run(exploration: Exploration, trace: dict[str, Any]) -> None:
     config, num_tokens, num_steps = exploration.config, len(exploration.token_ids), len(exploration.steps)
-    start, stop = exploration.encoder.slices[1][0]
+    start, stop = exploration.encoder.blocks[1][0]
     varying = {"S": stop - start, "X": config.num_global_tokens + stop - start}
     for points in STAGES.values():
         for point in (point for tensors in points.values() for point in tensors):
@@ -152,7 +152,7 @@ def test_shapes_are_those_of_a_run(exploration: Exploration, trace: dict[str, An
 
 
 def test_code_keeps_its_line_numbers_without_the_docstring() -> None:
-    source = golden_source("pegasusx_ref.global_local.local_attention")
+    source = golden_source("pegasusx_ref.golden.global_local.local_attention")
     lines = folded(source)
     file = (Path(__file__).parents[1] / source.path).read_text(encoding="utf-8").splitlines()
     assert all(file[line.number - 1] == line.text for line in lines)
@@ -160,7 +160,7 @@ def test_code_keeps_its_line_numbers_without_the_docstring() -> None:
     assert '"""Let every token attend' in code
     assert code.count('"""') == 1
     assert "Args:" not in code
-    assert "return np.concatenate(blocks, axis=2)" in code
+    assert "return np.concatenate(contexts, axis=2)" in code
 
 
 def test_every_equation_of_the_specification_becomes_mathml() -> None:
@@ -235,7 +235,7 @@ def test_the_page_holds_the_data(exploration: Exploration, summarizer: Summariza
     back = np.frombuffer(base64.b64decode(keys["data"]), keys["type"])
     np.testing.assert_array_equal(back, exploration.encoder.in_block.keys.ravel())
     assert [data["layouts"][layout] for layout in data["layers"]] == [
-        [start for start, _ in slices] for slices in exploration.encoder.slices
+        [start for start, _ in blocks] for blocks in exploration.encoder.blocks
     ]
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
 

@@ -1,4 +1,4 @@
-"""`verify` finds each fault of the suite where it is, and names it where its mistake is known; spec/mutations.md."""
+"""`verify` finds each fault of the suite where it is, and names it where its mistake is known; spec/faults.md."""
 
 import re
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import suffixes
+from fault_table import COMMAND, NOTHING, Found, fault_table, found, found_in
 from faults import FAULTS
-from kill_table import COMMAND, NOTHING, Found, found, found_in, kill_table
 
-PAGE = Path(__file__).parents[1] / "spec" / "mutations.md"
+PAGE = Path(__file__).parents[1] / "spec" / "faults.md"
 RHO = r"\b\d\.\de[+-]\d+\b"
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -59,8 +59,8 @@ def test_a_mistake_that_is_known_is_named_and_no_other(number: int, dtype: str) 
 
 
 def test_the_page_is_what_a_run_finds() -> None:
-    """To the letter, but for ρ: rounding differs between machines."""
-    written, ran = PAGE.read_text(encoding="utf-8"), kill_table()
+    """To the letter, but for ρ: rounding differs between backend_parameters."""
+    written, ran = PAGE.read_text(encoding="utf-8"), fault_table()
     assert re.split(RHO, written) == re.split(RHO, ran), f"what is found has changed: {COMMAND}"
     sizes = [[float(rho) for rho in re.findall(RHO, page)] for page in (written, ran)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.3), f"what is found has changed: {COMMAND}"

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hf_reference import hf_reference, to_torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import Batch, batches, configs, seeds
-from twins import to_torch, transformers_twin
 
 from pegasusx_ref import ConfigError, InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen
 from pegasusx_ref.generation import GenerationConfig, search
-from pegasusx_ref.generation.scores import (
+from pegasusx_ref.generation.logits_processors import (
     forbid_early_end,
     forbid_repeated_ngrams,
     force_end,
@@ -25,7 +25,7 @@ from pegasusx_ref.generation.scores import (
     penalize_repetition,
     scale_temperature,
 )
-from pegasusx_ref.head import log_softmax
+from pegasusx_ref.golden.head import log_softmax
 
 GAP = 1e-5  # transformers compares scores in float32: where the deciding gap is smaller, its rounding may decide
 
@@ -72,7 +72,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def their_generate(transformers: ModuleType, case: Case, **more: Any) -> Any:
-    twin = transformers_twin(transformers, case.model)
+    twin = hf_reference(transformers, case.model)
     ids, mask, _ = case.batch
     mask = np.ones_like(ids) if mask is None else mask
     settings = {"num_beams": 1, "do_sample": False} | case.settings | more
@@ -341,7 +341,7 @@ def test_ids_that_the_file_lacks(transformers: ModuleType, tmp_path: Path, writt
 def test_settings_that_are_not_followed_are_named() -> None:
     config = PegasusXConfig.preset("tiny", extra={"suppress_tokens": [3], "bad_words_ids": None, "typical_p": 1.0})
     model = PegasusXForConditionalGeneration.from_random(config)
-    with pytest.warns(UserWarning, match=r"asks for suppress_tokens=\[3\], which is not followed here"):
+    with pytest.warns(UserWarning, match=r"ignoring unsupported settings of the checkpoint: suppress_tokens=\[3\]"):
         model.generate([[7]], max_new_tokens=1)
 
 
@@ -377,10 +377,10 @@ def test_ngrams_of_the_source_need_its_ids() -> None:
 
 def test_where_the_least_length_is_above_the_greatest_the_greatest_decides(transformers: ModuleType) -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"), dtype="float64")
-    with pytest.warns(UserWarning, match="at least 9 tokens are asked for, but at most 4"):
+    with pytest.warns(UserWarning, match="the minimum length of 9 tokens exceeds the maximum of 4"):
         ours = model.generate([[7, 8]], max_new_tokens=3, min_length=9)
     with pytest.warns(UserWarning, match="Unfeasible length constraints"):
-        theirs = transformers_twin(transformers, model).generate(
+        theirs = hf_reference(transformers, model).generate(
             to_torch(np.array([[7, 8]])), max_new_tokens=3, min_length=9, do_sample=False
         )
     assert ours.tolist() == theirs.tolist()

@@ -13,7 +13,7 @@ import pytest
 from tolerances import relative_error
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
-from pegasusx_ref.weights import random_weights
+from pegasusx_ref.model.weights import random_weights
 
 BACKENDS = Path(__file__).parents[1] / "backends"
 ATTENTION = {
@@ -24,7 +24,7 @@ ATTENTION = {
 GLOBAL_LOCAL = {
     "padding is seen inside a block": ("stop, length))", "stop, stop))"),
     "padding is seen by the global tokens": ("streams.keys_and_values(0, length)", "streams.keys_and_values(0, 10**6)"),
-    "a block too far": ("some[0][0], some[-1][1], len(some)", "slices[0][0], some[-1][1] - some[0][0], len(some)"),
+    "a block too far": ("some[0][0], some[-1][1], len(some)", "blocks[0][0], some[-1][1] - some[0][0], len(some)"),
     "the first text's length for all": ("groupby(lengths)", "groupby([lengths[0]] * len(lengths))"),
     "no global tokens for whole blocks": ("expand(-1, num_blocks, -1, -1, -1)", "expand(-1, num_blocks, -1, 0, -1)"),
     "global keys as values": ("values = with_globals(streams.global_v", "values = with_globals(streams.global_k"),

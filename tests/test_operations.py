@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from strategies import seeds
 from tolerances import OPERATION, assert_close
 
-from pegasusx_ref.embedding import add_positions, embed_tokens, sinusoidal_positions
-from pegasusx_ref.feed_forward import ACTIVATIONS, activation, linear
-from pegasusx_ref.head import cross_entropy, log_softmax, shift_tokens_right
-from pegasusx_ref.normalization import layer_norm
+from pegasusx_ref.golden.embedding import add_positions, embed_tokens, sinusoidal_positions
+from pegasusx_ref.golden.feed_forward import ACTIVATIONS, activation, linear
+from pegasusx_ref.golden.head import cross_entropy, log_softmax, shift_tokens_right
+from pegasusx_ref.golden.normalization import layer_norm
 
 by_definition: dict[str, Callable[[float], float]] = {
     "relu": lambda x: x if x > 0 else 0.0,

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_parameters import random_model
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import random_model
 
 from pegasusx_ref import DEMO_CHECKPOINT, ExtraError, InputError, PegasusXConfig, listen, record
 from pegasusx_ref.cli import main
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.model.encoder import is_staggered
 from pegasusx_ref.study.pictures import looks
 from pegasusx_ref.study.pictures.areas import areas
 from pegasusx_ref.study.pictures.blocks import in_block_coordinates
@@ -51,8 +51,8 @@ def test_areas_of_the_index_map_cover_what_is_visible_and_nothing_else(data: st.
     seen = np.zeros((G + T, G + T), dtype=bool)
     for kind, key, query, num_keys, num_queries in areas(config, T, layer, mask):
         seen[query : query + num_queries, key : key + num_keys] = kind != "padding"
-    slices = block_slices(T, config.block_size, is_staggered(config, layer))
-    assert (seen == (visible_keys(T, G, slices) & np.pad(mask, (G, 0), constant_values=True))).all()
+    blocks = block_bounds(T, config.block_size, is_staggered(config, layer))
+    assert (seen == (visible_keys(T, G, blocks) & np.pad(mask, (G, 0), constant_values=True))).all()
 
 
 def test_stretches_of_true() -> None:
@@ -104,47 +104,47 @@ def test_a_token_outside_the_text_is_refused(token: int) -> None:
 # --- block coordinates -----------------------------------------------------------------------------------------------
 
 
-def random_probs(slices: list[tuple[int, int]], num_globals: int, num_heads: int, seed: int) -> list[np.ndarray]:
+def random_probs(blocks: list[tuple[int, int]], num_globals: int, num_heads: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    weights = [rng.random((num_heads, stop - start, num_globals + stop - start)) for start, stop in slices]
+    weights = [rng.random((num_heads, stop - start, num_globals + stop - start)) for start, stop in blocks]
     return [w / w.sum(axis=-1, keepdims=True) for w in weights]
 
 
 @given(st.data())
 def test_cells_in_block_coordinates_are_means_of_queries_and_sums_of_keys(data: st.DataObject) -> None:
     T, K, G = data.draw(st.integers(1, 60)), 2 * data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))
-    slices = block_slices(T, K, data.draw(st.booleans()))
-    probs = random_probs(slices, G, num_heads=2, seed=data.draw(st.integers(0, 99)))
+    blocks = block_bounds(T, K, data.draw(st.booleans()))
+    probs = random_probs(blocks, G, num_heads=2, seed=data.draw(st.integers(0, 99)))
     head = data.draw(st.sampled_from([None, 0, 1]))
-    stack = in_block_coordinates(probs, slices, head, data.draw(st.integers(1, 70)), data.draw(st.integers(1, 30)))
+    stack = in_block_coordinates(probs, blocks, head, data.draw(st.integers(1, 70)), data.draw(st.integers(1, 30)))
     rows = np.concatenate([stack.to_globals, stack.to_block], axis=1)
     assert np.allclose(np.nansum(rows, axis=1), 1)
 
-    n = data.draw(st.integers(0, len(slices) - 1))
+    n = data.draw(st.integers(0, len(blocks) - 1))
     of_block = probs[n].mean(axis=0) if head is None else probs[n][head]
     first, queries, keys = stack.first_rows[n], stack.queries, stack.keys
     assert np.allclose(stack.to_globals[first, 0], of_block[:queries, : min(keys, G)].mean(axis=0).sum())
     assert np.allclose(stack.to_block[first, 0], of_block[:queries, G : G + keys].mean(axis=0).sum())
-    S = slices[n][1] - slices[n][0]
+    S = blocks[n][1] - blocks[n][0]
     assert (np.isnan(stack.to_block[first]) == (np.arange(stack.to_block.shape[1]) * keys >= S)).all()
 
 
 def test_16384_tokens_fit_on_a_screen() -> None:
-    slices = block_slices(16384, 512, staggered=True)
-    stack = in_block_coordinates(random_probs(slices, 128, num_heads=1, seed=0), slices)
+    blocks = block_bounds(16384, 512, staggered=True)
+    stack = in_block_coordinates(random_probs(blocks, 128, num_heads=1, seed=0), blocks)
     assert stack.to_block.shape == (512, 256)
     assert (stack.queries, stack.keys) == (32, 2)
 
 
 def test_probabilities_of_other_blocks_are_refused() -> None:
-    slices = block_slices(10, 4, staggered=False)
-    probs = random_probs(slices, 2, num_heads=2, seed=0)
+    blocks = block_bounds(10, 4, staggered=False)
+    probs = random_probs(blocks, 2, num_heads=2, seed=0)
     with pytest.raises(InputError, match="not those of blocks of"):
-        in_block_coordinates(probs, block_slices(10, 4, staggered=True))
+        in_block_coordinates(probs, block_bounds(10, 4, staggered=True))
     with pytest.raises(InputError, match="those of one text"):
-        in_block_coordinates([p[None] for p in probs], slices)
+        in_block_coordinates([p[None] for p in probs], blocks)
     with pytest.raises(InputError, match="head=2 does not exist: heads are 0 to 1"):
-        in_block_coordinates(probs, slices, head=2)
+        in_block_coordinates(probs, blocks, head=2)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -169,8 +169,8 @@ def test_attention_is_what_the_model_gives() -> None:
     assert output.encoder_attentions is not None
     assert output.cross_attentions is not None
     for layer in range(2):
-        probs, slices = looks.local_attention_of(model, ids, layer)
-        assert slices == block_slices(21, 8, staggered=layer == 1)
+        probs, blocks = looks.local_attention_of(model, ids, layer)
+        assert blocks == block_bounds(21, 8, staggered=layer == 1)
         for ours, theirs in zip(probs, output.encoder_attentions[layer]["local"], strict=True):
             assert (ours == theirs[0]).all()
         of_heads = output.cross_attentions[layer][0]
@@ -190,12 +190,12 @@ def pictures() -> Any:
 
 
 def test_every_axis_of_every_picture_is_labelled(pictures: Any) -> None:
-    tiny, slices = PegasusXConfig.preset("tiny"), block_slices(21, 8, staggered=True)
-    probs = random_probs(slices, 4, num_heads=2, seed=1)
+    tiny, blocks = PegasusXConfig.preset("tiny"), block_bounds(21, 8, staggered=True)
+    probs = random_probs(blocks, 4, num_heads=2, seed=1)
     figures = [
         pictures.index_map(tiny, 21, 1, np.arange(21) < 19),
         pictures.spread(tiny, 21, 7),
-        pictures.attention_in_blocks(probs, slices),
+        pictures.attention_in_blocks(probs, blocks),
         pictures.cross_attention(np.full((2, 100), 0.01), [f"p{i}" for i in range(100)], ["a", "b"]),
     ]
     for figure in figures:
@@ -207,7 +207,7 @@ def test_every_axis_of_every_picture_is_labelled(pictures: Any) -> None:
 def test_the_index_map_draws_cells_of_short_texts_and_areas_of_long_ones(pictures: Any) -> None:
     tiny, base = PegasusXConfig.preset("tiny"), PegasusXConfig.preset("base")
     (axes,) = pictures.index_map(tiny, 12, 0).axes
-    assert len(axes.patches) == visible_keys(12, 4, block_slices(12, 8, staggered=False)).sum()
+    assert len(axes.patches) == visible_keys(12, 4, block_bounds(12, 8, staggered=False)).sum()
     (axes,) = pictures.index_map(base, 16384, 1).axes
     assert len(axes.patches) == 33 + 2
 

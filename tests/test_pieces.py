@@ -14,15 +14,15 @@ import pegasusx_numpy.products
 import pegasusx_numpy.threads
 import pytest
 from agreement import check_model, check_operation
+from backend_parameters import EVERYTHING, backend_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import EVERYTHING, backend_on_cpu
 from strategies import batches, configs, operations, seeds
 
 from pegasusx_ref import PegasusXConfig, PegasusXModel, listen, record
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.layers import feed_forward
-from pegasusx_ref.weights import Weights, random_weights
+from pegasusx_ref.model.layers import feed_forward
+from pegasusx_ref.model.weights import Weights, random_weights
 
 needs_blas = pytest.mark.skipif(
     not pegasusx_numpy.threads._blas().lib_controllers, reason="threadpoolctl does not know this NumPy's BLAS"
@@ -60,7 +60,7 @@ def _small_pieces() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_wide", "layer_norm", "activation", "attention", "add"])
+@pytest.mark.parametrize("name", ["linear", "linear_full_precision", "layer_norm", "activation", "attention", "add"])
 @pytest.mark.parametrize(("backend", "dtype"), IN_PIECES)
 @settings(max_examples=30)
 @given(st.data())
@@ -102,7 +102,7 @@ def test_the_ways_of_other_processors_agree(dtype: str, is_slow: bool, data: st.
         patch.setattr(attention, "FEW", 1 if is_slow else 32)
         patch.setattr(attention, "HAS_BFLOAT16_PRODUCTS", is_slow)
         ops = backend_on_cpu("torch", dtype)
-        for name in ("linear", "linear_wide", "attention", "global_local_attention"):
+        for name in ("linear", "linear_full_precision", "attention", "global_local_attention"):
             check_operation(ops, data.draw(operations(name)))
 
 
@@ -117,7 +117,7 @@ def test_rows_in_pieces_are_those_of_the_whole(backend: str, dtype: str, length:
         seen.append(x.shape[0] * x.shape[1])
         return x * x + x
 
-    found = ops.to_numpy(ops.by_rows(square, x_BTD))
+    found = ops.to_numpy(ops.apply_in_chunks(square, x_BTD))
     np.testing.assert_array_equal(found, ops.to_numpy(x_BTD * x_BTD + x_BTD))
     assert sum(seen) == 2 * length
     assert (len(seen) > 1) == (backend in ("numpy", "torch") and 2 * length > 5)
@@ -348,5 +348,5 @@ def test_a_child_process_of_one_at_work_has_blas_s_threads() -> None:
 def test_the_golden_backend_works_on_whole_tensors() -> None:
     ops = GoldenBackend("cpu", "float64")
     x_BTD = np.random.default_rng(0).standard_normal((1, 5000, 4))
-    assert ops.by_rows(lambda x: x, x_BTD) is x_BTD
+    assert ops.apply_in_chunks(lambda x: x, x_BTD) is x_BTD
     assert ops.contiguous(x_BTD) is x_BTD

@@ -5,12 +5,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from machines import rounded
+from backend_parameters import rounded
+from hf_reference import hf_reference, run
 from tolerances import HALF_PRECISION, relative_error
-from twins import run, transformers_twin
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend, record
-from pegasusx_ref.weights import random_weights
+from pegasusx_ref.model.weights import random_weights
 
 pytest.importorskip("torch", reason="half precision takes the torch backend")
 
@@ -30,7 +30,7 @@ def test_bfloat16_keeps_2048_positions_apart_where_transformers_does_not(transfo
     exact = model_on("torch", "float64", config, weights)
     expected = exact.encode(ids).last_hidden_state
     ours = model_on("torch", "bfloat16", config, weights).encode(ids).last_hidden_state
-    twin = transformers_twin(transformers, exact).to(torch.bfloat16).model.encoder
+    twin = hf_reference(transformers, exact).to(torch.bfloat16).model.encoder
     theirs = run(twin, input_ids=ids).last_hidden_state.float().numpy()
     assert relative_error(ours, expected) <= HALF_PRECISION
     assert relative_error(theirs, expected) > 20 * HALF_PRECISION  # its positions are bfloat16: seen 0.32

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import random_model
+from backend_parameters import random_model
 
 from pegasusx_ref import PegasusXConfig
 
@@ -14,7 +14,7 @@ products: Any = pytest.importorskip("pegasusx_torch.products")
 needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN, reason="this torch has no oneDNN")
 
 
-def drawn(seed: int, *shape: int, dtype: Any) -> Any:
+def randn(seed: int, *shape: int, dtype: Any) -> Any:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
 
 
@@ -27,10 +27,10 @@ def test_packed_products_agree(
     rows: int, has_bias: bool, dtype: Any, is_slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "IS_MKL_SLOW", is_slow)
-    weight, bias = drawn(1, 300, 400, dtype=dtype), drawn(2, 300, dtype=dtype) if has_bias else None
+    weight, bias = randn(1, 300, 400, dtype=dtype), randn(2, 300, dtype=dtype) if has_bias else None
     packed = products.Products()
     for call in range(products.PATIENCE + 3):
-        x = drawn(call, rows, 2, 400, dtype=dtype)[:, 1:]  # with gaps between its rows
+        x = randn(call, rows, 2, 400, dtype=dtype)[:, 1:]  # with gaps between its rows
         expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
         found = packed.linear(x, weight, bias)
         assert found.dtype == dtype
@@ -43,27 +43,27 @@ def test_packed_products_agree(
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (1, 1, 7)], ids=str)
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 300])
 def test_a_row_meets_every_row_of_the_weight(rows: int, shape: tuple[int, ...]) -> None:
-    x, bias = drawn(0, *shape, dtype=torch.float64), drawn(2, rows, dtype=torch.float64)
-    for weight in (drawn(1, rows, 7, dtype=torch.float64), drawn(1, 7, rows, dtype=torch.float64).T):
+    x, bias = randn(0, *shape, dtype=torch.float64), randn(2, rows, dtype=torch.float64)
+    for weight in (randn(1, rows, 7, dtype=torch.float64), randn(1, 7, rows, dtype=torch.float64).T):
         for b in (bias, None):
             expected = torch.nn.functional.linear(x, weight, b)
             found = products.row_times(x, weight, b)
             assert found.shape == expected.shape
             assert (found - expected).abs().max() < 1e-14
-    assert (bias == drawn(2, rows, dtype=torch.float64)).all()
+    assert (bias == randn(2, rows, dtype=torch.float64)).all()
 
 
 @needs_onednn
 def test_only_what_is_met_again_and_again_is_packed() -> None:
-    packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
+    packed, weight = products.Products(), randn(0, 300, 400, dtype=torch.float32)
     for _ in range(products.PATIENCE):
-        packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
+        packed.linear(randn(1, 8, 400, dtype=torch.float32), weight, None)
     assert len(packed._packed) == 0
-    packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
+    packed.linear(randn(1, 8, 400, dtype=torch.float32), weight, None)
     assert len(packed._packed) == 1
-    for other in (drawn(0, 30, 400, dtype=torch.float32), drawn(0, 300, 400, dtype=torch.float64)):
+    for other in (randn(0, 30, 400, dtype=torch.float32), randn(0, 300, 400, dtype=torch.float64)):
         for _ in range(products.PATIENCE + 2):
-            packed.linear(drawn(1, 8, 400, dtype=other.dtype), other, None)
+            packed.linear(randn(1, 8, 400, dtype=other.dtype), other, None)
     assert len(packed._packed) == 1  # small, or in a dtype that it does not serve
 
 
@@ -71,8 +71,8 @@ def test_only_what_is_met_again_and_again_is_packed() -> None:
 @pytest.mark.parametrize("inference", [False, True])
 def test_weights_that_are_written_into_are_packed_again(inference: bool) -> None:
     with torch.inference_mode(inference):
-        packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
-        x = drawn(1, 8, 400, dtype=torch.float32)
+        packed, weight = products.Products(), randn(0, 300, 400, dtype=torch.float32)
+        x = randn(1, 8, 400, dtype=torch.float32)
         for _ in range(products.PATIENCE + 1):
             packed.linear(x, weight, None)
         assert len(packed._packed) == 1
@@ -83,9 +83,9 @@ def test_weights_that_are_written_into_are_packed_again(inference: bool) -> None
 
 @needs_onednn
 def test_packed_weights_go_with_the_weights() -> None:
-    packed, weight = products.Products(), drawn(0, 300, 400, dtype=torch.float32)
+    packed, weight = products.Products(), randn(0, 300, 400, dtype=torch.float32)
     for _ in range(products.PATIENCE + 1):
-        packed.linear(drawn(1, 8, 400, dtype=torch.float32), weight, None)
+        packed.linear(randn(1, 8, 400, dtype=torch.float32), weight, None)
     del weight
     gc.collect()
     assert len(packed._packed) == 0

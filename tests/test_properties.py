@@ -4,20 +4,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_parameters import IN_FLOAT64, backend_on_cpu, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import IN_FLOAT64, backend_on_cpu, random_model
 from strategies import Batch, batches, configs, lengths, masks, seeds
 from tolerances import CACHED, FLOAT32, assert_close
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.global_local import block_bounds
 
 some = settings(max_examples=40)
 on_every_backend = pytest.mark.parametrize("backend", IN_FLOAT64)
 
 
-def drawn(data: st.DataObject, backend: str, **fixed: object) -> tuple[PegasusXForConditionalGeneration, Batch]:
+def draw_model(data: st.DataObject, backend: str, **fixed: object) -> tuple[PegasusXForConditionalGeneration, Batch]:
     config, seed = data.draw(configs(**fixed)), data.draw(seeds)
     return random_model(config, seed, backend), data.draw(batches(config))
 
@@ -26,7 +26,7 @@ def drawn(data: st.DataObject, backend: str, **fixed: object) -> tuple[PegasusXF
 @some
 @given(st.data())
 def test_real_tokens_do_not_depend_on_what_padding_holds(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend)
+    model, batch = draw_model(data, backend)
     rng = np.random.default_rng(data.draw(seeds))
     mask = rng.random(batch.input_ids.shape) < 0.6
     other = np.where(mask, batch.input_ids, rng.integers(0, model.config.vocab_size, mask.shape))
@@ -40,7 +40,7 @@ def test_real_tokens_do_not_depend_on_what_padding_holds(backend: str, data: st.
 @some
 @given(st.data())
 def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend)
+    model, batch = draw_model(data, backend)
     B, T = batch.input_ids.shape
     extra = data.draw(st.integers(1, 3 * model.config.block_size))
     ids = np.concatenate([batch.input_ids, np.full((B, extra), 2)], axis=1)
@@ -54,7 +54,7 @@ def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
 @some
 @given(st.data())
 def test_texts_of_a_batch_do_not_meet(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend)
+    model, batch = draw_model(data, backend)
     order = np.random.default_rng(data.draw(seeds)).permutation(len(batch.input_ids))
     whole = model(**batch._asdict()).logits
     permuted = model(*(None if x is None else x[order] for x in batch)).logits
@@ -68,7 +68,7 @@ def test_texts_of_a_batch_do_not_meet(backend: str, data: st.DataObject) -> None
 @some
 @given(st.data())
 def test_the_decoder_is_causal(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend)
+    model, batch = draw_model(data, backend)
     rng = np.random.default_rng(data.draw(seeds))
     L = batch.decoder_input_ids.shape[1]
     position = int(rng.integers(L))
@@ -85,7 +85,7 @@ def test_the_decoder_is_causal(backend: str, data: st.DataObject) -> None:
 @some
 @given(st.data())
 def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend)
+    model, batch = draw_model(data, backend)
     source = model.encode(batch.input_ids, batch.attention_mask)
     whole = model(encoder_outputs=source, decoder_input_ids=batch.decoder_input_ids).logits
     past, pieces = None, []
@@ -102,7 +102,7 @@ def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> N
 @some
 @given(st.data())
 def test_a_cache_can_be_continued_twice(backend: str, data: st.DataObject) -> None:
-    model, batch = drawn(data, backend, decoder_layers=2)
+    model, batch = draw_model(data, backend, decoder_layers=2)
     source = model.encode(batch.input_ids, batch.attention_mask)
     start = model(encoder_outputs=source, decoder_input_ids=batch.decoder_input_ids).past_key_values
     tries = [np.full((len(batch.input_ids), 2), i) for i in (3, 4, 3)]
@@ -164,7 +164,7 @@ def test_a_token_sees_the_keys_of_the_index_map_and_no_others(backend: str, data
     """Move one token's key: the rows that may see it move, all of them, and no other row does."""
     block_size, B = 2 * data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
     T = data.draw(lengths(block_size))
-    slices = block_slices(T, block_size, data.draw(st.booleans()))
+    blocks = block_bounds(T, block_size, data.draw(st.booleans()))
     mask = data.draw(masks(B, T))
     key_mask_BT = np.ones((B, T), dtype=bool) if mask is None else mask.astype(bool)
     rng = np.random.default_rng(data.draw(seeds))
@@ -179,11 +179,11 @@ def test_a_token_sees_the_keys_of_the_index_map_and_no_others(backend: str, data
         local, global_ = ([ops.asarray(x) for x in xs] for xs in ((q, keys, v), globals_))
         given_mask = None if mask is None else ops.asarray(key_mask_BT)
         attend: Any = ops.global_local_attention
-        return [ops.to_numpy(x) for x in attend(*local, *global_, given_mask, slices)]
+        return [ops.to_numpy(x) for x in attend(*local, *global_, given_mask, blocks)]
 
     before, after = attended(k), attended(moved)
     tokens, global_rows = ((x != y).any(axis=(1, 3)) for x, y in zip(before, after, strict=True))
-    start, stop = next(s for s in slices if s[0] <= token < s[1])
+    start, stop = next(s for s in blocks if s[0] <= token < s[1])
     expected = np.zeros((B, T), dtype=bool)
     expected[text, start:stop] = key_mask_BT[text, token]
     assert tokens.tolist() == expected.tolist()

@@ -8,17 +8,17 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from machines import random_model
+from backend_parameters import random_model
 
 from pegasusx_ref import PegasusXConfig, verify
-from pegasusx_ref.reports import as_html, as_junit
-from pegasusx_ref.reports.cells import FIRST_FAILING, LEVELS, binned
-from pegasusx_ref.reports.drawing import drawn
-from pegasusx_ref.reports.heatmaps import Heatmap, Strip, worst_spots
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
 from pegasusx_ref.verification.checking import ALONE, FAIL, Rows
-from pegasusx_ref.verification.rows import ValidRows
+from pegasusx_ref.verification.reports import as_html, as_junit
+from pegasusx_ref.verification.reports.cells import FIRST_FAILING, LEVELS, binned
+from pegasusx_ref.verification.reports.drawing import drawn
+from pegasusx_ref.verification.reports.heatmaps import Heatmap, Strip, worst_spots
+from pegasusx_ref.verification.valid_rows import ValidRows
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)  # blocks of 8, 4 global tokens, 4 heads
 _rng = np.random.default_rng(0)
@@ -328,11 +328,11 @@ def test_the_page_of_a_published_shape_stays_small(wrong: bool) -> None:
 def base_like(wrong: bool) -> Report:
     """What a verification of the base model over 4096 tokens may give, without running it."""
     rng = np.random.default_rng(0)
-    slices = [[(s, s + 512) for s in range(0, 4096, 512)], [(s, s + 512) for s in range(0, 4608, 512)]] * 6
+    blocks = [[(s, s + 512) for s in range(0, 4096, 512)], [(s, s + 512) for s in range(0, 4608, 512)]] * 6
     table, rows = [], {}
     for point, letters in TRACE_POINTS.items():
         for layer in range(12 if "{i}" in point else 1):
-            for block in range(len(slices[layer]) if "{n}" in point else 1):
+            for block in range(len(blocks[layer]) if "{n}" in point else 1):
                 name = point.replace("{i}", str(layer)).replace("{n}", str(block))
                 length = {"T": 4096, "G": 128, "L": 128, "S": 512}[letters[-2]]
                 if letters[-2] == "S" and layer % 2 and block in (0, 8):
@@ -342,9 +342,9 @@ def base_like(wrong: bool) -> Report:
                 rows[name] = Rows(rho.astype(np.float32), rho > FAIL)
                 verdict = "fail" if wrong else "pass"
                 table.append(Check(name, "linear", verdict, rho.max(), 1e-3, 1e-7, 1e-6, (0, 9, 99), 1e-5, True))
-    for staggered in slices[1::2]:
+    for staggered in blocks[1::2]:
         staggered[:] = [(max(0, start - 256), min(4096, stop - 256)) for start, stop in staggered]
-    valid = ValidRows(np.ones((1, 4096), bool), np.ones((1, 128), bool), slices)
+    valid = ValidRows(np.ones((1, 4096), bool), np.ones((1, 128), bool), blocks)
     report = Report(table, None, [], "float32", [], PegasusXConfig.preset("base"), valid, rows)
     if wrong:
         failure = report_of(lm_head=TENSORS["lm_head"] + 1).failure

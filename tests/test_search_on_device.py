@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import check_processors
+from backend_parameters import EVERYTHING, IN_FLOAT64, backend_on_cpu, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import EVERYTHING, IN_FLOAT64, backend_on_cpu, random_model
 from strategies import seeds
 
 from pegasusx_ref import PegasusXConfig, record
@@ -81,9 +81,9 @@ def test_float32_stays_float32(backend: str, dtype: str) -> None:
     """Running scores of the host, which `asarray` would round to the compute dtype."""
     ops = backend_on_cpu(backend, dtype)
     scores = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
-    there = ops.float32(scores)
-    for copy in (there, ops.float32(there), ops.log_softmax(there)):
-        copy += ops.float32(np.ones(1))
+    there = ops.to_float32(scores)
+    for copy in (there, ops.to_float32(there), ops.log_softmax(there)):
+        copy += ops.to_float32(np.ones(1))
     back = ops.to_numpy(there)
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, scores + np.float32(1))

@@ -24,17 +24,17 @@ def descriptions(png: bytes) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Any:
+def spec_pictures() -> Any:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[study]'")
     import spec_pictures
 
     return {name: spec_pictures.fingerprint(figure) for name, figure in spec_pictures.figures().items()}
 
 
-def test_the_pictures_show_what_the_code_draws_now(drawn: dict[str, str]) -> None:
+def test_the_pictures_show_what_the_code_draws_now(spec_pictures: dict[str, str]) -> None:
     stored = {path.name: descriptions(path.read_bytes()) for path in FOLDER.iterdir()}
     remedy = "look at what has changed, then: python tools/spec_pictures.py"
-    assert stored == {name: [fingerprint] for name, fingerprint in drawn.items()}, remedy
+    assert stored == {name: [fingerprint] for name, fingerprint in spec_pictures.items()}, remedy
 
 
 def test_every_picture_is_small_and_stands_in_a_page() -> None:

@@ -13,6 +13,7 @@ from strategies import batches, configs
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, record
 from pegasusx_ref.backend import GoldenBackend
+from pegasusx_ref.model.weights import parameter_shapes, random_weights
 from pegasusx_ref.study.costs import (
     PARTS,
     block_local_attention,
@@ -24,8 +25,7 @@ from pegasusx_ref.study.costs import (
     token_flops,
 )
 from pegasusx_ref.study.steps import steps, weights_of
-from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.weights import parameter_shapes, random_weights
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
 class Counter:

@@ -10,7 +10,7 @@ import pegasusx_ref
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.study import sections as module
 from pegasusx_ref.study.sections import SCOPES, TENSORS, golden_source, places, sections, sections_at, spec_folder
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
 def test_every_section_and_introduction_is_read_in_order() -> None:
@@ -28,7 +28,7 @@ def test_every_section_and_introduction_is_read_in_order() -> None:
 def test_a_section_has_title_text_equations_and_function() -> None:
     section = sections()["7.1"]
     assert section.title == "Local attention"
-    assert section.functions == ("pegasusx_ref.global_local.local_attention",)
+    assert section.functions == ("pegasusx_ref.golden.global_local.local_attention",)
     assert section.text.startswith("Each block is one call")
     assert ">>> " in section.text
     assert ">>> " not in section.prose
@@ -72,7 +72,7 @@ def test_an_unknown_place_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="pegasusx-ref explain lists all"):
         sections_at("xyzzy")
     with pytest.raises(InputError, match="no function or class"):
-        golden_source("pegasusx_ref.global_local.no_such_function")
+        golden_source("pegasusx_ref.golden.global_local.no_such_function")
 
 
 def test_the_specification_is_found_inside_an_installed_package(

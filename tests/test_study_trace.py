@@ -15,12 +15,12 @@ from strategies import batches, configs, seeds
 from pegasusx_ref import PegasusTokenizer, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
 from pegasusx_ref.cli import main
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.study.figures import Table, as_lines, count, counted, size
-from pegasusx_ref.study.rows import as_table, rows_of
+from pegasusx_ref.rendering.tables import Table, as_lines, count, counted, size
 from pegasusx_ref.study.saving import layout_of, saving
+from pegasusx_ref.study.step_table import as_table, rows_of
 from pegasusx_ref.study.steps import steps, steps_at
+from pegasusx_ref.study.tensor_values import Pieces, attended, queries_and_keys, values
 from pegasusx_ref.study.watching import Watch, joined, summary_of
-from pegasusx_ref.study.zooming import Pieces, attended, queries_and_keys, values
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -73,7 +73,7 @@ def test_the_table_adds_up(data: st.DataObject) -> None:
     with record() as trace, listen(watch):
         PegasusXForConditionalGeneration.from_random(config)(*batch)
     made = list(steps(config, T, L, B))
-    for fold in ("slices", "layers", "nothing"):
+    for fold in ("blocks", "layers", "nothing"):
         rows = rows_of(made, watch.summaries, fold)
         assert sum(row.tensors for row in rows) == len(trace)
         assert sum(row.size for row in rows) == sum(value.size for value in trace.values())

@@ -22,7 +22,7 @@ def test_each_kind_of_lie_is_seen() -> None:
 
 
 def test_the_watch_sees_functions_of_the_package() -> None:
-    from pegasusx_ref.normalization import layer_norm
+    from pegasusx_ref.golden.normalization import layer_norm
 
     rng = np.random.default_rng(0)
     with suffixes.watched() as mistakes:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from strategies import batches, configs
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen, record
-from pegasusx_ref.trace_points import TRACE_POINTS, general
 from pegasusx_ref.tracing import Listener, scope, tap, wanted
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
 
 @settings(max_examples=20)

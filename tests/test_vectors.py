@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from emulated import COMPILER
+from hf_reference import hf_reference
 from jsonschema import Draft202012Validator
 from safetensors.numpy import load_file, save, save_file
 from tolerances import FLOAT64, VECTOR_TOLERANCES, VECTORS, assert_close
-from twins import transformers_twin
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
 from pegasusx_ref.cli import main
@@ -124,7 +124,7 @@ def test_the_manifest_is_the_same_anew(name: str) -> None:
 def test_vectors_are_what_transformers_computes(transformers: ModuleType, name: str) -> None:
     """In float64, on every row that counts: the vectors do not only prove themselves."""
     folder = committed(name)
-    twin = transformers_twin(transformers, model_of(name, "numpy", "float64"))
+    twin = hf_reference(transformers, model_of(name, "numpy", "float64"))
     twin.set_attn_implementation("eager")
     theirs = from_transformers(twin)({key: folder.inputs[key] for key in INPUTS})
     for entry in folder.tensors:

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_parameters import EVERYTHING, random_model, reference
+from hf_reference import eager_hf_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import EVERYTHING, random_model, reference
 from strategies import batches, configs, seeds
-from twins import eager_twin
 
 from pegasusx_ref import TRACE_POINTS, InputError, PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.trace_points import general
+from pegasusx_ref.tracing.trace_points import general
 from pegasusx_ref.verification import Report, from_backend, from_transformers, verify
 
 POSITIONS = {"encoder.embeddings", "decoder.embeddings"}  # transformers computes them in the model's dtype
@@ -42,7 +42,7 @@ def test_stock_transformers_passes_but_for_its_positions(
     config = data.draw(configs())
     model = reference(config, data.draw(seeds), dtype)
     batch = data.draw(batches(config))
-    report = verify(model, from_transformers(eager_twin(transformers, model, dtype)), batch._asdict(), dtype)
+    report = verify(model, from_transformers(eager_hf_reference(transformers, model, dtype)), batch._asdict(), dtype)
     assert set(failed(report)) <= (set() if dtype == "float64" else POSITIONS)
     assert report.unknown == []
 
@@ -116,7 +116,7 @@ class BiasFirst(GoldenBackend):
             y = y + x[..., i, None] * weight[:, i]
         return y
 
-    linear_wide = linear
+    linear_full_precision = linear
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -158,7 +158,7 @@ def test_what_a_fused_implementation_does_not_show_is_allowed_for(data: st.DataO
 
 def test_every_trace_point_is_checked(transformers: ModuleType) -> None:
     model = reference(CONFIG, 0, "float64")
-    for candidate in (from_backend(model), from_transformers(eager_twin(transformers, model, "float64"))):
+    for candidate in (from_backend(model), from_transformers(eager_hf_reference(transformers, model, "float64"))):
         report = verify(model, candidate, INPUTS, "float64")
         assert report.passed
         assert {general(check.name) for check in report.table} == set(TRACE_POINTS)
@@ -205,7 +205,7 @@ def test_what_is_captured_is_copied(transformers: ModuleType) -> None:
     import torch
 
     model = reference(CONFIG, 0, "float64")
-    twin = eager_twin(transformers, model, "float64")
+    twin = eager_hf_reference(transformers, model, "float64")
     for layer in (*twin.model.encoder.layers, *twin.model.decoder.layers):
         layer.activation_fn = torch.nn.ReLU(inplace=True)  # writes into fc1's result
     assert verify(model, from_transformers(twin), INPUTS, "float64").passed

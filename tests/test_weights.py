@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import configs
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, PegasusXModel
-from pegasusx_ref.weights import Weights, parameter_shapes, random_weights, tie_embeddings
+from pegasusx_ref.model.weights import Weights, parameter_shapes, random_weights, tie_embeddings
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])

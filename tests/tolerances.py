@@ -68,14 +68,14 @@ OPERATIONS = {
     "add_positions": _STREAM,
     "layer_norm": _ROUNDED,
     "linear": _ROUNDED,
-    "linear_wide": _ROUNDED,  # float32 but for bfloat16 on a CPU
+    "linear_full_precision": _ROUNDED,  # float32 but for bfloat16 on a CPU
     "activation": _ROUNDED,
     "add": _STREAM,
     "attention": _ROUNDED_TWICE,
     "global_local_attention": _ROUNDED_TWICE,
     "log_softmax": _FLOAT32,
     "cross_entropy": _FLOAT32,
-    "best_first": _EXACT,
+    "stable_top_k": _EXACT,
 }
 
 # Logits and encoded tokens of whole models, weights of 0.2, up to three layers. Seen over 150 draws: float64 1e-15,

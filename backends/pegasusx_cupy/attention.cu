@@ -153,8 +153,8 @@ __device__ void attend(const REAL* queries, REAL* context, int length, int first
     }
 }
 
-// Each token attends to the global tokens and to its own slice. The slices are [0, first_stop), then every block_size
-// tokens. Grid: slices x tiles of a slice, heads, texts.
+// Each token attends to the global tokens and to its own slice. The blocks are [0, first_stop), then every block_size
+// tokens. Grid: blocks x tiles of a slice, heads, texts.
 extern "C" __global__ void local_attention(const REAL* queries, const REAL* keys, const REAL* values,
                                            const REAL* global_keys, const REAL* global_values,
                                            const unsigned char* is_real, REAL* context, int num_tokens, int num_globals,

@@ -10,7 +10,7 @@ from cupyx.scipy.special import erf
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
 from pegasusx_ref.backend import GoldenBackend, is_core_traced
 from pegasusx_ref.errors import BackendError
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 
 
 class CupyBackend(GoldenBackend):
@@ -77,15 +77,15 @@ class CupyBackend(GoldenBackend):
         global_k_BHGF: Any,
         global_v_BHGF: Any,
         key_mask_BT: Any,
-        slices: Slices,
+        blocks: Blocks,
     ) -> tuple[Any, Any]:
         """Run the kernels; the golden functions where someone listens, or where heads are too wide for a tile."""
         keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-        if is_core_traced(slices) or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
+        if is_core_traced(blocks) or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
             return super().global_local_attention(
-                q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices
+                q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, blocks
             )
         return (
-            local_attention(q_BHTF, *keys_and_values, key_mask_BT, slices),
+            local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
             global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
         )

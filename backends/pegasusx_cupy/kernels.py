@@ -7,7 +7,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 
 SOURCE = Path(__file__).with_name("attention.cu")
 THREADS = 128
@@ -57,22 +57,22 @@ def side_by_side(x_BHTF: Any) -> Any:
 
 
 def local_attention(
-    q_BHTF: Any, k_BHTF: Any, v_BHTF: Any, global_k_BHGF: Any, global_v_BHGF: Any, key_mask_BT: Any, slices: Slices
+    q_BHTF: Any, k_BHTF: Any, v_BHTF: Any, global_k_BHGF: Any, global_v_BHGF: Any, key_mask_BT: Any, blocks: Blocks
 ) -> Any:
-    """Compute `pegasusx_ref.global_local.local_attention`."""
-    first_stop = slices[0][1]
-    block_size = slices[1][1] - slices[1][0] if len(slices) > 1 else first_stop
+    """Compute `pegasusx_ref.golden.global_local.local_attention`."""
+    first_stop = blocks[0][1]
+    block_size = blocks[1][1] - blocks[1][0] if len(blocks) > 1 else first_stop
     queries = tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize)[0]  # type: ignore[index]
-    tiles = -(-max(stop - start for start, stop in slices) // queries)
+    tiles = -(-max(stop - start for start, stop in blocks) // queries)
     sizes = (q_BHTF.shape[2], global_k_BHGF.shape[2], first_stop, block_size, tiles)
     streams = (q_BHTF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-    return _launch("local_attention", len(slices) * tiles, streams, key_mask_BT, sizes)
+    return _launch("local_attention", len(blocks) * tiles, streams, key_mask_BT, sizes)
 
 
 def global_attention(
     global_q_BHGF: Any, k_BHTF: Any, v_BHTF: Any, global_k_BHGF: Any, global_v_BHGF: Any, key_mask_BT: Any
 ) -> Any:
-    """Compute `pegasusx_ref.global_local.global_attention`."""
+    """Compute `pegasusx_ref.golden.global_local.global_attention`."""
     queries = tile_for(k_BHTF.shape[3], k_BHTF.dtype.itemsize)[0]  # type: ignore[index]
     tiles = -(-global_k_BHGF.shape[2] // queries)
     sizes = (k_BHTF.shape[2], global_k_BHGF.shape[2])

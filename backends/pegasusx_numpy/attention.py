@@ -15,7 +15,7 @@ KEYS = 128  # in a small matrix: see `products.few_rows_times`
 def attention(
     q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
 ) -> np.ndarray:
-    """Compute `pegasusx_ref.attention.attention`."""
+    """Compute `pegasusx_ref.golden.attention.attention`."""
     B, H, L, F = q_BHLF.shape
     context_BHLF = like_heads(q_BHLF)
     hidden = None if visible is None else np.broadcast_to(~visible, (B, *visible.shape[1:]))

@@ -8,9 +8,9 @@ from pegasusx_numpy.attention import attention
 from pegasusx_numpy.global_local import global_local_attend
 from pegasusx_numpy.products import linear
 from pegasusx_numpy.threads import WORTH_SHARING, for_each, split
-from pegasusx_ref import embedding, feed_forward
 from pegasusx_ref.backend import GoldenBackend, is_core_traced
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden import embedding, feed_forward
+from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import wanted
 
 ROWS = 1024  # tokens of a piece at the most: so many that weights, which each piece reads again, cost little
@@ -23,7 +23,7 @@ class NumpyBackend(GoldenBackend):
 
     name = "numpy"
 
-    def by_rows(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
+    def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
         """Take some hundred tokens at a time, on all cores."""
         B, T, D = x_BTD.shape
         if B * T <= ROWS:
@@ -55,7 +55,7 @@ class NumpyBackend(GoldenBackend):
         multiply = feed_forward.linear if x.size * len(weight) <= LITTLE else linear
         return multiply(x, weight, bias)
 
-    linear_wide = linear
+    linear_full_precision = linear
 
     def activation(self, x: np.ndarray, name: str) -> np.ndarray:
         """Take some numbers at a time, on all cores."""
@@ -92,11 +92,11 @@ class NumpyBackend(GoldenBackend):
         global_k_BHGF: np.ndarray,
         global_v_BHGF: np.ndarray,
         key_mask_BT: np.ndarray | None,
-        slices: Slices,
+        blocks: Blocks,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Spread heads and blocks over the cores; the golden function where someone listens, or they are small."""
-        num_keys = global_k_BHGF.shape[2] + max(stop - start for start, stop in slices)
-        arguments = (q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, slices)
-        if is_core_traced(slices) or q_BHTF.size * num_keys <= WORTH_SHARING:
+        num_keys = global_k_BHGF.shape[2] + max(stop - start for start, stop in blocks)
+        arguments = (q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, blocks)
+        if is_core_traced(blocks) or q_BHTF.size * num_keys <= WORTH_SHARING:
             return super().global_local_attention(*arguments)
         return global_local_attend(*arguments)

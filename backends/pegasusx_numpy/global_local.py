@@ -4,7 +4,7 @@ import numpy as np
 
 from pegasusx_numpy.attention import attend_many, like_heads
 from pegasusx_numpy.threads import for_each
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 
 
 def global_local_attend(
@@ -15,10 +15,10 @@ def global_local_attend(
     global_k_BHGF: np.ndarray,
     global_v_BHGF: np.ndarray,
     key_mask_BT: np.ndarray | None,
-    slices: Slices,
+    blocks: Blocks,
     threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute `pegasusx_ref.global_local.global_local_attention`; masked keys are left out.
+    """Compute `pegasusx_ref.golden.global_local.global_local_attention`; masked keys are left out.
 
     Args:
         q_BHTF: see there.
@@ -28,7 +28,7 @@ def global_local_attend(
         global_k_BHGF: see there.
         global_v_BHGF: see there.
         key_mask_BT: see there.
-        slices: see there.
+        blocks: see there.
         threads: at the most; those of BLAS where None.
 
     Returns:
@@ -54,6 +54,6 @@ def global_local_attend(
     heads = [(b, h) for b in range(B) for h in range(H)]
     # The longest pieces first, so that no thread is left with one of them at the end.
     pieces = [(b, h, everything, True) for b, h in heads]
-    pieces += [(b, h, block, False) for b, h in heads for block in slices]
+    pieces += [(b, h, block, False) for b, h in heads for block in blocks]
     for_each(pieces, work, threads)
     return context_BHTF, context_BHGF

@@ -10,7 +10,7 @@ LARGE = 2**20  # numbers in a matrix that is worth being read by several threads
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Compute `pegasusx_ref.feed_forward.linear`: the rows of all texts at once, so that weights are read once."""
+    """Compute `golden.feed_forward.linear` over the rows of all texts at once, so that weights are read once."""
     x_rows, num_out = x.reshape(-1, x.shape[-1]), weight.shape[0]
     num_rows = len(x_rows)
     y_rows = np.empty((num_rows, num_out), dtype=x.dtype)

@@ -14,7 +14,7 @@ FEW = 1 if IS_MKL_SLOW else 32
 
 
 def attend(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
-    """Compute `pegasusx_ref.attention.attention`, fused where nobody listens to scores or probabilities."""
+    """Compute `pegasusx_ref.golden.attention.attention`, fused where nobody listens to scores or probabilities."""
     if wanted("scores") or wanted("probs"):
         return attend_plainly(q_BHLF, k_BHXF, v_BHXF, visible)
     is_few = q_BHLF.device.type == "cpu" and q_BHLF.shape[2] <= FEW

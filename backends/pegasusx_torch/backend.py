@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from pegasusx_ref.backend import Step
 from pegasusx_ref.errors import BackendError
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch.attention import attend
 from pegasusx_torch.global_local import Streams, global_local_attend
 from pegasusx_torch.graphs import Replayed
 from pegasusx_torch.masks import Lengths
-from pegasusx_torch.precision import exact_float32, wide_product
+from pegasusx_torch.precision import exact_float32, full_precision_product
 from pegasusx_torch.products import Products
-from pegasusx_torch.ranking import best_first
+from pegasusx_torch.top_k import stable_top_k
 
 HALVES = (torch.bfloat16, torch.float16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -102,7 +102,7 @@ class TorchBackend:
         """Make an uninitialized tensor."""
         return torch.empty(shape, dtype=self._operand, device=self._device)
 
-    def float32(self, array: Tensor | np.ndarray) -> Tensor:
+    def to_float32(self, array: Tensor | np.ndarray) -> Tensor:
         """Copy a tensor, or an array of the host."""
         return torch.as_tensor(array, device=self._device).to(torch.float32, copy=True)
 
@@ -118,7 +118,7 @@ class TorchBackend:
         memory = torch.from_numpy(np.empty(array.numel() * array.itemsize, np.uint8))
         return memory.view(array.dtype).view(array.shape).copy_(array)
 
-    def by_rows(self, function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+    def apply_in_chunks(self, function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
         num_rows = x_BTD.numel() // x_BTD.shape[-1]
         if x_BTD.device.type != "cpu" or num_rows <= ROWS:
             return function(x_BTD)
@@ -147,13 +147,13 @@ class TorchBackend:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with exact_float32(self.tf32):
             if self._operand is torch.float16 and x.device.type == "cpu":
-                return wide_product(x, weight, bias, self._products).to(self._operand)
+                return full_precision_product(x, weight, bias, self._products).to(self._operand)
             return self._products.linear(x, weight, None if bias is None else bias.to(self._operand))
 
-    def linear_wide(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear_full_precision(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self._operand not in HALVES:
             return self.linear(x, weight, bias)
-        return wide_product(x, weight, bias, self._products)
+        return full_precision_product(x, weight, bias, self._products)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATIONS[name](x)
@@ -174,12 +174,12 @@ class TorchBackend:
         global_k_BHGF: Tensor,
         global_v_BHGF: Tensor,
         key_mask_BT: Tensor | None,
-        slices: Slices,
+        blocks: Blocks,
     ) -> tuple[Tensor, Tensor]:
         streams = Streams(q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF)
         lengths = self._lengths.of(key_mask_BT, q_BHTF)
         with exact_float32(self.tf32):
-            return global_local_attend(streams, key_mask_BT, lengths, slices)
+            return global_local_attend(streams, key_mask_BT, lengths, blocks)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits, dim=-1, dtype=torch.float32 if logits.dtype in HALVES else None)
@@ -187,8 +187,8 @@ class TorchBackend:
     def cross_entropy(self, logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
         return F.cross_entropy(logits_BLV.to(self._stream).flatten(0, 1), labels_BL.flatten())
 
-    def best_first(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return best_first(scores, count)
+    def stable_top_k(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return stable_top_k(scores, count)
 
 
 def find_device(device: Any) -> torch.device:

@@ -1,4 +1,4 @@
-"""The attention core: fused attention over slices, so that scores are never kept for all heads at once.
+"""The attention core: fused attention over blocks, so that scores are never kept for all heads at once.
 
 Padding is cut off, not masked: fused kernels are fastest, and on CUDA often only to be had, without a mask.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pegasusx_ref.backend import is_core_traced
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import scope
 from pegasusx_torch.attention import attend, attend_unmasked, like_heads
 from pegasusx_torch.products import IS_MKL_SLOW
@@ -41,54 +41,54 @@ class Streams(NamedTuple):
 
 
 def global_local_attend(
-    streams: Streams, key_mask_BT: Tensor | None, lengths: list[int] | None, slices: Slices
+    streams: Streams, key_mask_BT: Tensor | None, lengths: list[int] | None, blocks: Blocks
 ) -> tuple[Tensor, Tensor]:
-    """Compute `pegasusx_ref.global_local.global_local_attention`.
+    """Compute `pegasusx_ref.golden.global_local.global_local_attention`.
 
     Args:
         streams: what attends and what is attended to.
         key_mask_BT: True where a token is real (B, T); None means everywhere.
         lengths: real tokens of each text where padding only follows them; None where it stands elsewhere.
-        slices: the blocks.
+        blocks: the blocks.
 
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
     """
-    if is_core_traced(slices):
-        return _slice_by_slice(streams, key_mask_BT, slices)
+    if is_core_traced(blocks):
+        return _block_by_block(streams, key_mask_BT, blocks)
     if IS_MKL_SLOW and streams.q_BHTF.device.type == "cpu" and streams.q_BHTF.dtype.itemsize >= 4:
-        return _by_numpy(streams, key_mask_BT, slices)
+        return _by_numpy(streams, key_mask_BT, blocks)
     if lengths is None:
-        return _slice_by_slice(streams, key_mask_BT, slices)
+        return _block_by_block(streams, key_mask_BT, blocks)
     context_BHTF, context_BHGF = like_heads(streams.q_BHTF), like_heads(streams.global_q_BHGF)
     first = 0
     for length, group in groupby(lengths):
         texts = slice(first, first := first + len(list(group)))
-        _attend_texts(streams.of_texts(texts), length, slices, context_BHTF[texts], context_BHGF[texts])
+        _attend_texts(streams.of_texts(texts), length, blocks, context_BHTF[texts], context_BHGF[texts])
     return context_BHTF, context_BHGF
 
 
-def _by_numpy(streams: Streams, key_mask_BT: Tensor | None, slices: Slices) -> tuple[Tensor, Tensor]:
+def _by_numpy(streams: Streams, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
     """Let NumPy's backend compute on the same memory, on torch's threads, or BLAS's where these are fewer."""
     mask = None if key_mask_BT is None else key_mask_BT.numpy()
     arrays = {name: x.numpy() for name, x in streams._asdict().items()}
     threads = torch.get_num_threads()
-    found = numpy_global_local.global_local_attend(**arrays, key_mask_BT=mask, slices=slices, threads=threads)
+    found = numpy_global_local.global_local_attend(**arrays, key_mask_BT=mask, blocks=blocks, threads=threads)
     context_BHTF, context_BHGF = map(torch.from_numpy, found)
     return context_BHTF, context_BHGF
 
 
-def _attend_texts(streams: Streams, length: int, slices: Slices, context_BHTF: Tensor, context_BHGF: Tensor) -> None:
+def _attend_texts(streams: Streams, length: int, blocks: Blocks, context_BHTF: Tensor, context_BHGF: Tensor) -> None:
     """Fill in the attended values of texts that are equally long: whole blocks together, the rest one by one."""
-    size = max(stop - start for start, stop in slices)
-    whole = [(start, stop) for start, stop in slices if stop - start == size and stop <= length]
+    size = max(stop - start for start, stop in blocks)
+    whole = [(start, stop) for start, stop in blocks if stop - start == size and stop <= length]
     for i in range(0, len(whole), BLOCKS_AT_A_TIME):
         some = whole[i : i + BLOCKS_AT_A_TIME]
         _attend_blocks(streams, some[0][0], some[-1][1], len(some), context_BHTF)
 
     # Short blocks, blocks that padding cuts short, and all padding blocks at once: they see only the global tokens.
-    rest = [(start, stop) for start, stop in slices if start < length and (start, stop) not in whole]
-    padding = [(start, context_BHTF.shape[2]) for start, _ in slices if start >= length][:1]
+    rest = [(start, stop) for start, stop in blocks if start < length and (start, stop) not in whole]
+    padding = [(start, context_BHTF.shape[2]) for start, _ in blocks if start >= length][:1]
     for start, stop in [*rest, *padding]:
         keys_stop = max(start, min(stop, length))
         k_BHXF, v_BHXF = streams.keys_and_values(start, keys_stop)
@@ -116,7 +116,7 @@ def _attend_blocks(streams: Streams, start: int, stop: int, num_blocks: int, con
     blocks(context_BHTF).copy_(found.unflatten(0, (-1, num_blocks)))
 
 
-def _slice_by_slice(streams: Streams, key_mask_BT: Tensor | None, slices: Slices) -> tuple[Tensor, Tensor]:
+def _block_by_block(streams: Streams, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
     """Go the way of the golden functions, with their masks and names: for the trace, and for padding anywhere."""
     context_BHTF, always = like_heads(streams.q_BHTF), streams.global_k_BHGF.shape[2]
 
@@ -126,7 +126,7 @@ def _slice_by_slice(streams: Streams, key_mask_BT: Tensor | None, slices: Slices
         seen_BX = torch.nn.functional.pad(key_mask_BT[:, start:stop], (always, 0), value=True)
         return seen_BX[:, None]
 
-    for n, (start, stop) in enumerate(slices):
+    for n, (start, stop) in enumerate(blocks):
         keys_and_values = streams.keys_and_values(start, stop)
         with scope(f"local.{n}"):
             found_BHSF = attend(streams.q_BHTF[:, :, start:stop], *keys_and_values, visible(start, stop))

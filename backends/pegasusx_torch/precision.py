@@ -25,7 +25,7 @@ def exact_float32(tf32: bool) -> Iterator[None]:
         settings.allow_tf32 = before
 
 
-def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> Tensor:
+def full_precision_product(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> Tensor:
     """Multiply halves and give the float32 sum, where rounding it to a half would overflow or lose digits.
 
     Args:

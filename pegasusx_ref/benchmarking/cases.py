@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pegasusx_ref.config import PRESETS, PegasusXConfig
+from pegasusx_ref.model.config import PRESETS, PegasusXConfig
 
 OURS = ("numpy", "torch", "cupy")  # by their backends' names
 THEIRS = "transformers"

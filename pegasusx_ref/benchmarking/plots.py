@@ -13,8 +13,8 @@ from pegasusx_ref.benchmarking.comparing import figures, median, ratio
 from pegasusx_ref.benchmarking.results import CaseResult, Results
 from pegasusx_ref.benchmarking.table import duration, fraction
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.study.figures import size
-from pegasusx_ref.study.pictures.canvas import BLUE, GREY, ORANGE, new_axes, new_figure, title
+from pegasusx_ref.rendering.canvas import BLUE, GREY, ORANGE, new_axes, new_figure, title
+from pegasusx_ref.rendering.tables import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from pegasusx_ref.benchmarking.cases import MACHINE, Case
 from pegasusx_ref.benchmarking.comparing import is_met, median, ratio, reached
 from pegasusx_ref.benchmarking.results import CaseResult, Results
 from pegasusx_ref.benchmarking.table import duration, fraction, tables
-from pegasusx_ref.study.figures import Table, as_lines
+from pegasusx_ref.rendering.tables import Table, as_lines
 
 
 def report(results: Results, write: Callable[[Table], list[str]] = as_lines) -> list[str]:

@@ -9,8 +9,8 @@ from pegasusx_ref.benchmarking.comparing import summary
 from pegasusx_ref.benchmarking.facts import differences
 from pegasusx_ref.benchmarking.report import report
 from pegasusx_ref.benchmarking.results import CaseResult, Results
+from pegasusx_ref.checkpoint.files import replacing
 from pegasusx_ref.errors import InputError, PegasusXError
-from pegasusx_ref.files import replacing
 
 FORMAT = 1
 REMEDY = "--fresh starts anew, --out names another file"

@@ -7,7 +7,7 @@ from pegasusx_ref.benchmarking.cases import MACHINE, THEIRS
 from pegasusx_ref.benchmarking.comparing import growth, is_met, median, rate, ratio, reached, share
 from pegasusx_ref.benchmarking.results import CaseResult, Results
 from pegasusx_ref.benchmarking.work import work_of
-from pegasusx_ref.study.figures import Table, scaled, size
+from pegasusx_ref.rendering.tables import Table, scaled, size
 
 Column = tuple[str, Callable[[CaseResult], str]]  # a heading and what stands in the row of a case
 NOTHING = ""

@@ -4,12 +4,12 @@ from functools import cache
 from math import prod
 from typing import NamedTuple
 
+from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.benchmarking.cases import Case
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.study.costs import cache_size
 from pegasusx_ref.study.steps import steps, weights_of
-from pegasusx_ref.tensors import numpy_dtype
-from pegasusx_ref.weights import parameter_shapes
 
 NEW_TOKENS = 12  # of a text in decoding: more than the torch backend takes to lay out weights for few rows
 

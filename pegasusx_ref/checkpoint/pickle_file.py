@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.errors import CheckpointError
-from pegasusx_ref.tensors import to_numpy
 
 DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 

@@ -4,8 +4,8 @@ import json
 
 import click
 
+from pegasusx_ref.backend.registry import available_backends
 from pegasusx_ref.cli.messages import plainly
-from pegasusx_ref.registry import available_backends
 
 
 @click.command()

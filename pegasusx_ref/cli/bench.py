@@ -25,7 +25,7 @@ from pegasusx_ref.cli.outputs import writable
 from pegasusx_ref.cli.picture import check_format, save
 from pegasusx_ref.cli.printing import print_table, table_lines
 from pegasusx_ref.cli.progress import moving_bars
-from pegasusx_ref.study.pictures.canvas import new_figure
+from pegasusx_ref.rendering.canvas import new_figure
 
 MOST_BUSY = 0.25  # of the cores: above that a measurement of all of them is disturbed
 FILE: Any = click.Path(path_type=Path, dir_okay=False)

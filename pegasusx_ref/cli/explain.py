@@ -5,17 +5,17 @@ from pathlib import Path
 
 import click
 
+from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.cli.messages import UsageError, plainly
 from pegasusx_ref.cli.printing import print_code, print_prose, print_table
-from pegasusx_ref.config import PRESETS, PegasusXConfig
+from pegasusx_ref.model.config import PRESETS, PegasusXConfig
+from pegasusx_ref.rendering.tables import Table, count, counted, size
 from pegasusx_ref.study import cost_report
 from pegasusx_ref.study.costs import cost
-from pegasusx_ref.study.figures import Table, count, counted, size
-from pegasusx_ref.study.rows import as_dict, as_table, rows_of
 from pegasusx_ref.study.sections import Section, golden_source, places, sections, sections_at
+from pegasusx_ref.study.step_table import as_dict, as_table, rows_of
 from pegasusx_ref.study.steps import Step, flops_formula, steps, steps_at
-from pegasusx_ref.tensors import numpy_dtype
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
 @click.command()
@@ -102,7 +102,7 @@ def show_sections(
         as_json: print an object.
     """
     closest, *others = found
-    rows = rows_of(here, fold="slices" if ".layers." in place else "layers")
+    rows = rows_of(here, fold="blocks" if ".layers." in place else "layers")
     own, tensors = cost(place, config, here), sum(step.size for step in here)
     sources = [golden_source(name) for section in found for name in section.functions][:1]
     if as_json:

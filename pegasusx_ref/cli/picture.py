@@ -10,8 +10,8 @@ import numpy as np
 from pegasusx_ref.cli.messages import UsageError, plainly
 from pegasusx_ref.cli.outputs import writable
 from pegasusx_ref.cli.summarize import note_dropped, read_document
-from pegasusx_ref.config import PRESETS, PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.model.config import PRESETS, PegasusXConfig
 from pegasusx_ref.study import pictures
 from pegasusx_ref.study.pictures import looks
 from pegasusx_ref.study.pictures.words import by_word
@@ -128,8 +128,8 @@ def attention(file: Path, folder: Path, layer: int, head: int | None, out: Path)
     with plainly():
         summarizer = pipeline("summarization", folder)
         ids = ids_of(file, summarizer)
-        probs, slices = looks.local_attention_of(summarizer.model, ids, layer)
-        save(pictures.attention_in_blocks(probs, slices, head), out)
+        probs, blocks = looks.local_attention_of(summarizer.model, ids, layer)
+        save(pictures.attention_in_blocks(probs, blocks, head), out)
 
 
 @picture.command("cross-attention")

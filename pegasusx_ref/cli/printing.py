@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pegasusx_ref.study.figures import Table, as_lines
+from pegasusx_ref.rendering.tables import Table, as_lines
 
 
 def is_terminal() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.estimate import Estimate
 

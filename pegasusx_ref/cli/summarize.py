@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.cli.messages import UsageError, note, plainly
 from pegasusx_ref.cli.options import model_option, progress_option
 from pegasusx_ref.cli.progress import progress
-from pegasusx_ref.registry import backend_names
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 

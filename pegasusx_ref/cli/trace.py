@@ -16,15 +16,15 @@ from pegasusx_ref.cli.outputs import writable
 from pegasusx_ref.cli.printing import print_table
 from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.cli.summarize import note_dropped, read_document
-from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.head import shift_tokens_right
-from pegasusx_ref.study.figures import count, counted, dimensions, size
-from pegasusx_ref.study.rows import as_dict, as_table, folded_name, rows_of
+from pegasusx_ref.golden.head import shift_tokens_right
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.rendering.tables import count, counted, dimensions, size
 from pegasusx_ref.study.saving import TensorFile, layout_of, saving
+from pegasusx_ref.study.step_table import as_dict, as_table, folded_name, rows_of
 from pegasusx_ref.study.steps import Step, steps, steps_at
+from pegasusx_ref.study.tensor_values import Pieces, attended, values
 from pegasusx_ref.study.watching import Watch
-from pegasusx_ref.study.zooming import Pieces, attended, values
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 from pegasusx_ref.tracing import listen, record
 
@@ -70,7 +70,7 @@ def trace(
     First the model writes its summary, as pegasusx-ref summarize does. Then encoder and decoder run once, the decoder
     over the start token and the summary (or the TEXT of --target), each of its rows predicting the token that follows.
     Of every tensor the table has shape, range, root mean square, the FLOPs of its matrix product, and bytes; of scores,
-    masked ones are counted apart. The slices of a layer are one line.
+    masked ones are counted apart. The blocks of a layer are one line.
     """
     if place is not None and as_json:
         raise UsageError("--at shows numbers to a person: leave --json out, or take --save")
@@ -102,7 +102,7 @@ def trace(
         pieces = Pieces(*(tokenizer.convert_ids_to_tokens(ids[0]) for ids in inputs.values()))
         show_values(recorded, steps_at(place, run), config, pieces, everything)
         return
-    rows = rows_of(run, watch.summaries, "nothing" if everything or as_json else "slices")
+    rows = rows_of(run, watch.summaries, "nothing" if everything or as_json else "blocks")
     facts: dict[str, Any] = {
         "document": name,
         "num_source_tokens": T,
@@ -179,18 +179,18 @@ def written(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype: s
 def show_values(
     recorded: dict[str, np.ndarray], chosen: list[Step], config: PegasusXConfig, pieces: Pieces, everything: bool
 ) -> None:
-    """Print the numbers of tensors, and of attention what sees what; of a layer's slices the first one.
+    """Print the numbers of tensors, and of attention what sees what; of a layer's blocks the first one.
 
     Args:
         recorded: tensors by name.
         chosen: the steps that made them.
         config: the model's configuration.
         pieces: the tokens.
-        everything: all slices and all queries.
+        everything: all blocks and all queries.
     """
     groups: dict[str, list[Step]] = {}
     for one in chosen:
-        groups.setdefault(one.name if everything else folded_name(one.name, "slices"), []).append(one)
+        groups.setdefault(one.name if everything else folded_name(one.name, "blocks"), []).append(one)
     for folded, (first, *others) in groups.items():
         tensor = recorded[first.name]
         more = f"   ({len(others)} more {folded}: --all)" if others else ""

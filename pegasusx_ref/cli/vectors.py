@@ -7,9 +7,9 @@ import click
 
 from pegasusx_ref.cli.messages import plainly
 from pegasusx_ref.cli.options import progress_option
-from pegasusx_ref.reports import as_dict, as_text
 from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
+from pegasusx_ref.verification.reports import as_dict, as_text
 from pegasusx_ref.verification.vectors import CASES, check_vector, read_vector, write_vectors
 
 

@@ -8,21 +8,21 @@ from typing import Any
 import click
 import numpy as np
 
-from pegasusx_ref.checkpoint import read_weights
+from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.cli.messages import UsageError, plainly
 from pegasusx_ref.cli.options import model_option, progress_option
 from pegasusx_ref.cli.outputs import writable, write_report
 from pegasusx_ref.cli.progress import verification_progress
 from pegasusx_ref.cli.summarize import read_document
-from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.model import PegasusXForConditionalGeneration
-from pegasusx_ref.registry import get_backend
-from pegasusx_ref.reports import as_dict, as_html, as_junit, as_text
-from pegasusx_ref.tensors import numpy_dtype
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.verification import Candidate, from_backend, from_dump, from_transformers, verify
 from pegasusx_ref.verification.dumps import INPUTS
+from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_text
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 
@@ -111,7 +111,7 @@ def verify_command(
     with plainly():
         folder = folder or DEMO_CHECKPOINT
         config = PegasusXConfig.from_pretrained(folder)
-        weights, config = read_weights(folder, config, True)
+        weights, config = load_weights(folder, config, True)
         # The reference computes with the weights that the candidate has, rounded as it rounds them.
         stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
         rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}

@@ -1,8 +1,8 @@
 """Decoding: from the scores of the next token to a text. [spec 12]"""
 
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.rows import NextLogits
+from pegasusx_ref.generation.history import NextLogits
 from pegasusx_ref.generation.search import search
-from pegasusx_ref.generation.streamer import Streamer
+from pegasusx_ref.generation.streamer import Streamer, check_streamer
 
-__all__ = ["GenerationConfig", "NextLogits", "Streamer", "search"]
+__all__ = ["GenerationConfig", "NextLogits", "Streamer", "check_streamer", "search"]

@@ -1,20 +1,20 @@
-"""One token after another: always the most probable one, or one drawn at random. [spec 12]"""
+"""One token after another: always the most probable one, or one sampler at random. [spec 12]"""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from pegasusx_ref.attention import softmax
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.rows import NextLogits, own_rows, visible_history
-from pegasusx_ref.generation.scores import NUMPY, Processor
+from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
+from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
 from pegasusx_ref.generation.streamer import Streamer
+from pegasusx_ref.golden.attention import softmax
 
 Choose = Callable[[Array], Array]
 
 
-def most_probable(scores: Array) -> Array:
+def greedy(scores: Array) -> Array:
     """Choose the best token of each row, the lowest id among equals.
 
     Args:
@@ -26,7 +26,7 @@ def most_probable(scores: Array) -> Array:
     return scores.argmax(-1)
 
 
-def drawn(generator: np.random.Generator) -> Choose:
+def sampler(generator: np.random.Generator) -> Choose:
     """Make a chooser that draws each row's token with the probability that its scores give it. [spec 12.12]
 
     Args:
@@ -46,9 +46,9 @@ def token_search(
     processors: list[Processor],
     batch_size: int,
     config: GenerationConfig,
-    choose: Choose = most_probable,
+    choose: Choose = greedy,
     streamer: Streamer | None = None,
-    ops: Backend = NUMPY,
+    ops: Backend = GOLDEN,
 ) -> np.ndarray:
     """Write texts token by token until each has ended or reached the greatest length. [spec 12.4]
 
@@ -78,8 +78,8 @@ def token_search(
 
     while ids.shape[1] < max_length and not ended.all():
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
-        visible = visible_history(own_rows(B, R, length - 1))
-        scores = ops.float32(next_logits(newest, visible)).reshape(B * R, -1)
+        visible = visible_history(own_history(B, R, length - 1))
+        scores = ops.to_float32(next_logits(newest, visible)).reshape(B * R, -1)
         for process in processors:
             scores = process(ids, scores)
         chosen = np.where(ended, config.pad_token_id, ops.to_numpy(choose(scores)))

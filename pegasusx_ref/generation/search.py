@@ -5,12 +5,11 @@ from functools import partial
 import numpy as np
 
 from pegasusx_ref.backend import Backend
-from pegasusx_ref.generation.beam import beam_search
+from pegasusx_ref.generation.beam_search import beam_search
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.rows import NextLogits
-from pegasusx_ref.generation.sampling import drawn, most_probable, token_search
-from pegasusx_ref.generation.scores import (
-    NUMPY,
+from pegasusx_ref.generation.history import NextLogits
+from pegasusx_ref.generation.logits_processors import (
+    GOLDEN,
     Processor,
     forbid_early_end,
     forbid_repeated_ngrams,
@@ -20,10 +19,11 @@ from pegasusx_ref.generation.scores import (
     penalize_repetition,
     scale_temperature,
 )
+from pegasusx_ref.generation.sampling import greedy, sampler, token_search
 from pegasusx_ref.generation.streamer import Streamer
 
 
-def processors_of(config: GenerationConfig, source_ids: np.ndarray | None, ops: Backend = NUMPY) -> list[Processor]:
+def processors_for(config: GenerationConfig, source_ids: np.ndarray | None, ops: Backend = GOLDEN) -> list[Processor]:
     """List the score processors that the settings ask for, in the order of transformers. [spec 12.13]
 
     Args:
@@ -60,11 +60,11 @@ def search(
     source_ids: np.ndarray | None = None,
     seed: int | None = None,
     streamer: Streamer | None = None,
-    ops: Backend = NUMPY,
+    ops: Backend = GOLDEN,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Write texts as the settings ask. [spec 12.14]
 
-    Scores stay on the device in greedy and in beam search. Tokens are drawn on the host.
+    Scores stay on the device in greedy and in beam search. Tokens are sampler on the host.
 
     Args:
         next_logits: the model.
@@ -81,12 +81,12 @@ def search(
     rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
     if config.do_sample:
-        choose, processors = drawn(np.random.default_rng(seed)), processors_of(config, per_row)
+        choose, processors = sampler(np.random.default_rng(seed)), processors_for(config, per_row)
         return token_search(on_host(next_logits, ops), processors, batch_size, config, choose, streamer), None
-    processors = processors_of(config, per_row, ops)
+    processors = processors_for(config, per_row, ops)
     if config.num_beams > 1:
         return beam_search(next_logits, processors, batch_size, config, ops)
-    return token_search(next_logits, processors, batch_size, config, most_probable, streamer, ops), None
+    return token_search(next_logits, processors, batch_size, config, greedy, streamer, ops), None
 
 
 def on_host(next_logits: NextLogits, ops: Backend) -> NextLogits:

@@ -4,6 +4,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.generation.config import GenerationConfig
+
 
 @runtime_checkable
 class Streamer(Protocol):
@@ -17,3 +20,18 @@ class Streamer(Protocol):
 
     def end(self) -> Any:
         """Hear that no more tokens come."""
+
+
+def check_streamer(streamer: Any, config: GenerationConfig) -> None:
+    """Check that a streamer has its two methods, and that tokens are final when they are chosen.
+
+    Raises:
+        InputError: a method is missing, or the search has beams.
+    """
+    if not isinstance(streamer, Streamer):
+        raise InputError(f"streamer={streamer!r} needs the methods put(ids) and end(), as in transformers")
+    if config.num_beams > 1:
+        raise InputError(
+            f"a streamer needs tokens that are final, but with {config.num_beams} beams all of them may still change: "
+            "pass num_beams=1"
+        )

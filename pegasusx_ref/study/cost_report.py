@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.rendering.tables import Table, count, size
 from pegasusx_ref.study.costs import (
     Cost,
     block_local_attention,
@@ -11,8 +13,6 @@ from pegasusx_ref.study.costs import (
     part_costs,
     token_flops,
 )
-from pegasusx_ref.study.figures import Table, count, size
-from pegasusx_ref.tensors import numpy_dtype
 
 
 def total(parts: list[Cost]) -> Cost:

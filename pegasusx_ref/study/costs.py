@@ -4,9 +4,9 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import NamedTuple
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.study.steps import Step, steps, weights_of
-from pegasusx_ref.weights import parameter_shapes
 
 # The parts of the model by the trace points in them; each belongs to one part.
 PARTS: dict[str, tuple[str, ...]] = {

@@ -9,8 +9,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.files import replacing
 from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS
-from pegasusx_ref.files import replacing
 
 FORMAT_NAMES = {dtype.name: name for name, dtype in (WEIGHTS | INTEGERS).items()}
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pegasusx_ref
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.trace_points import TRACE_POINTS, general
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
 HEADING = re.compile(r"^##? (?:(\d+(?:\.\d+)?) )?(.*)$", re.MULTILINE)
 CODE = re.compile(r"^Code: \[`([\w.]+)`\]\(.*\)$\n*", re.MULTILINE)
@@ -86,7 +86,7 @@ class Source(NamedTuple):
     """The code of a function or class.
 
     Attributes:
-        path: from the folder that the package lies in, as in "pegasusx_ref/global_local.py".
+        path: from the folder that the package lies in, as in "pegasusx_ref/golden/global_local.py".
         first_line: its number in the file.
         lines: the code, without line ends.
     """

@@ -5,11 +5,11 @@ from difflib import get_close_matches
 from math import prod
 from typing import NamedTuple
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.trace_points import TRACE_POINTS
-from pegasusx_ref.weights import EMBEDDING
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import layer_blocks
+from pegasusx_ref.model.weights import EMBEDDING
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 # An element of a matrix product is a sum over one axis. Of all other tensors no element takes more than a few
 # operations; they are not counted.
@@ -64,8 +64,8 @@ def steps(config: PegasusXConfig, T: int, L: int, B: int = 1, past: int = 0) -> 
         for point in before:
             yield step(point, point, sizes)
         for i in range(num_layers):
-            slices = layer_slices(config, T, i)
-            yield from layer_steps(i, inside, sizes, slices, past)
+            blocks = layer_blocks(config, T, i)
+            yield from layer_steps(i, inside, sizes, blocks, past)
         for point in after:
             yield step(point, point, sizes)
     yield step("lm_head", "lm_head", sizes)
@@ -92,7 +92,7 @@ def steps_at(place: str, run: Iterable[Step]) -> list[Step]:
 
 
 def layer_steps(
-    i: int, points: list[str], sizes: dict[str, int], slices: list[tuple[int, int]], past: int
+    i: int, points: list[str], sizes: dict[str, int], blocks: list[tuple[int, int]], past: int
 ) -> Iterator[Step]:
     """List the steps of one layer.
 
@@ -100,7 +100,7 @@ def layer_steps(
         i: its number.
         points: its trace points.
         sizes: of the dimensions that are the same everywhere in it.
-        slices: its blocks, of an encoder layer.
+        blocks: its blocks, of an encoder layer.
         past: see `steps`.
     """
     G, T = sizes["G"], sizes["T"]
@@ -109,7 +109,7 @@ def layer_steps(
         if point in local[1:]:
             continue  # stands with the first
         if point in local:
-            for n, (start, stop) in enumerate(slices):
+            for n, (start, stop) in enumerate(blocks):
                 in_slice = sizes | {"S": stop - start, "X": G + stop - start}
                 yield from (step(p, p.format(i=i, n=n), in_slice) for p in local)
         elif ".encoder_attn." in point:
@@ -137,7 +137,7 @@ def flops_formula(members: list[Step]) -> str:
     """Write out how many FLOPs a matrix product takes, in dimension letters.
 
     Args:
-        members: one step, or those of the same trace point in several slices or layers.
+        members: one step, or those of the same trace point in several blocks or layers.
     """
     first = members[0]
     product = " ".join(["2", *first.letters, SUMMED_OVER[first.name.rpartition(".")[2]]])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.study.zooming import is_masked
+from pegasusx_ref.study.tensor_values import is_masked
 
 
 class Summary(NamedTuple):
@@ -50,7 +50,7 @@ def summary_of(tensor: np.ndarray, is_scores: bool) -> Summary:
 
 
 def joined(summaries: Iterable[Summary]) -> Summary:
-    """Summarize several tensors as if they were one: the slices of a layer."""
+    """Summarize several tensors as if they were one: the blocks of a layer."""
     parts = list(summaries)
     if len(parts) == 1:
         return parts[0]

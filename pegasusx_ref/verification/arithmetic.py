@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.feed_forward import ACTIVATIONS
+from pegasusx_ref.golden.feed_forward import ACTIVATIONS
 
 
 class Arithmetic(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import record
 from pegasusx_ref.verification.dumps import renamed
 

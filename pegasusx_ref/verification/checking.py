@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.tensors import to_numpy
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.layouts import HIDDEN
 from pegasusx_ref.verification.operations import LOWEST
-from pegasusx_ref.verification.rows import ValidRows
+from pegasusx_ref.verification.valid_rows import ValidRows
 
 VERDICTS = ("pass", "blind", "warn", "fail")  # from good to bad
 WARN, FAIL = 3.0, 6.0  # rho of a row; correct implementations stay below the first

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.tensors import numpy_dtype
+from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.verification.arithmetic import ARITHMETICS, Arithmetic
 from pegasusx_ref.verification.checking import WARN, Failure, ratio
 from pegasusx_ref.verification.estimate import Estimate

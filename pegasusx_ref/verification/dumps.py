@@ -11,10 +11,10 @@ from zlib import error as ZlibError
 
 import numpy as np
 
+from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS, read_safetensors
 from pegasusx_ref.errors import CheckpointError, InputError
-from pegasusx_ref.tensors import to_numpy
-from pegasusx_ref.trace_points import TRACE_POINTS, general
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, ZlibError)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref import embedding, feed_forward, head, normalization
-from pegasusx_ref.attention import softmax
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.global_local import Slices, see_globals
+from pegasusx_ref.golden import embedding, feed_forward, head, normalization
+from pegasusx_ref.golden.attention import softmax
+from pegasusx_ref.golden.global_local import Blocks, see_globals
 from pegasusx_ref.tracing import scope, tap
 from pegasusx_ref.verification import arithmetic
 from pegasusx_ref.verification.arithmetic import Arithmetic, Errors
@@ -109,7 +109,7 @@ class CheckingOperations(GoldenBackend):
 
         return self._apply("linear", golden, errors, self.exact(x), weight=weight, bias=bias)
 
-    linear_wide = linear  # type: ignore[assignment]
+    linear_full_precision = linear  # type: ignore[assignment]
 
     def activation(self, x: Any, name: str) -> Estimate:  # type: ignore[override]
         def errors(x: np.ndarray, y: np.ndarray) -> Errors:
@@ -165,21 +165,21 @@ class CheckingOperations(GoldenBackend):
         global_k_BHGF: Any,
         global_v_BHGF: Any,
         key_mask_BT: np.ndarray | None,
-        slices: Slices,
+        blocks: Blocks,
     ) -> tuple[Estimate, Estimate]:
         golden_k, num_globals = global_k_BHGF.value, global_k_BHGF.shape[2]
-        blocks = []
-        for n, (start, stop) in enumerate(slices):
+        contexts = []
+        for n, (start, stop) in enumerate(blocks):
             keys = joined([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
             values = joined([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
             block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
             with scope(f"local.{n}"):
                 visible = see_globals(block_mask_BS, golden_k)
-                blocks.append(self.attention(q_BHTF[:, :, start:stop], keys, values, visible, num_globals))
+                contexts.append(self.attention(q_BHTF[:, :, start:stop], keys, values, visible, num_globals))
         keys, values = joined([global_k_BHGF, k_BHTF], axis=2), joined([global_v_BHGF, v_BHTF], axis=2)
         with scope("global"):
             found = self.attention(global_q_BHGF, keys, values, see_globals(key_mask_BT, golden_k), num_globals)
-        return joined(blocks, axis=2), found
+        return joined(contexts, axis=2), found
 
     def log_softmax(self, logits: Any) -> np.ndarray:
         return head.log_softmax(self.to_numpy(logits))

@@ -1,23 +1,23 @@
 """The attention core twice more, obviously right and slow: a loop over tokens, and dense attention with a mask.
 
-The tests tie the loop to the dense form, the dense form to the slices of `pegasusx_ref.global_local`, and every backend
-to the slices. Both oracles take one text and one head, global tokens in front: X = G + T rows.
+The tests tie the loop to the dense form, the dense form to the blocks of `golden.global_local`, and every backend to
+the blocks. Both oracles take one text and one head, global tokens in front: X = G + T rows.
 """
 
 import math
 
 import numpy as np
 
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 
 
-def visible_keys(num_tokens: int, num_globals: int, slices: Slices) -> np.ndarray:
+def visible_keys(num_tokens: int, num_globals: int, blocks: Blocks) -> np.ndarray:
     """Draw the index map of a layer: which row may attend to which, global tokens first. [spec 1.1]
 
     Args:
         num_tokens: T.
         num_globals: G.
-        slices: the layer's blocks, from `block_slices`.
+        blocks: (start, stop) of the layer's blocks, from `block_bounds`.
 
     Returns:
         Booleans (G + T, G + T), rows are queries, columns keys.
@@ -28,7 +28,7 @@ def visible_keys(num_tokens: int, num_globals: int, slices: Slices) -> np.ndarra
     visible_XX = np.zeros((G + T, G + T), dtype=bool)
     visible_XX[:G, :] = True
     visible_XX[:, :G] = True
-    for start, stop in slices:
+    for start, stop in blocks:
         visible_XX[G + start : G + stop, G + start : G + stop] = True
     return visible_XX
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.tensors import to_numpy
+from pegasusx_ref.backend.arrays import to_numpy
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification.transformers_layout import Unpadded, layer_of
 
 # Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them

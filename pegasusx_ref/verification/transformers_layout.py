@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pegasusx_ref.attention import split_heads
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.trace_points import numbers_in
+from pegasusx_ref.golden.attention import split_heads
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import is_staggered
+from pegasusx_ref.tracing.trace_points import numbers_in
 from pegasusx_ref.verification.layouts import HIDDEN, Places, padded_blocks
 
 Named = Iterator[tuple[str, np.ndarray]]
@@ -69,7 +69,7 @@ class Unpadded:
             yield name, array[:, : self._num_tokens]
 
     def _blocks(self, name: str, blocks: np.ndarray) -> Named:
-        """Cut blocks (B, H, N, K, G + K) into slices; blocks of other tokens are the finding, and shown whole."""
+        """Cut blocks (B, H, N, K, G + K) into blocks; blocks of other tokens are the finding, and shown whole."""
         G, N, K, expected = self._config.num_global_tokens, *blocks.shape[2:4], self._expected(name)
         own = self._places_of(name, N * K).reshape(N, K)
         own = own[: np.flatnonzero((own >= 0).any(axis=1)).max() + 1]  # the last one may be nothing but padding

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.inputs import mask as check_mask
-from pegasusx_ref.inputs import token_ids
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import layer_blocks
+from pegasusx_ref.model.inputs import mask as check_mask
+from pegasusx_ref.model.inputs import token_ids
 from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.candidates import Candidate
@@ -18,7 +18,7 @@ from pegasusx_ref.verification.checking import Check, Checker, Failure, Rows
 from pegasusx_ref.verification.diagnosing import Diagnosis, diagnose
 from pegasusx_ref.verification.hypotheses import Surroundings
 from pegasusx_ref.verification.operations import CheckingOperations
-from pegasusx_ref.verification.rows import ValidRows
+from pegasusx_ref.verification.valid_rows import ValidRows
 
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 
@@ -90,13 +90,13 @@ def verify(
     arrays = _checked(inputs, config.vocab_size)
     tensors = candidate(arrays) if callable(candidate) else candidate
     T = arrays["input_ids"].shape[1]
-    slices = [layer_slices(config, T, i) for i in range(config.encoder_layers)]
+    blocks = [layer_blocks(config, T, i) for i in range(config.encoder_layers)]
     source, target = (
         np.ones(arrays[ids].shape, dtype=bool) if arrays[mask] is None else arrays[mask] for ids, mask in MASKS.items()
     )
     ops = CheckingOperations(ARITHMETICS[arithmetic])
     model = PegasusXForConditionalGeneration(config, reference.state_dict(), ops)
-    valid = ValidRows(source, target, slices)
+    valid = ValidRows(source, target, blocks)
     checker = Checker(tensors, valid)
     with listen(checker):
         model(**arrays)

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import check_model, check_operation, check_processors, check_ranking
+from backend_parameters import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import DTYPES
 from strategies import Batch, Operation, batches, configs, operations, seeds
 from tolerances import OPERATIONS
 
 from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
-from pegasusx_ref.global_local import block_slices
+from pegasusx_ref.golden.global_local import block_bounds
 
 some = settings(max_examples=30)
 
@@ -53,7 +53,7 @@ def test_searches_agree(backend: str, dtype: str) -> None:
     for values in ([0.0], [-np.inf, -1e9, -2.0], rng.standard_normal(30), rng.standard_normal(10**6)):
         scores = rng.choice(values, (2, 8 * 96103)).astype(np.float32)
         check_ranking(ops, scores, 16)
-        np.testing.assert_array_equal(ops.to_numpy(ops.float32(scores).argmax(-1)), scores.argmax(-1))
+        np.testing.assert_array_equal(ops.to_numpy(ops.to_float32(scores).argmax(-1)), scores.argmax(-1))
     for seed in range(100):
         check_processors(ops, seed, 1 + seed % 9, 9)
 
@@ -70,7 +70,7 @@ def test_the_core_agrees_at_16384_tokens(backend: str, dtype: str, staggered: bo
     }
     arguments |= {f"global_{n}_BHGF": rng.standard_normal((B, G, H, F)).swapaxes(1, 2) for n in "qkv"}
     arguments["key_mask_BT"] = np.arange(T)[None] < T - 1000 if masked else None
-    arguments["slices"] = block_slices(T, 512, staggered)
+    arguments["blocks"] = block_bounds(T, 512, staggered)
     check_operation(get_backend(backend, "cuda:0", dtype), Operation("global_local_attention", arguments))
 
 

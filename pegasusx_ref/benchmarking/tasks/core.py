@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.benchmarking.cases import Case
 from pegasusx_ref.benchmarking.timing import timed, waiter
-from pegasusx_ref.global_local import block_slices
-from pegasusx_ref.registry import get_backend
+from pegasusx_ref.golden.global_local import block_bounds
 
 
 def core_task(case: Case, implementation: str, device: str) -> Callable[[int], float]:
@@ -20,8 +20,8 @@ def core_task(case: Case, implementation: str, device: str) -> Callable[[int], f
     def seconds(tokens: int) -> float:
         if tokens not in streams:
             streams[tokens] = [ops.asarray(x).swapaxes(1, 2) for x in random_streams(case, tokens)]
-        slices = block_slices(tokens, case.config.block_size, staggered=True)
-        return timed(lambda: ops.global_local_attention(*streams[tokens], None, slices), wait)
+        blocks = block_bounds(tokens, case.config.block_size, staggered=True)
+        return timed(lambda: ops.global_local_attention(*streams[tokens], None, blocks), wait)
 
     return seconds
 

@@ -8,8 +8,8 @@ import numpy as np
 from pegasusx_ref.benchmarking.cases import THEIRS, Case
 from pegasusx_ref.benchmarking.models import our_model, their_libraries, their_model
 from pegasusx_ref.benchmarking.timing import timed, waiter
-from pegasusx_ref.encoder import encoder
-from pegasusx_ref.layers import embed
+from pegasusx_ref.model.encoder import encoder
+from pegasusx_ref.model.layers import embed
 
 
 def encoder_task(case: Case, implementation: str, device: str) -> Callable[[int], float]:
@@ -45,9 +45,10 @@ def encoder_of(case: Case, implementation: str, device: str) -> Callable[[np.nda
         return encode
 
     model = our_model(case, implementation, device)
-    ops, config, weights = model.ops, model.config, model.weights.at("encoder")
+    ops, config, weights = model.ops, model.config, model.weights
 
     def encode_ours(ids: np.ndarray) -> Any:
-        return encoder(ops, weights, config, embed(ops, weights, config, ops.asarray(ids)), None)[0]
+        x_BTD = embed(ops, weights, config, "encoder", ops.asarray(ids), start=0)
+        return encoder(ops, weights.at("encoder"), config, x_BTD, None)[0]
 
     return encode_ours

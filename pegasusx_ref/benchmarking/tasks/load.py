@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.backend.arrays import to_numpy
+from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.benchmarking.cases import THEIRS, Case
 from pegasusx_ref.benchmarking.models import their_libraries
 from pegasusx_ref.benchmarking.timing import timed, waiter
 from pegasusx_ref.model import PegasusXForConditionalGeneration
-from pegasusx_ref.registry import get_backend
-from pegasusx_ref.tensors import to_numpy
 
 
 @contextmanager

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.head import log_softmax
+from pegasusx_ref.golden.head import log_softmax
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.study.explore.sampling import Counts, Sample, counts_that_fit
 from pegasusx_ref.study.explore.watching import CrossWatch, EncoderWatch
 from pegasusx_ref.summarization import SummarizationPipeline
-from pegasusx_ref.tokenizer import UNKNOWN, PegasusTokenizer
+from pegasusx_ref.tokenizer.tokenizer import UNKNOWN, PegasusTokenizer
 
 NUM_CANDIDATES = 8
 

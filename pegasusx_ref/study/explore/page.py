@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.rendering.templates import page_template
 from pegasusx_ref.study.explore.exploring import Exploration, is_special, readable
 from pegasusx_ref.study.explore.sampling import MOST_KEYS, Sample
 from pegasusx_ref.study.explore.stages import stages
-from pegasusx_ref.templates import page_template
 from pegasusx_ref.tokenizer import PegasusTokenizer
 
 
@@ -44,8 +44,8 @@ def page_data(exploration: Exploration, tokenizer: PegasusTokenizer) -> dict[str
     """Gather what the script reads: names, numbers, and arrays in base64."""
     encoder, config, steps = exploration.encoder, exploration.config, exploration.steps
     layouts: list[list[int]] = []  # even and staggered layers have one each
-    for slices in encoder.slices:
-        starts = [start for start, _ in slices]
+    for blocks in encoder.blocks:
+        starts = [start for start, _ in blocks]
         if starts not in layouts:
             layouts.append(starts)
     written = [step.chosen.token_id for step in steps]
@@ -56,7 +56,7 @@ def page_data(exploration: Exploration, tokenizer: PegasusTokenizer) -> dict[str
         "numGlobals": config.num_global_tokens,
         "staggers": config.stagger_local_blocks,
         "layouts": layouts,
-        "layers": [layouts.index([start for start, _ in slices]) for slices in encoder.slices],
+        "layers": [layouts.index([start for start, _ in blocks]) for blocks in encoder.blocks],
         "inBlock": packed_sample(encoder.in_block),
         "onGlobals": packed_sample(encoder.on_globals),
         "globalsShare": packed(encoder.globals_share),

@@ -4,8 +4,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
 from pegasusx_ref.errors import InputError
+from pegasusx_ref.model.config import PegasusXConfig
 
 MOST_BYTES = 7_000_000  # of all samples; base64 makes a third more of them, and the page is to stay below 10 MB
 MOST_KEYS = 12  # of a token in its block

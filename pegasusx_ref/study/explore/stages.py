@@ -4,11 +4,11 @@ import ast
 import textwrap
 from typing import NamedTuple
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.study.explore.mathml import as_mathml
 from pegasusx_ref.study.sections import Source, golden_source, sections
 from pegasusx_ref.study.steps import sizes_of
-from pegasusx_ref.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 _LOCAL, _GLOBAL = "encoder.layers.{i}.self_attn.local.{n}", "encoder.layers.{i}.self_attn.global"
 _CROSS = "decoder.layers.{i}.encoder_attn"

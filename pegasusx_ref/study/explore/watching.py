@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import layer_slices
+from pegasusx_ref.backend.arrays import to_numpy
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.study.explore.sampling import Counts, Sample, quantized
-from pegasusx_ref.tensors import to_numpy
-from pegasusx_ref.trace_points import numbers_in
 from pegasusx_ref.tracing import listen
+from pegasusx_ref.tracing.trace_points import numbers_in
 
 
 class EncoderWatch:
@@ -23,7 +23,7 @@ class EncoderWatch:
         counts: how many keys are kept of a query.
 
     Attributes:
-        slices: the blocks of every layer.
+        blocks: the blocks of every layer.
         in_block: what each token weighs most in its block; keys count from the block's start.
         on_globals: what each token weighs most among the global tokens.
         globals_share: the weight of all global tokens for each token (layers, T), quantized.
@@ -36,7 +36,7 @@ class EncoderWatch:
 
     def __init__(self, config: PegasusXConfig, num_tokens: int, counts: Counts) -> None:
         layers, G = config.encoder_layers, config.num_global_tokens
-        self.slices = [layer_slices(config, num_tokens, i) for i in range(layers)]
+        self.blocks = [layer_blocks(config, num_tokens, i) for i in range(layers)]
         self.in_block = Sample(layers, num_tokens, config.block_size, counts.block)
         self.on_globals = Sample(layers, num_tokens, G, counts.globals)
         self.globals_share = np.zeros((layers, num_tokens), np.uint8)
@@ -56,7 +56,7 @@ class EncoderWatch:
 
     def _see_block(self, name: str, probs: Any) -> None:
         layer, block = numbers_in(name)
-        start, stop = self.slices[layer][block]
+        start, stop = self.blocks[layer][block]
         probs_HSX, G = to_numpy(probs)[0], self._num_globals
         self.on_globals.add(layer, start, probs_HSX[:, :, :G])
         self.in_block.add(layer, start, probs_HSX[:, :, G:])

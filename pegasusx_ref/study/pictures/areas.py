@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.study.pictures.looks import check_layer
 from pegasusx_ref.study.pictures.reach import runs
 
@@ -45,10 +45,10 @@ def areas(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.ndar
     if key_mask is not None and np.shape(key_mask) != (num_tokens,):
         raise InputError(f"key_mask has shape {np.shape(key_mask)}: {num_tokens} tokens need ({num_tokens},)")
     G = config.num_global_tokens
-    slices = layer_slices(config, num_tokens, layer)
-    blocks = [Area("own block", G + start, G + start, stop - start, stop - start) for start, stop in slices]
+    blocks = layer_blocks(config, num_tokens, layer)
+    own = [Area("own block", G + start, G + start, stop - start, stop - start) for start, stop in blocks]
     seen_by_all = Area("global tokens", 0, 0, G, G + num_tokens)
     see_all = Area("global tokens", G, 0, num_tokens, G)
     hidden = [] if key_mask is None else runs(~np.asarray(key_mask, dtype=bool))
     masked = [Area("padding", G + start, 0, stop - start, G + num_tokens) for start, stop in hidden]
-    return [*blocks, seen_by_all, see_all, *masked]
+    return [*own, seen_by_all, see_all, *masked]

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import Slices
-from pegasusx_ref.reports.cells import power_of_two
+from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.study.pictures.looks import check_head
+from pegasusx_ref.verification.reports.cells import power_of_two
 
 MOST_ROWS, MOST_COLUMNS = 512, 256  # of cells, before they are too small to see
 
@@ -36,8 +36,8 @@ class BlockRows(NamedTuple):
 
 
 def in_block_coordinates(
-    probs_by_slice: Sequence[np.ndarray],
-    slices: Slices,
+    probs_by_block: Sequence[np.ndarray],
+    blocks: Blocks,
     head: int | None = None,
     most_rows: int = MOST_ROWS,
     most_columns: int = MOST_COLUMNS,
@@ -45,9 +45,9 @@ def in_block_coordinates(
     """Stack the blocks of a layer, binned until they can be seen.
 
     Args:
-        probs_by_slice: for each block (H, S, G+S), as ``encode(…, output_attentions=True).attentions[layer]["local"]``
+        probs_by_block: for each block (H, S, G+S), as ``encode(…, output_attentions=True).attentions[layer]["local"]``
             holds them for one text of the batch.
-        slices: the layer's blocks, from `block_slices`.
+        blocks: (start, stop) of the layer's blocks, from `block_bounds`.
         head: which one; None takes the mean of all.
         most_rows: of the stack, up to one bin a block.
         most_columns: to show, for the global tokens and for the block each.
@@ -55,20 +55,20 @@ def in_block_coordinates(
     Raises:
         InputError: the probabilities are not those of these blocks, or have no such head.
     """
-    sizes = [stop - start for start, stop in slices]
-    if [probs.shape[-2] for probs in probs_by_slice] != sizes or any(probs.ndim != 3 for probs in probs_by_slice):
+    sizes = [stop - start for start, stop in blocks]
+    if [probs.shape[-2] for probs in probs_by_block] != sizes or any(probs.ndim != 3 for probs in probs_by_block):
         raise InputError(
-            f"probabilities of shapes {[probs.shape for probs in probs_by_slice]} are not those of blocks of {sizes} "
+            f"probabilities of shapes {[probs.shape for probs in probs_by_block]} are not those of blocks of {sizes} "
             "tokens: pass those of one text and one layer, (H, S, G+S) a block"
         )
-    num_heads, _, num_keys = probs_by_slice[0].shape
+    num_heads, _, num_keys = probs_by_block[0].shape
     check_head(head, num_heads)
     G = num_keys - sizes[0]
     queries = power_of_two(sum(sizes) / most_rows)
     keys = power_of_two(max(G, *sizes) / most_columns)
     to_globals, to_block, first_rows = [], [], [0]
     columns = -(-max(sizes) // keys)
-    for probs in probs_by_slice:
+    for probs in probs_by_block:
         rows = binned(probs.mean(axis=0) if head is None else probs[head], queries, axis=0)
         rows /= binned(np.ones((probs.shape[1], 1)), queries, axis=0)  # of the queries the mean
         to_globals.append(binned(rows[:, :G], keys, axis=1))

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered, layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import Slices
-from pegasusx_ref.study.pictures.areas import areas
-from pegasusx_ref.study.pictures.blocks import binned, in_block_coordinates
-from pegasusx_ref.study.pictures.canvas import (
+from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import is_staggered, layer_blocks
+from pegasusx_ref.rendering.canvas import (
     BLUE,
     GREY,
     LIGHT,
@@ -30,6 +28,8 @@ from pegasusx_ref.study.pictures.canvas import (
     thinned,
     title,
 )
+from pegasusx_ref.study.pictures.areas import areas
+from pegasusx_ref.study.pictures.blocks import binned, in_block_coordinates
 from pegasusx_ref.study.pictures.reach import reached_from, runs
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.
             for column in range(num_keys) if outline else (0,):
                 width, height = (1, 1) if outline else (num_keys, num_queries)
                 rectangle(axes, key - G + column, query - G + row, width, height, COLOURS[kind], **outline)
-    edges = thinned([start for start, _ in layer_slices(config, num_tokens, layer)])
+    edges = thinned([start for start, _ in layer_blocks(config, num_tokens, layer)])
     axes.set(xticks=thinned(edges, 6), yticks=edges, xlabel="key: global tokens, then tokens", ylabel="query")
     title(axes, f"Layer {layer}, {'' if staggered else 'not '}staggered: K = {config.block_size}, G = {G}")
     kinds = list(dict.fromkeys(area.kind for area in found))
@@ -75,21 +75,21 @@ def index_map(config: PegasusXConfig, num_tokens: int, layer: int, key_mask: np.
     return figure
 
 
-def attention_in_blocks(probs_by_slice: Sequence[np.ndarray], slices: Slices, head: int | None = None) -> Figure:
+def attention_in_blocks(probs_by_block: Sequence[np.ndarray], blocks: Blocks, head: int | None = None) -> Figure:
     """Draw a layer's local attention in block coordinates: on top of each other the queries of all blocks.
 
     Args:
-        probs_by_slice: for each block (H, S, G+S), of one text.
-        slices: the layer's blocks, from `block_slices`.
+        probs_by_block: for each block (H, S, G+S), of one text.
+        blocks: (start, stop) of the layer's blocks, from `block_bounds`.
         head: which one; None takes the mean of all.
 
     Raises:
         InputError: the probabilities are not those of these blocks, or have no such head.
         ExtraError: matplotlib is not installed.
     """
-    stack = in_block_coordinates(probs_by_slice, slices, head)
-    num_heads, _, num_keys = probs_by_slice[0].shape
-    G = num_keys - (slices[0][1] - slices[0][0])
+    stack = in_block_coordinates(probs_by_block, blocks, head)
+    num_heads, _, num_keys = probs_by_block[0].shape
+    G = num_keys - (blocks[0][1] - blocks[0][0])
     widths = [stack.to_globals.shape[1], stack.to_block.shape[1]]
     figure = new_figure(6, 6)
     grid = figure.add_gridspec(1, 2, width_ratios=[max(widths[0] / sum(widths), 0.15), widths[1] / sum(widths)])
@@ -100,14 +100,14 @@ def attention_in_blocks(probs_by_slice: Sequence[np.ndarray], slices: Slices, he
     for axes in (left, right):
         for row in stack.first_rows[1:]:
             axes.axhline(row, color=GREY, linewidth=0.4)
-    rows = thinned(range(len(slices)), 16)
-    left.set_yticks([stack.first_rows[n] for n in rows], [str(slices[n][0]) for n in rows])
+    rows = thinned(range(len(blocks)), 16)
+    left.set_yticks([stack.first_rows[n] for n in rows], [str(blocks[n][0]) for n in rows])
     left.set(ylabel="query: the first of each block is named", xlabel=f"{G} global\ntokens", xticks=[])
     right.set(yticks=[], xlabel="key, counted from the block's start")
     heads = f"mean of {num_heads} heads" if head is None else f"head {head}"
     cells = f"a cell: up to {counted(stack.queries, 'query', 'queries')} (mean) × {counted(stack.keys, 'key')} (sum)"
     figure.suptitle(
-        f"Attention of {slices[-1][1]} tokens in {counted(len(slices), 'block')}, {heads}"
+        f"Attention of {blocks[-1][1]} tokens in {counted(len(blocks), 'block')}, {heads}"
         + (f"\n{cells}" if max(stack.queries, stack.keys) > 1 else ""),
         fontsize=10,
     )

@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.tracing import record
 
 
 def local_attention_of(
     model: PegasusXForConditionalGeneration, input_ids: Any, layer: int
-) -> tuple[list[np.ndarray], Slices]:
+) -> tuple[list[np.ndarray], Blocks]:
     """Run the encoder on one text and keep what one layer's tokens attend to.
 
     Args:
@@ -32,8 +32,8 @@ def local_attention_of(
     with record(f"{place}.*.probs") as trace:
         model.encode(input_ids)
     num_tokens = np.shape(input_ids)[1]
-    slices = layer_slices(model.config, num_tokens, layer)
-    return [model.ops.to_numpy(trace[f"{place}.{n}.probs"])[0] for n in range(len(slices))], slices
+    blocks = layer_blocks(model.config, num_tokens, layer)
+    return [model.ops.to_numpy(trace[f"{place}.{n}.probs"])[0] for n in range(len(blocks))], blocks
 
 
 def cross_attention_of(

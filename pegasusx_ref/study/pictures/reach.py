@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import layer_slices
 from pegasusx_ref.errors import InputError
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import layer_blocks
 
 
 class Reached(NamedTuple):
@@ -39,7 +39,7 @@ def reached_from(config: PegasusXConfig, num_tokens: int, token: int, through_gl
     global_tokens = np.zeros(config.encoder_layers + 1, dtype=bool)
     tokens[0, token] = True
     for layer in range(config.encoder_layers):
-        for start, stop in layer_slices(config, num_tokens, layer):
+        for start, stop in layer_blocks(config, num_tokens, layer):
             tokens[layer + 1, start:stop] = tokens[layer, start:stop].any() or global_tokens[layer]
         # Both streams read what the layer was given: what a global token hears now it tells one layer later.
         global_tokens[layer + 1] = through_globals

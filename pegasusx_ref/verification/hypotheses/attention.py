@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from pegasusx_ref.attention import merge_heads, softmax, split_heads
-from pegasusx_ref.encoder import layer_slices
-from pegasusx_ref.trace_points import numbers_in
+from pegasusx_ref.golden.attention import merge_heads, softmax, split_heads
+from pegasusx_ref.model.encoder import layer_blocks
+from pegasusx_ref.tracing.trace_points import numbers_in
 from pegasusx_ref.verification.hypotheses.blocks import other_blocks
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 from pegasusx_ref.verification.operations import LOWEST
@@ -94,8 +94,8 @@ def encoder_keys(case: Case) -> np.ndarray | None:
         return None
     if part.startswith("local"):
         layer, block = numbers_in(case.name)
-        slices = layer_slices(case.around.config, parts[1].shape[2], layer)
-        parts[1] = parts[1][:, :, slice(*slices[block])]
+        blocks = layer_blocks(case.around.config, parts[1].shape[2], layer)
+        parts[1] = parts[1][:, :, slice(*blocks[block])]
     return np.concatenate(parts, axis=2)
 
 

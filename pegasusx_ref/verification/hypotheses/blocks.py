@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.attention import merge_heads, softmax, split_heads
-from pegasusx_ref.encoder import is_staggered
-from pegasusx_ref.feed_forward import linear
+from pegasusx_ref.golden.attention import merge_heads, softmax, split_heads
+from pegasusx_ref.golden.feed_forward import linear
+from pegasusx_ref.model.encoder import is_staggered
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 from pegasusx_ref.verification.layouts import Places, padded_blocks
 from pegasusx_ref.verification.operations import LOWEST

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.model.config import PegasusXConfig
 
 Variants = dict[str, Callable[[], np.ndarray]]  # a mistake in words, and the result with it
 

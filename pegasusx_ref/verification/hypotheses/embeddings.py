@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from pegasusx_ref.embedding import sinusoidal_positions
+from pegasusx_ref.golden.embedding import sinusoidal_positions
 from pegasusx_ref.verification.hypotheses.case import Case, Variants
 
 BASES = (100, 1000, 5000, 20000, 50000, 100000, 500000, 1000000)

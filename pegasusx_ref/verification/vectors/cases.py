@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.encoder import is_staggered, layer_slices
-from pegasusx_ref.global_local import Slices
+from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.encoder import is_staggered, layer_blocks
 from pegasusx_ref.verification.vectors.drawing import draw_ids
 
 FLAX_EPS = 1e-12  # what the paper's code adds to the variance [N1]
@@ -147,10 +147,10 @@ def mask_without(spans: tuple[Span, ...], shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def slices_of(config: PegasusXConfig, num_tokens: int) -> list[Slices]:
+def blocks_of(config: PegasusXConfig, num_tokens: int) -> list[Blocks]:
     """List the blocks of every encoder layer."""
     layers = range(config.encoder_layers)
-    return [layer_slices(config, num_tokens, layer) for layer in layers]
+    return [layer_blocks(config, num_tokens, layer) for layer in layers]
 
 
 def flags_of(config: PegasusXConfig, inputs: dict[str, np.ndarray], is_sampled: bool) -> list[str]:
@@ -163,8 +163,8 @@ def flags_of(config: PegasusXConfig, inputs: dict[str, np.ndarray], is_sampled: 
     """
     mask_BT = inputs["attention_mask"]
     T, K = mask_BT.shape[1], config.block_size
-    slices = slices_of(config, T)
-    blocks = {block for layer in slices for block in layer}
+    blocks = blocks_of(config, T)
+    all_blocks = {block for layer in blocks for block in layer}
     some_real = mask_BT[mask_BT.any(axis=1)]
     found = {
         "stagger": any(is_staggered(config, layer) for layer in range(config.encoder_layers)),
@@ -172,7 +172,7 @@ def flags_of(config: PegasusXConfig, inputs: dict[str, np.ndarray], is_sampled: 
         "T<K": T < K,
         "T==1": T == 1,
         "G==1": config.num_global_tokens == 1,
-        "fully-masked-block": any((~some_real[:, start:stop]).all(axis=1).any() for start, stop in blocks),
+        "fully-masked-block": any((~some_real[:, start:stop]).all(axis=1).any() for start, stop in all_blocks),
         "fully-masked-row": not mask_BT.any(axis=1).all(),
         "position>4096": T > 4097,
         "unscaled-embedding": not config.scale_embedding,

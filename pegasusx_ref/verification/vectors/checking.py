@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
-from pegasusx_ref.registry import get_backend
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.checking import FAIL, WARN, Check, Failure, ratio
 from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.layouts import HIDDEN
 from pegasusx_ref.verification.operations import LOWEST
-from pegasusx_ref.verification.rows import ValidRows
-from pegasusx_ref.verification.vectors.cases import slices_of
+from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.vectors.cases import blocks_of
 from pegasusx_ref.verification.vectors.making import Vector
 from pegasusx_ref.verification.vectors.sampling import Sample
 from pegasusx_ref.verification.verifying import Report, verify
@@ -75,7 +75,7 @@ def check_rows(vector: Vector, tensors: Mapping[str, np.ndarray], arithmetic: st
     unknown = sorted(set(tensors) - {check.name for check in checks} - set(INPUTS))
     config = PegasusXConfig.from_dict(vector.manifest["config"])
     source, target = vector.inputs["attention_mask"], vector.inputs["decoder_attention_mask"]
-    rows = ValidRows(source, target, slices_of(config, source.shape[1]))
+    rows = ValidRows(source, target, blocks_of(config, source.shape[1]))
     # No picture of rows: those that are kept are too far apart to stand side by side.
     return Report(checks, failure, [], arithmetic, unknown, config, rows, {})
 

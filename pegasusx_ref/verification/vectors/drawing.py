@@ -8,8 +8,8 @@ import hashlib
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
-from pegasusx_ref.weights import parameter_shapes
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.weights import parameter_shapes
 
 NUM_SPECIAL_IDS = 2  # padding and the end: ids that a text does not hold
 

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.config import PegasusXConfig
+from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.model import PegasusXForConditionalGeneration
-from pegasusx_ref.registry import get_backend
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.arithmetic import ARITHMETICS
 from pegasusx_ref.verification.candidates import Inputs
-from pegasusx_ref.verification.rows import ValidRows
-from pegasusx_ref.verification.vectors.cases import CASES, Case, config_of, flags_of, inputs_of, slices_of
+from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.vectors.cases import CASES, Case, blocks_of, config_of, flags_of, inputs_of
 from pegasusx_ref.verification.vectors.describing import Description
 from pegasusx_ref.verification.vectors.drawing import draw_weights
 from pegasusx_ref.verification.vectors.sampling import Sampling
@@ -75,10 +75,10 @@ def make_vector(name: str, arithmetics: Sequence[str] = tuple(ARITHMETICS)) -> V
     case, config = CASES[name], config_of(CASES[name])
     weights, inputs = draw_weights(config, name), inputs_of(case, name)
     model = PegasusXForConditionalGeneration(config, weights, get_backend("golden", dtype="float64"))
-    slices = slices_of(config, case.source_tokens)
+    blocks = blocks_of(config, case.source_tokens)
     source, target = inputs["attention_mask"], inputs["decoder_attention_mask"]
-    sampling = Sampling(case.rows, slices, config.num_global_tokens)
-    kept = Kept(sampling, ValidRows(source, target, slices))
+    sampling = Sampling(case.rows, blocks, config.num_global_tokens)
+    kept = Kept(sampling, ValidRows(source, target, blocks))
 
     trace: dict[str, np.ndarray] = {}
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.global_local import Slices
-from pegasusx_ref.trace_points import TRACE_POINTS, general, numbers_in
+from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general, numbers_in
 
 
 class Sample(NamedTuple):
@@ -24,12 +24,12 @@ class Sampling:
 
     Args:
         rows: source tokens; None keeps everything.
-        slices: the blocks of every encoder layer.
+        blocks: the blocks of every encoder layer.
         num_globals: G.
     """
 
-    def __init__(self, rows: tuple[int, ...] | None, slices: list[Slices], num_globals: int) -> None:
-        self._rows, self._slices, self._num_globals = rows, slices, num_globals
+    def __init__(self, rows: tuple[int, ...] | None, blocks: list[Blocks], num_globals: int) -> None:
+        self._rows, self._slices, self._num_globals = rows, blocks, num_globals
 
     def keeps(self, name: str) -> bool:
         """Tell whether anything of a tensor is kept: of a block without any of the rows nothing is."""

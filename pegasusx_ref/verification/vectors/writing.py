@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.files import replacing
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.files import replacing
 from pegasusx_ref.verification.vectors.cases import CASES
 from pegasusx_ref.verification.vectors.making import Vector, make_vector
 

@@ -1,0 +1,76 @@
+"""The backend whose operations are the golden functions themselves. [spec 15]"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pegasusx_ref.backend.protocol import Step
+from pegasusx_ref.errors import BackendError
+from pegasusx_ref.golden import attention, embedding, feed_forward, global_local, head, normalization, top_k
+
+
+class GoldenBackend:
+    """The golden functions themselves, in float64 or float32 on the CPU. [spec 15.2]"""
+
+    name = "golden"
+    version = np.__version__
+    dtypes = ("float32", "float64")
+    compiles = False
+
+    def __init__(self, device: str | int | None, dtype: str) -> None:
+        if device not in (None, "auto", "cpu", 0):
+            raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {device!r}")
+        self.device = "cpu"
+        self.dtype = dtype
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Name the CPU."""
+        return ["cpu"]
+
+    def compile(self, step: Step) -> Step:
+        """Return the step itself: NumPy has nothing to record."""
+        return step
+
+    def asarray(self, array: np.ndarray) -> np.ndarray:
+        """Up-cast half precision exactly; an array already in the compute dtype is not copied."""
+        if array.dtype.kind in "biu":
+            return array
+        return array.astype(self.dtype, copy=False)
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Make an uninitialized array."""
+        return np.empty(shape, dtype=self.dtype)
+
+    def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
+        """Take all tokens at once."""
+        return function(x_BTD)
+
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
+        """Leave the array as it is."""
+        return array
+
+    def to_float32(self, array: np.ndarray) -> np.ndarray:
+        """Copy an array by way of `asarray`, which would round: backends that compute in halves replace this."""
+        return self.asarray(array).astype(np.float32)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Add an update to the residual stream."""
+        total: np.ndarray = x + y
+        return total
+
+    embed_tokens = staticmethod(embedding.embed_tokens)
+    add_positions = staticmethod(embedding.add_positions)
+    layer_norm = staticmethod(normalization.layer_norm)
+    linear = staticmethod(feed_forward.linear)
+    linear_full_precision = staticmethod(feed_forward.linear)
+    activation = staticmethod(feed_forward.activation)
+    attention = staticmethod(attention.attention)
+    global_local_attention = staticmethod(global_local.global_local_attention)
+    log_softmax = staticmethod(head.log_softmax)
+    cross_entropy = staticmethod(head.cross_entropy)
+    stable_top_k = staticmethod(top_k.stable_top_k)

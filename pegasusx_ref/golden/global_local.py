@@ -1,0 +1,146 @@
+"""Block-local attention with global tokens: the index map, the local queries, the global queries. [spec 7, 8]"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from pegasusx_ref.golden.attention import attention
+from pegasusx_ref.tracing import scope
+
+Blocks = list[tuple[int, int]]
+
+
+def block_bounds(num_tokens: int, block_size: int, staggered: bool) -> Blocks:
+    """List the blocks of one layer as (start, stop) over the real tokens. [spec 8.1]
+
+    Even layers start with a whole block, staggered ones with half a block, so that the edges of one lie in the middle
+    of the other. The last block is as short as it is: nothing is padded.
+
+    Args:
+        num_tokens: T.
+        block_size: K, even where `staggered`.
+        staggered: shift every edge by K/2.
+
+    Returns:
+        Blocks that cover [0, T) without gaps or overlaps, each at most K long.
+
+    Source: arXiv 2208.04347 section 3.1 and figure 1; HF `PegasusXEncoderLayer.pad_local_tokens`.
+    """
+    first_stop = block_size // 2 if staggered else block_size
+    edges = [0, *range(first_stop, num_tokens, block_size), num_tokens]
+    return list(pairwise(edges))
+
+
+def local_attention(
+    q_BHTF: np.ndarray,
+    k_BHTF: np.ndarray,
+    v_BHTF: np.ndarray,
+    global_k_BHGF: np.ndarray,
+    global_v_BHGF: np.ndarray,
+    key_mask_BT: np.ndarray | None,
+    blocks: Blocks,
+) -> np.ndarray:
+    """Let every token attend to the global tokens and to the tokens of its own block. [spec 7.1]
+
+    Args:
+        q_BHTF: queries of the tokens (B, H, T, F).
+        k_BHTF: keys of the tokens (B, H, T, F).
+        v_BHTF: values of the tokens (B, H, T, F).
+        global_k_BHGF: keys of the global tokens (B, H, G, F).
+        global_v_BHGF: values of the global tokens (B, H, G, F).
+        key_mask_BT: True where a token is real (B, T); None means everywhere.
+        blocks: (start, stop) of each block, from `block_bounds`.
+
+    Returns:
+        Attended values (B, H, T, F); the rows of padding tokens are computed like any other.
+
+    Source: arXiv 2208.04347 section 3.1; HF `compute_local_attention_representations`.
+    """
+    contexts = []
+    for n, (start, stop) in enumerate(blocks):
+        q_BHSF = q_BHTF[:, :, start:stop]
+        k_BHXF = np.concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
+        v_BHXF = np.concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
+        block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
+        with scope(f"local.{n}"):
+            contexts.append(attention(q_BHSF, k_BHXF, v_BHXF, see_globals(block_mask_BS, global_k_BHGF)))
+    return np.concatenate(contexts, axis=2)
+
+
+def global_attention(
+    global_q_BHGF: np.ndarray,
+    k_BHTF: np.ndarray,
+    v_BHTF: np.ndarray,
+    global_k_BHGF: np.ndarray,
+    global_v_BHGF: np.ndarray,
+    key_mask_BT: np.ndarray | None,
+) -> np.ndarray:
+    """Let every global token attend to all global tokens and to all tokens. [spec 7.2]
+
+    Args:
+        global_q_BHGF: queries of the global tokens (B, H, G, F).
+        k_BHTF: keys of the tokens (B, H, T, F).
+        v_BHTF: values of the tokens (B, H, T, F).
+        global_k_BHGF: keys of the global tokens (B, H, G, F).
+        global_v_BHGF: values of the global tokens (B, H, G, F).
+        key_mask_BT: True where a token is real (B, T); None means everywhere.
+
+    Returns:
+        Attended values of the global tokens (B, H, G, F).
+
+    Source: arXiv 2208.04347 section 3.2; HF `compute_global_attention_representations`.
+    """
+    k_BHXF = np.concatenate([global_k_BHGF, k_BHTF], axis=2)
+    v_BHXF = np.concatenate([global_v_BHGF, v_BHTF], axis=2)
+    with scope("global"):
+        return attention(global_q_BHGF, k_BHXF, v_BHXF, see_globals(key_mask_BT, global_k_BHGF))
+
+
+def see_globals(key_mask_BX: np.ndarray | None, global_k_BHGF: np.ndarray) -> np.ndarray | None:
+    """Put the global tokens, which are never masked, in front of a mask of tokens. [spec 7.3]
+
+    Args:
+        key_mask_BX: True where a token is real (B, X), or None.
+        global_k_BHGF: keys of the global tokens (B, H, G, F), for their number G.
+
+    Returns:
+        What every query may see (B, 1, G + X), or None where there was no mask.
+    """
+    if key_mask_BX is None:
+        return None
+    num_globals = global_k_BHGF.shape[2]
+    return np.pad(key_mask_BX, ((0, 0), (num_globals, 0)), constant_values=True)[:, None]
+
+
+def global_local_attention(
+    q_BHTF: np.ndarray,
+    k_BHTF: np.ndarray,
+    v_BHTF: np.ndarray,
+    global_q_BHGF: np.ndarray,
+    global_k_BHGF: np.ndarray,
+    global_v_BHGF: np.ndarray,
+    key_mask_BT: np.ndarray | None,
+    blocks: Blocks,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute both halves of the encoder's attention, the one operation that backends replace. [spec 7.4]
+
+    Args:
+        q_BHTF: queries of the tokens (B, H, T, F).
+        k_BHTF: keys of the tokens (B, H, T, F).
+        v_BHTF: values of the tokens (B, H, T, F).
+        global_q_BHGF: queries of the global tokens (B, H, G, F).
+        global_k_BHGF: keys of the global tokens (B, H, G, F).
+        global_v_BHGF: values of the global tokens (B, H, G, F).
+        key_mask_BT: True where a token is real (B, T); None means everywhere.
+        blocks: (start, stop) of each block, from `block_bounds`.
+
+    Returns:
+        Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
+
+    Source: arXiv 2208.04347 section 3; HF `PegasusXGlobalLocalAttention`.
+    """
+    keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
+    return (
+        local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
+        global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+    )

@@ -1,0 +1,199 @@
+"""The shape of a model, as config.json describes it. [spec 14]"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pegasusx_ref.checkpoint.files import read_json, write_json
+from pegasusx_ref.checkpoint.settings import fields_and_extra, is_integer
+from pegasusx_ref.errors import ConfigError
+from pegasusx_ref.golden.feed_forward import ACTIVATIONS
+
+MODEL_TYPE = "pegasus_x"
+
+# Published values of google/pegasus-x-base and -large; tiny has the same structure at a size for reading and testing.
+_PUBLISHED: dict[str, Any] = {"activation_function": "relu", "num_global_tokens": 128, "attention_dropout": 0.1,
+                              "activation_dropout": 0.1}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "activation_function": "relu", "vocab_size": 256, "d_model": 32, "block_size": 8, "num_global_tokens": 4,
+        "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+        "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64,
+        "max_position_embeddings": 512, "init_std": 0.2,
+    },
+    "base": _PUBLISHED | {
+        "d_model": 768,
+        "encoder_layers": 12, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072,
+        "decoder_layers": 12, "decoder_attention_heads": 12, "decoder_ffn_dim": 3072,
+    },
+    "large": _PUBLISHED,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PegasusXConfig:
+    """Every number that the architecture depends on, under the names of transformers' config.json. [spec 14.1]
+
+    The defaults are those of transformers' `PegasusXConfig`, because config.json leaves out what equals them; the
+    published checkpoints differ from them (`PegasusXConfig.preset("base")`). Keys of config.json that have no field
+    here are kept in `extra` and written back.
+
+    Raises:
+        ConfigError: a value that describes no model, with the limit and the remedy.
+    """
+
+    vocab_size: int = 96103
+    max_position_embeddings: int = 16384  # the length that the tokenizer cuts to; positions themselves have no end
+    d_model: int = 1024
+    encoder_layers: int = 16
+    encoder_attention_heads: int = 16
+    encoder_ffn_dim: int = 4096
+    decoder_layers: int = 16
+    decoder_attention_heads: int = 16
+    decoder_ffn_dim: int = 4096
+    num_global_tokens: int = 32
+    block_size: int = 512
+    stagger_local_blocks: bool = True
+    activation_function: str = "gelu"
+    layer_norm_eps: float = 1e-5  # no key of transformers, which has 1e-5 built in; the paper's Flax code has 1e-12
+    scale_embedding: bool = True
+    tie_word_embeddings: bool = True
+    init_std: float = 0.02
+    use_cache: bool = True
+    pad_token_id: int = 0
+    eos_token_id: int | list[int] = 1
+    decoder_start_token_id: int = 0
+    forced_eos_token_id: int | list[int] | None = 1
+    # Dropout acts in training only; the values are kept for whoever trains the checkpoint on.
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    dtype: str | None = None  # of the checkpoint's tensors
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _check_integer(name, getattr(self, name), minimum=1)
+        for name in ("encoder_layers", "decoder_layers"):
+            _check_integer(name, getattr(self, name), minimum=0)
+        for name in ("stagger_local_blocks", "scale_embedding", "tie_word_embeddings", "use_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
+        if self.d_model % 2 or self.d_model < 4:
+            raise ConfigError(
+                f"d_model={self.d_model} must be even and at least 4: half of the position features are "
+                "sines, half cosines"
+            )
+        for side in ("encoder", "decoder"):
+            heads = getattr(self, f"{side}_attention_heads")
+            if self.d_model % heads:
+                raise ConfigError(
+                    f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}: "
+                    f"choose a number of heads that divides {self.d_model}"
+                )
+        if self.stagger_local_blocks and self.block_size % 2:
+            raise ConfigError(
+                f"block_size={self.block_size} is odd: staggered layers need an even block_size "
+                "(or stagger_local_blocks=false)"
+            )
+        if self.activation_function not in list(ACTIVATIONS):
+            raise ConfigError(
+                f"activation_function={self.activation_function!r} is unknown: choose one of {', '.join(ACTIVATIONS)}"
+            )
+        for name in ("layer_norm_eps", "init_std"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ConfigError(f"{name}={value!r} must be a number above 0")
+        if self.dtype is not None and not isinstance(self.dtype, str):
+            raise ConfigError(f"dtype={self.dtype!r} must be a name such as 'float32'")
+        for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
+            self._check_token_ids(name)
+
+    def _check_token_ids(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name == "forced_eos_token_id":
+            return
+        listed = isinstance(value, list) and name in ("eos_token_id", "forced_eos_token_id")
+        for token_id in (value or [None]) if listed else [value]:
+            if not is_integer(token_id) or not 0 <= token_id < self.vocab_size:
+                raise ConfigError(f"{name}={value!r} must be a token id in [0, vocab_size={self.vocab_size})")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Give a ready configuration: "tiny" for reading and testing, "base" and "large" as published.
+
+        Args:
+            name: "tiny", "base" or "large".
+            changes: fields to set otherwise.
+
+        Raises:
+            ConfigError: no such preset, or a bad value among the changes.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
+        return cls(**(PRESETS[name] | changes))
+
+    def replace(self, **changes: Any) -> Self:
+        """Copy the configuration with some fields set otherwise."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read the entries of a config.json.
+
+        Args:
+            values: the entries; `torch_dtype` is read as `dtype`; what has no field here goes to `extra`.
+
+        Raises:
+            ConfigError: the entries are another model's, or one of them is bad.
+        """
+        values = dict(values)
+        model_type = values.pop("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise ConfigError(
+                f"model_type={model_type!r} is another architecture: this package runs {MODEL_TYPE!r} only"
+            )
+        # transformers 5 writes dtype, older versions torch_dtype.
+        older_dtype = values.pop("torch_dtype", None)
+        values["dtype"] = values.get("dtype") or older_dtype
+        return cls(**fields_and_extra(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the entries of a config.json that transformers reads."""
+        values = dataclasses.asdict(self)
+        extra: dict[str, Any] = values.pop("extra")
+        if values["layer_norm_eps"] == 1e-5:
+            del values["layer_norm_eps"]  # transformers has no such key
+        if values["dtype"] is None:
+            del values["dtype"]
+        return extra | values | {"model_type": MODEL_TYPE, "is_encoder_decoder": True}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read `folder`/config.json.
+
+        Raises:
+            CheckpointError: there is none, or it is not JSON.
+            ConfigError: it is another model's, or a value is bad.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `folder`/config.json, making the folder where there is none."""
+        write_json(Path(folder) / "config.json", self.to_dict())
+
+
+_POSITIVE = [
+    "vocab_size", "max_position_embeddings", "d_model", "num_global_tokens", "block_size",
+    "encoder_attention_heads", "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim",
+]  # fmt: skip
+
+
+def _check_integer(name: str, value: object, minimum: int) -> None:
+    if not is_integer(value) or value < minimum:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least {minimum}")

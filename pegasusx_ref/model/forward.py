@@ -1,0 +1,214 @@
+"""One run of encoder and decoder: arguments are checked before anything is computed, outputs come from the trace."""
+
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+
+from pegasusx_ref.backend import Array, Backend
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.golden.attention import causal_mask
+from pegasusx_ref.model import inputs
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.decoder import decoder
+from pegasusx_ref.model.encoder import Encoded, encoder
+from pegasusx_ref.model.kv_cache import DecoderCache
+from pegasusx_ref.model.layers import embed
+from pegasusx_ref.model.outputs import EncoderOutput, Recorded, recording
+from pegasusx_ref.model.weights import Weights
+
+
+class ForwardOptions(TypedDict):
+    """The keyword arguments that both models take, with the meaning that `PegasusXModel` gives them."""
+
+    inputs_embeds: NotRequired[Any]
+    decoder_inputs_embeds: NotRequired[Any]
+    encoder_outputs: NotRequired[Any]
+    past_key_values: NotRequired[DecoderCache | None]
+    use_cache: NotRequired[bool | None]
+    output_hidden_states: NotRequired[bool]
+    output_attentions: NotRequired[bool]
+
+
+class Source(NamedTuple):
+    """A checked source on the device, before the encoder."""
+
+    tokens: Array  # token ids (B, T), or scaled embeddings without positions (B, T, D)
+    mask_BT: Array | None
+
+
+def check_source(
+    ops: Backend,
+    config: PegasusXConfig,
+    input_ids: Any,
+    attention_mask: Any,
+    inputs_embeds: Any,
+    encoder_outputs: Any = None,
+) -> Source | Encoded:
+    """Check the source in whichever of its three forms it is given, and bring it to the device.
+
+    Raises:
+        InputError: none or several forms are given, or the model cannot take one.
+    """
+    inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
+    if encoder_outputs is None:
+        tokens = _check_tokens(ops, config, "input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        return Source(tokens, _check_mask(ops, attention_mask, tokens))
+    states = inputs.encoder_states(encoder_outputs)
+    tokens_BTD = ops.asarray(inputs.hidden_states("encoder_outputs", states, config.d_model))
+    if attention_mask is None:
+        attention_mask = getattr(encoder_outputs, "attention_mask", None)
+    return Encoded(tokens_BTD, None, _check_mask(ops, attention_mask, tokens_BTD))
+
+
+def run_encoder(ops: Backend, weights: Weights, config: PegasusXConfig, source: Source | Encoded) -> Encoded:
+    """Run the encoder, unless the caller passed its output."""
+    if isinstance(source, Encoded):
+        return source
+    x_BTD = embed(ops, weights, config, "encoder", source.tokens, start=0)
+    return Encoded(*encoder(ops, weights.at("encoder"), config, x_BTD, source.mask_BT), source.mask_BT)
+
+
+def encode(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    source: Source | Encoded,
+    hidden_states: bool,
+    attentions: bool,
+) -> EncoderOutput:
+    """Run the encoder alone and collect its outputs."""
+    with recording(hidden_states, attentions) as trace:
+        encoded = run_encoder(ops, weights, config, source)
+    return _encoder_output(ops, config, encoded, Recorded(ops, trace), hidden_states, attentions)
+
+
+def forward(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    input_ids: Any,
+    attention_mask: Any,
+    decoder_input_ids: Any,
+    decoder_attention_mask: Any,
+    *,
+    labels: np.ndarray | None = None,
+    inputs_embeds: Any = None,
+    decoder_inputs_embeds: Any = None,
+    encoder_outputs: Any = None,
+    past_key_values: DecoderCache | None = None,
+    use_cache: bool | None = None,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+) -> tuple[Array, dict[str, Any]]:
+    """Run encoder and decoder; the arguments are those of `PegasusXModel`, and checked labels (B, L).
+
+    Returns:
+        The decoder's last hidden state (B, L, D) on the device, and the output fields that both models share.
+
+    Raises:
+        InputError: arguments that the model cannot take, or that do not fit each other.
+    """
+    # All checks come before the encoder, which may take minutes.
+    targets = _check_tokens(
+        ops, config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds
+    )
+    B, L = targets.shape[:2]
+    if labels is not None and labels.shape != (B, L):
+        raise InputError(f"labels have shape {labels.shape}, but the target {(B, L)}")
+    source = check_source(ops, config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
+    inputs.same_batch(encoder=source[0].shape[0], decoder=B)
+    if past_key_values is not None:
+        _check_past(ops, config, past_key_values, source)
+    start = 0 if past_key_values is None else past_key_values.length
+    visible = _visible_targets(ops, decoder_attention_mask, B, L, start)
+
+    with recording(output_hidden_states, output_attentions) as trace:
+        encoded = run_encoder(ops, weights, config, source)
+        x_BLD = embed(ops, weights, config, "decoder", targets, start)
+        hidden_BLD, cache = decoder(
+            ops, weights.at("decoder"), config, x_BLD, visible, encoded.tokens_BTD, encoded.mask_BT, past_key_values
+        )
+
+    recorded, layers = Recorded(ops, trace), config.decoder_layers
+    if isinstance(encoder_outputs, EncoderOutput):
+        encoder_output = encoder_outputs
+    else:
+        encoder_output = _encoder_output(ops, config, encoded, recorded, output_hidden_states, output_attentions)
+    fields: dict[str, Any] = {
+        "encoder_last_hidden_state": encoder_output.last_hidden_state,
+        "encoder_hidden_states": encoder_output.hidden_states,
+        "encoder_attentions": encoder_output.attentions,
+    }
+    if config.use_cache if use_cache is None else use_cache:
+        fields["past_key_values"] = cache
+    if output_hidden_states:
+        states = recorded.layers("decoder.layers.{}.input", layers)
+        fields["decoder_hidden_states"] = (*states, ops.to_numpy(hidden_BLD))
+    if output_attentions:
+        fields["decoder_attentions"] = tuple(recorded.layers("decoder.layers.{}.self_attn.probs", layers))
+        fields["cross_attentions"] = tuple(recorded.layers("decoder.layers.{}.encoder_attn.probs", layers))
+    return hidden_BLD, fields
+
+
+def _check_tokens(
+    ops: Backend, config: PegasusXConfig, ids_name: str, ids: Any, embeds_name: str, embeds: Any
+) -> Array:
+    """Check token ids, or the embeddings given instead, and bring them to the device."""
+    inputs.exactly_one(**{ids_name: ids, embeds_name: embeds})
+    if ids is None:
+        return ops.asarray(inputs.hidden_states(embeds_name, embeds, config.d_model))
+    return ops.asarray(inputs.token_ids(ids_name, ids, config.vocab_size))
+
+
+def _check_mask(ops: Backend, attention_mask: Any, tokens: Array) -> Array | None:
+    mask_BT = inputs.mask("attention_mask", attention_mask, tuple(tokens.shape[:2]))
+    return None if mask_BT is None else ops.asarray(mask_BT)
+
+
+def _visible_targets(ops: Backend, attention_mask: Any, B: int, L: int, past_length: int) -> Array | None:
+    """Combine causality and the target's mask, on the host; None where each new token may see all."""
+    X = past_length + L
+    mask_BX = inputs.mask("decoder_attention_mask", attention_mask, (B, X))
+    if mask_BX is None:
+        return None if L == 1 else ops.asarray(causal_mask(L, X))
+    return ops.asarray(causal_mask(L, X) & mask_BX[:, None])
+
+
+def _check_past(ops: Backend, config: PegasusXConfig, past: DecoderCache, source: Source | Encoded) -> None:
+    if not isinstance(past, DecoderCache):
+        raise InputError(
+            f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
+        )
+    B, T = source[0].shape[:2]
+    heads = config.decoder_attention_heads
+    expected = {((B, heads, T, config.d_model // heads), ops.dtype)}
+    cached = {
+        (tuple(layer.cross_k_BHTF.shape), str(layer.cross_k_BHTF.dtype).removeprefix("torch.")) for layer in past.layers
+    }
+    if len(past.layers) != config.decoder_layers or cached - expected:
+        raise InputError(
+            f"past_key_values holds {len(past.layers)} layers of cross-attention keys {sorted(cached)}, but this "
+            f"call needs {config.decoder_layers} of {sorted(expected)} (batch, heads, source tokens, features "
+            "a head): it belongs to another source or model"
+        )
+
+
+def _encoder_output(
+    ops: Backend, config: PegasusXConfig, encoded: Encoded, recorded: Recorded, hidden_states: bool, attentions: bool
+) -> EncoderOutput:
+    to_numpy, layers = ops.to_numpy, config.encoder_layers
+    output = EncoderOutput(
+        last_hidden_state=to_numpy(encoded.tokens_BTD),
+        attention_mask=None if encoded.mask_BT is None else to_numpy(encoded.mask_BT),
+    )
+    if encoded.globals_BGD is None:
+        return output
+    output.global_hidden_state = to_numpy(encoded.globals_BGD)
+    if hidden_states:
+        tokens = recorded.layers("encoder.layers.{}.tokens.input", layers)
+        globals_ = recorded.layers("encoder.layers.{}.globals.input", layers)
+        output.hidden_states = (*tokens, output.last_hidden_state)
+        output.global_hidden_states = (*globals_, output.global_hidden_state)
+    if attentions:
+        output.attentions = recorded.encoder_attentions(layers)
+    return output

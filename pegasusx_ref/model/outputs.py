@@ -1,0 +1,149 @@
+"""What a model returns: the fields that transformers gives, read off the trace points. [spec 16]"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref.backend import Backend
+from pegasusx_ref.model.kv_cache import DecoderCache
+from pegasusx_ref.tracing import record
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(eq=False)
+class ModelOutput:
+    """Named results; like in transformers, also by string and by position among those that are not None."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Give the fields that are not None, in order."""
+        return tuple(value for f in fields(self) if (value := getattr(self, f.name)) is not None)
+
+    def __contains__(self, name: object) -> bool:
+        return getattr(self, name, None) is not None if isinstance(name, str) else False
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in {f.name for f in fields(self)}:
+            raise KeyError(key)
+        return getattr(self, key)
+
+
+@dataclass(eq=False)
+class EncoderOutput(ModelOutput):
+    """What the encoder found; `encoder_outputs=` takes it back.
+
+    Attributes:
+        last_hidden_state: (B, T, D), after the last LayerNorm.
+        hidden_states: layers + 1 arrays (B, T, D): the input of every layer, then `last_hidden_state`.
+        attentions: for every layer {"global": (B, H, G, G+T), "local": [(B, H, S, G+S), …]}, one a block.
+        global_hidden_states: layers + 1 arrays (B, G, D): the input of every layer, then `global_hidden_state`.
+        global_hidden_state: (B, G, D), the global tokens after the last layer, without LayerNorm.
+        attention_mask: (B, T) booleans, or None where every token is real; goes with the output into the decoder.
+    """
+
+    last_hidden_state: np.ndarray
+    hidden_states: Arrays | None = None
+    attentions: tuple[dict[str, Any], ...] | None = None
+    global_hidden_states: Arrays | None = None
+    global_hidden_state: np.ndarray | None = None
+    attention_mask: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class Seq2SeqModelOutput(ModelOutput):
+    """What `PegasusXModel` returns.
+
+    Attributes:
+        last_hidden_state: (B, L, D), the decoder's, after the last LayerNorm.
+        past_key_values: the decoder's cache, for `past_key_values=`.
+        decoder_hidden_states: layers + 1 arrays (B, L, D): the input of every layer, then `last_hidden_state`.
+        decoder_attentions: (B, H, L, X) a layer.
+        cross_attentions: (B, H, L, T) a layer.
+        encoder_last_hidden_state: (B, T, D).
+        encoder_hidden_states: see `EncoderOutput.hidden_states`.
+        encoder_attentions: see `EncoderOutput.attentions`.
+    """
+
+    last_hidden_state: np.ndarray
+    past_key_values: DecoderCache | None = None
+    decoder_hidden_states: Arrays | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    encoder_last_hidden_state: np.ndarray | None = None
+    encoder_hidden_states: Arrays | None = None
+    encoder_attentions: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Seq2SeqLMOutput(ModelOutput):
+    """What `PegasusXForConditionalGeneration` returns: `Seq2SeqModelOutput` with logits instead of hidden states.
+
+    Attributes:
+        loss: mean cross-entropy in nats a label, where labels were passed.
+        logits: (B, L, V).
+    """
+
+    loss: float | None = None
+    logits: np.ndarray
+    past_key_values: DecoderCache | None = None
+    decoder_hidden_states: Arrays | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    encoder_last_hidden_state: np.ndarray | None = None
+    encoder_hidden_states: Arrays | None = None
+    encoder_attentions: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(eq=False)
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with return_dict_in_generate=True.
+
+    Attributes:
+        sequences: int64 ids (B R, L).
+        sequences_scores: scores of the texts that beam search found (B R,), log-probability / length^length_penalty.
+    """
+
+    sequences: np.ndarray
+    sequences_scores: np.ndarray | None = None
+
+
+HIDDEN_STATES = ("*.layers.*.input",)
+ATTENTIONS = ("*.probs",)
+
+
+class Recorded:
+    """The optional outputs, read off recorded trace points. [spec 16.6]
+
+    Args:
+        ops: the backend that the tensors are on.
+        trace: recorded tensors by name.
+    """
+
+    def __init__(self, ops: Backend, trace: Mapping[str, Any]) -> None:
+        self._ops = ops
+        self._trace = trace
+
+    def layers(self, name: str, num_layers: int) -> list[np.ndarray]:
+        """Collect a trace point over all layers; ``{}`` in its name stands for the layer."""
+        return [self._ops.to_numpy(self._trace[name.format(i)]) for i in range(num_layers)]
+
+    def encoder_attentions(self, num_layers: int) -> tuple[dict[str, Any], ...]:
+        """Collect the encoder's attention probabilities, as `EncoderOutput.attentions` describes them."""
+        return tuple(self._encoder_layer_attentions(f"encoder.layers.{i}.self_attn") for i in range(num_layers))
+
+    def _encoder_layer_attentions(self, place: str) -> dict[str, Any]:
+        local: list[np.ndarray] = []
+        while (name := f"{place}.local.{len(local)}.probs") in self._trace:
+            local.append(self._ops.to_numpy(self._trace[name]))
+        return {"global": self._ops.to_numpy(self._trace[f"{place}.global.probs"]), "local": local}
+
+
+def recording(hidden_states: bool, attentions: bool) -> AbstractContextManager[dict[str, Any]]:
+    """Record the trace points of the optional outputs, and listen to nothing where none is asked for."""
+    patterns = HIDDEN_STATES * hidden_states + ATTENTIONS * attentions
+    return record(*patterns) if patterns else nullcontext({})

@@ -1,0 +1,182 @@
+"""What both public models share: a configuration, weights on a backend, and reading and writing them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from pegasusx_ref.backend import Backend
+from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.checkpoint import PREFIX, write_weights
+from pegasusx_ref.checkpoint.files import write_json
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.forward import check_source, encode
+from pegasusx_ref.model.loading import load_weights
+from pegasusx_ref.model.outputs import EncoderOutput
+from pegasusx_ref.model.weights import Weights, random_weights, tie_embeddings
+
+
+class PegasusXPreTrainedModel:
+    """A configuration, a backend, and the weights on it.
+
+    Args:
+        config: the model's configuration.
+        tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype.
+            Those that are in the compute dtype already are not copied: they are not to be written into any more.
+        ops: the backend; it keeps the weights in its compute dtype.
+        generation_config: defaults of `generate`; those of the configuration where None.
+    """
+
+    has_head: ClassVar[bool]
+
+    def __init__(
+        self,
+        config: PegasusXConfig,
+        tensors: Mapping[str, np.ndarray],
+        ops: Backend,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        self.generation_config = generation_config or GenerationConfig.from_model_config(config.to_dict())
+        self.generation_config.check(config.vocab_size)
+        self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
+        self.weights = Weights(tie_embeddings(self._tensors))
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<{type(self).__name__} {config.encoder_layers}+{config.decoder_layers} layers, d_model={config.d_model}, "
+            f"{self.num_parameters():,} parameters, {self.ops.name} {self.dtype} on {self.device}>"
+        )
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return self.ops.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return self.ops.device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backend: str = "numpy",
+        device: str | int | None = None,
+        dtype: Any = None,
+        *,
+        torch_dtype: Any = None,
+        device_map: str | None = None,
+    ) -> Self:
+        """Load a model folder as transformers writes it.
+
+        Args:
+            folder: holds config.json, the weights, and generation_config.json if any.
+            backend: one of `available_backends()`.
+            device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
+            dtype: "float32" where None; "auto" is the checkpoint's own; NumPy's and torch's dtypes serve too.
+            torch_dtype: the older spelling of `dtype`.
+            device_map: the documentation's spelling of `device`, "auto" in particular.
+
+        Raises:
+            CheckpointError: the folder or a file in it is missing, corrupt or of another model.
+            ConfigError: config.json describes no PEGASUS-X model.
+            BackendError: the backend, the device or the dtype is not to be had.
+        """
+        folder = Path(folder)
+        config = PegasusXConfig.from_pretrained(folder)
+        dtype = dtype if dtype is not None else torch_dtype
+        ops = _backend(backend, device if device is not None else device_map, dtype, config)
+        tensors, config = load_weights(folder, config, cls.has_head)
+        return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config.to_dict()))
+
+    @classmethod
+    def from_random(
+        cls,
+        config: PegasusXConfig,
+        seed: int = 0,
+        backend: str = "numpy",
+        device: str | int | None = None,
+        dtype: Any = None,
+    ) -> Self:
+        """Make a model with random weights, the same for a seed on every backend and in every dtype.
+
+        Args:
+            config: the model's configuration.
+            seed: 0 or more.
+            backend: one of `available_backends()`.
+            device: see `from_pretrained`.
+            dtype: see `from_pretrained`.
+
+        Raises:
+            BackendError: the backend, the device or the dtype is not to be had.
+            InputError: a seed below 0.
+        """
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+            raise InputError(f"seed={seed!r} must be a whole number of at least 0")
+        ops = _backend(backend, device, dtype, config)
+        return cls(config, random_weights(config, seed, cls.has_head), ops)
+
+    def encode(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        inputs_embeds: Any = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Run the encoder alone, for `encoder_outputs=` of later calls.
+
+        Args:
+            input_ids: token ids (B, T), an array or lists.
+            attention_mask: 1 for a token, 0 for padding (B, T); all tokens where None.
+            inputs_embeds: scaled token embeddings without positions (B, T, D), instead of input_ids.
+            output_hidden_states: whether to return the input of every layer too.
+            output_attentions: whether to return the attention probabilities too.
+
+        Raises:
+            InputError: ids, mask or embeddings that the model cannot take.
+        """
+        source = check_source(self.ops, self.config, input_ids, attention_mask, inputs_embeds)
+        return encode(self.ops, self.weights, self.config, source, output_hidden_states, output_attentions)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.
+
+        Args:
+            folder: made where there is none; it may be the one that the model came from.
+        """
+        folder = Path(folder)
+        extra = self.config.extra | {"architectures": [type(self).__name__]}
+        # What the backend keeps in half precision are matrices; vectors stay as they are.
+        stored = numpy_dtype(self.dtype)
+        tensors = {n: t.astype(stored, copy=False) if t.ndim > 1 else t for n, t in self.state_dict().items()}
+        write_weights(folder, tensors, PREFIX if self.has_head else "")
+        self.config.replace(dtype=self.dtype, extra=extra).save_pretrained(folder)
+        if self.has_head:
+            write_json(folder / "generation_config.json", self.generation_config.to_dict())
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Give all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
+
+        They may be the model's own arrays: copy before writing into one.
+        """
+        return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
+
+    def num_parameters(self) -> int:
+        """Count the weights, tied ones once."""
+        return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
+
+
+def _backend(name: str, device: str | int | None, dtype: Any, config: PegasusXConfig) -> Backend:
+    if isinstance(dtype, str) and dtype == "auto":
+        dtype = config.dtype
+    return get_backend(name, device=device, dtype="float32" if dtype is None else dtype)

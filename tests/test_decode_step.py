@@ -1,0 +1,199 @@
+"""Caches of fixed size and steps that are recorded write what growing caches write."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_parameters import IN_FLOAT64, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import batches, configs, seeds
+
+from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
+from pegasusx_ref.backend import GoldenBackend, Step
+from pegasusx_ref.model import decode_step
+from pegasusx_ref.model.kv_cache import StaticKV, padded
+from pegasusx_ref.model.weights import random_weights
+
+HOW = ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2})
+
+
+@pytest.fixture
+def small_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two tokens at first, so that a few tokens fill several rooms."""
+    monkeypatch.setattr(decode_step, "FIRST_CAPACITY", 2)
+
+
+def written(model: Any, *args: Any, **how: Any) -> list[list[int]]:
+    found: list[list[int]] = model.generate(*args, max_new_tokens=9, min_new_tokens=9, **how).tolist()
+    return found
+
+
+@pytest.mark.usefixtures("small_capacity")
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+@pytest.mark.parametrize("how", HOW, ids=str)
+@settings(max_examples=15)
+@given(st.data())
+def test_fixed_caches_write_the_same(backend: str, how: dict[str, Any], data: st.DataObject) -> None:
+    config = data.draw(configs(init_std=0.5))
+    batch = data.draw(batches(config))
+    model = random_model(config, data.draw(seeds), backend)
+    fixed, growing = (written(model, *batch[:2], cache_implementation=cache, **how) for cache in ("static", "dynamic"))
+    assert fixed == growing
+
+
+def test_room_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def noted(ops: Any, rows_BHLF: Any, size: int) -> Any:
+        sizes.append((rows_BHLF.shape[2], size))
+        return padded(ops, rows_BHLF, size)
+
+    monkeypatch.setattr(decode_step, "padded", noted)
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny", decoder_layers=1))
+    how: dict[str, Any] = {"num_beams": 2, "cache_implementation": "static", "min_new_tokens": 200}
+    model.generate([[7, 8]], max_new_tokens=200, **how)
+    keys = sizes[::2]
+    assert keys == [(2, 128), (128, 256), (256, 400)]  # in rows: two beams
+
+
+def test_unfilled_room_holds_no_nan() -> None:
+    class Poisoning(GoldenBackend):
+        def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+            return np.full(shape, np.nan)
+
+    rows = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
+    room = padded(Poisoning("cpu", "float64"), rows, 5)
+    assert (room[:, :, :3] == rows).all()
+    assert (room[:, :, 3:] == 0).all()
+
+
+class CompilingBackend(GoldenBackend):
+    """Counts its compiled steps and holds them to what they promise: the same shapes at every call."""
+
+    compiles = True
+
+    def __init__(self) -> None:
+        super().__init__("cpu", "float64")
+        self.calls: list[int] = []
+
+    def compile(self, step: Step) -> Step:
+        shapes: set[Any] = set()
+        number = len(self.calls)
+        self.calls.append(0)
+
+        def compiled(*arrays: np.ndarray) -> Any:
+            shapes.add(tuple((array.shape, array.dtype) for array in arrays))
+            assert len(shapes) == 1
+            self.calls[number] += 1
+            return step(*arrays)
+
+        return compiled
+
+
+@pytest.fixture
+def compiling() -> PegasusXForConditionalGeneration:
+    config = PegasusXConfig.preset("tiny", init_std=0.5)
+    return PegasusXForConditionalGeneration(config, random_weights(config, 0), CompilingBackend())
+
+
+@pytest.mark.usefixtures("small_capacity")
+def test_where_compiling_pays_it_is_done_unasked(compiling: Any) -> None:
+    growing = written(compiling, [[7, 8, 9]], cache_implementation="dynamic")
+    assert compiling.ops.calls == []
+    assert written(compiling, [[7, 8, 9]]) == growing
+    assert compiling.ops.calls == [1, 2, 4, 1]  # rooms for 2, 4, 8 and 9 tokens; the first step is taken outside
+
+
+@pytest.mark.usefixtures("small_capacity")
+def test_progress_does_not_keep_steps_from_being_compiled(compiling: Any) -> None:
+    """What the command line listens to is outside of the step."""
+    seen = []
+    with listen(lambda name, _: seen.append(name), "encoder.layers.*.tokens.output", "lm_head"):
+        written(compiling, [[7, 8, 9]])
+    assert compiling.ops.calls == [1, 2, 4, 1]
+    assert seen.count("lm_head") == 9
+
+
+@pytest.mark.usefixtures("small_capacity")
+def test_nothing_is_compiled_while_someone_listens(compiling: Any) -> None:
+    with record("decoder.layers.*.self_attn.probs") as trace:
+        written(compiling, [[7, 8, 9]])
+    assert {probs.shape[3] for probs in trace.values()} == {9}  # as on any backend
+    with record("decoder.layers.*.self_attn.probs") as trace:
+        written(compiling, [[7, 8, 9]], cache_implementation="static")
+    assert len(trace) == compiling.config.decoder_layers
+    assert compiling.ops.calls == []
+
+
+def test_an_unknown_cache_is_refused() -> None:
+    model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
+    with pytest.raises(InputError, match="cache_implementation='offloaded' is unknown: pass one of dynamic, static"):
+        model.generate([[7]], cache_implementation="offloaded")
+
+
+# --- CUDA graphs, pretended ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    torch = pytest.importorskip("torch")
+    import fake_cuda_graphs
+
+    for name, replacement in fake_cuda_graphs.REPLACED.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    fake_cuda_graphs.Graph.recorded.clear()
+    yield fake_cuda_graphs.Graph.recorded
+    fake_cuda_graphs.Graph.recorded.clear()
+
+
+@pytest.mark.usefixtures("small_capacity")
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_replayed_steps_write_the_same(graphs: list[Any], dtype: str, how: dict[str, Any]) -> None:
+    config = PegasusXConfig.preset("tiny", init_std=0.5)
+    model = random_model(config, 3, "torch", dtype)
+    ids = np.random.default_rng(0).integers(106, 256, (2, 21))
+    mask = np.arange(21) < np.array([[21], [13]])
+    growing = written(model, ids, mask, cache_implementation="static", **how)
+    assert graphs == []
+    model.ops.compiles = True  # type: ignore[misc]
+    assert written(model, ids, mask, **how) == growing
+    assert [graph.replays for graph in graphs] == [1, 2, 4, 1]
+
+
+@pytest.mark.usefixtures("small_capacity")
+def test_a_place_in_python_is_seen_to_fail(graphs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended graph is strict enough: what changes from step to step must be on the device."""
+
+    def baked_in(rows: StaticKV, ops: Any, new: Any) -> StaticKV:
+        first = int(rows.slots_L.tolist()[0]) if not graphs or graphs[-1].replays else 3
+        rows.array[:, :, first : first + new.shape[2]] = new
+        return rows
+
+    model = random_model(PegasusXConfig.preset("tiny", init_std=0.5), 3, "torch")
+    model.ops.compiles = True  # type: ignore[misc]
+    right = written(model, [[7, 8, 9]])
+    monkeypatch.setattr(StaticKV, "append", baked_in)
+    assert written(model, [[7, 8, 9]]) != right
+
+
+def test_a_recorded_step_asks_the_device_for_nothing(graphs: list[Any]) -> None:
+    import torch
+    from pegasusx_torch.graphs import Replayed
+
+    step = Replayed(lambda x: x * x.sum().item(), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        step(torch.ones(3))
+
+
+def test_a_recorded_step_keeps_its_shapes(graphs: list[Any]) -> None:
+    import torch
+    from pegasusx_torch.graphs import Replayed
+
+    step = Replayed(lambda x: x + 1, torch.device("cpu"))
+    assert step(torch.ones(3)).tolist() == [2, 2, 2]
+    assert step(torch.zeros(3)).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"recorded with shape \(3,\), called with \(1,\)"):
+        step(torch.zeros(1))

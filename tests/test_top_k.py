@@ -1,0 +1,71 @@
+"""The best few scores of each row, on every backend, against a stable sort of all of them."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import check_ranking
+from backend_parameters import IN_FLOAT64, backend_on_cpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+
+from pegasusx_ref.golden import top_k as ranking
+
+
+@st.composite
+def score_tables(draw: st.DrawFn) -> np.ndarray:
+    """Draw float32 scores of few values, many of them what is ruled out or what no beam has reached."""
+    rng = np.random.default_rng(draw(seeds))
+    values = np.append(rng.standard_normal(draw(st.sampled_from([0, 1, 2, 5, 500]))), [0, -1e9, -np.inf])
+    weights = np.full(len(values), 1 / len(values))
+    weights[-2:] += draw(st.sampled_from([(0, 0), (5, 0), (0, 5), (50, 50)]))
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 700))
+    return rng.choice(values, shape, p=weights / weights.sum()).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+@settings(max_examples=100)
+@given(score_tables(), st.integers(1, 20), st.sampled_from([2, 3, 8]))
+def test_the_best_are_those_of_a_stable_sort(backend: str, scores: np.ndarray, count: int, run: int) -> None:
+    """Runs are short, so that few columns make runs of runs."""
+    ops = backend_on_cpu(backend, "float64")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules.get(f"pegasusx_{backend}.ranking", ranking), "RUN", run)
+        check_ranking(ops, scores, count)
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+@pytest.mark.parametrize("beams", [1, 8])
+@pytest.mark.parametrize("case", ["drawn", "first step", "forced end", "all ruled out", "rising", "falling"])
+def test_a_real_vocabulary(backend: str, beams: int, case: str) -> None:
+    """As many columns as the published checkpoints have tokens, for each beam."""
+    scores = -np.random.default_rng(beams).gamma(2, 5, (2, beams, 96103)).astype(np.float32)
+    match case:
+        case "first step":
+            scores[:, 1:] += np.float32(-1e9)
+        case "forced end":
+            scores[:] = -np.inf
+            scores[:, :, 1] = np.arange(beams) // 2
+        case "all ruled out":
+            scores[:] = -np.inf
+        case "rising":
+            scores.sort(axis=2)
+        case "falling":
+            scores = -np.sort(-scores, axis=2)
+    check_ranking(backend_on_cpu(backend, "float32"), scores.reshape(2, -1), 2 * beams)
+
+
+def test_no_long_row_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the scores are, equal ones too: sorting is what would take long."""
+    lengths = []
+    argsort = np.argsort
+
+    def noted(scores: np.ndarray, **how: Any) -> np.ndarray:
+        lengths.append(scores.shape[1])
+        return argsort(scores, **how)
+
+    monkeypatch.setattr(np, "argsort", noted)
+    ranking.stable_top_k(np.zeros((1, 8 * 96103), dtype=np.float32), 16)
+    assert max(lengths) < 17 * ranking.RUN
