@@ -1,10 +1,14 @@
-"""Runs the examples of README.md and of the specification: every ``>>>`` in a fenced ``python`` block.
+"""Collects the examples of README.md and of the specification, and checks dimension suffixes in the whole suite.
 
-A page's blocks share one namespace. ``<!-- skip: next -->`` in front of a block leaves it out.
+An example is a ``>>>`` in a fenced ``python`` block. A page's blocks share one namespace. ``<!-- skip: next -->`` in
+front of a block leaves it out.
 """
 
+from suffixes import pytest_runtest_teardown, pytest_runtestloop
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+__all__ = ["pytest_collect_file", "pytest_runtest_teardown", "pytest_runtestloop"]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "spec/*.md"], excludes=["backends/*"]

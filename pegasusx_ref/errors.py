@@ -1,25 +1,25 @@
-"""The errors that a user of the package may meet, all of them also the built-in kinds that one expects."""
+"""The package's errors; each is also the built-in exception that a caller would expect."""
 
 
 class PegasusXError(Exception):
-    """Anything that this package refuses to do, in one line that names value, limit and remedy."""
+    """Base class: one line that names the value, the limit and the remedy."""
 
 
 class ConfigError(PegasusXError, ValueError):
-    """A configuration that describes no model."""
+    """An invalid configuration."""
 
 
 class InputError(PegasusXError, ValueError):
-    """Token ids, masks or other arguments that the model cannot take."""
+    """Invalid token ids, masks or other arguments."""
 
 
 class CheckpointError(PegasusXError, OSError):
-    """A checkpoint folder that is incomplete, corrupt or of another model."""
+    """A checkpoint folder that is incomplete, corrupt, or belongs to another model."""
 
 
 class BackendError(PegasusXError, RuntimeError):
-    """A backend that is unknown, cannot run here, or does not compute in the dtype asked for."""
+    """A backend that is unknown, cannot run here, or does not support the requested dtype."""
 
 
 class ExtraError(PegasusXError, ImportError):
-    """A package is missing that an extra of this one brings."""
+    """A missing package that one of this package's extras installs."""

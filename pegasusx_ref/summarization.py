@@ -19,11 +19,11 @@ class SummarizationPipeline:
     """A model with its tokenizer, called with texts.
 
     Args:
-        model: writes the summaries.
-        tokenizer: the one that the model was trained with.
+        model: generates the summaries.
+        tokenizer: the model's tokenizer.
 
     Raises:
-        CheckpointError: the tokenizer has ids that the model has not.
+        CheckpointError: the tokenizer has more ids than the model.
     """
 
     task = "summarization"
@@ -31,8 +31,8 @@ class SummarizationPipeline:
     def __init__(self, model: PegasusXForConditionalGeneration, tokenizer: PegasusTokenizer) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise CheckpointError(
-                f"{tokenizer.vocab_file} has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
-                "they do not belong together"
+                f"{tokenizer.vocab_file} has {tokenizer.vocab_size} ids, but the model {model.config.vocab_size}: "
+                "use the model's own tokenizer"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -47,28 +47,28 @@ class SummarizationPipeline:
 
         Args:
             texts: a text, or several.
-            batch_size: texts that go through the model together.
-            truncation: cut texts to the model's length, with a warning that says how much was dropped; False reads
-                all of them.
-            settings: of `PegasusXForConditionalGeneration.generate`; what is not set comes from the checkpoint.
+            batch_size: number of texts that are processed together.
+            truncation: truncate texts to the model's maximum length, with a warning that gives the number of dropped
+                tokens; False keeps all tokens.
+            settings: of `PegasusXForConditionalGeneration.generate`; the defaults are the checkpoint's.
 
         Returns:
-            [{"summary_text": …}, …], one for each text; with num_return_sequences above 1 so many for one text, and a
-            list of such lists for several.
+            [{"summary_text": …}, …], one for each text. With num_return_sequences above 1, a list of that many for one
+            text, and a list of such lists for several.
 
         Raises:
-            InputError: something that is no text, an empty one, or settings that do not fit.
+            InputError: an argument that is not a text, an empty text, or inconsistent settings.
 
         Source: HF `SummarizationPipeline` of transformers 4.
         """
         if not is_integer(batch_size) or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r} must be a whole number of at least 1")
+            raise InputError(f"batch_size={batch_size!r} must be an integer of at least 1")
         all_texts = list_of_texts(texts)
         for i, text in enumerate(all_texts):
             if not isinstance(text, str):
-                raise InputError(f"text {i} is a {type(text).__name__}, not a text")
+                raise InputError(f"text {i} is a {type(text).__name__}: pass a str")
             if not text.strip():
-                raise InputError(f"text {i} is empty, there is nothing to summarize")
+                raise InputError(f"text {i} is empty: there is nothing to summarize")
         found: list[list[Summary]] = []
         for start in range(0, len(all_texts), batch_size):
             found += self._summarize(all_texts[start : start + batch_size], start, truncation, settings)
@@ -77,14 +77,14 @@ class SummarizationPipeline:
         return [summaries[0] for summaries in found] if all(len(s) == 1 for s in found) else found
 
     def encode(self, texts: str | Sequence[str], truncation: bool = True) -> BatchEncoding:
-        """Turn texts into model inputs, cut to the model's length.
+        """Convert texts to model inputs, truncated to the model's maximum length.
 
         Args:
             texts: a text or several.
-            truncation: False leaves long texts whole.
+            truncation: False keeps long texts whole.
 
         Returns:
-            NumPy arrays; `num_truncated_tokens` says what was cut off each text.
+            NumPy arrays; `num_truncated_tokens` is the number of tokens dropped from each text.
 
         Raises:
             InputError: no texts.
@@ -124,9 +124,10 @@ def pipeline(
 
     Args:
         task: "summarization".
-        model: a model folder, or a model, then with its tokenizer; None: the embedded checkpoint, with a warning.
-        tokenizer: a tokenizer or the folder of one; the model folder's where None.
-        backend: one of `available_backends()`; for a folder, like all that follows.
+        model: a checkpoint folder, or a model (then pass `tokenizer` too); None for the embedded checkpoint, with a
+            warning.
+        tokenizer: a tokenizer or its folder; None for the checkpoint folder's.
+        backend: one of `available_backends()`. This and the following arguments apply if `model` is a folder.
         device: see `from_pretrained`.
         dtype: see `from_pretrained`.
         torch_dtype: the older spelling of `dtype`.
@@ -134,21 +135,21 @@ def pipeline(
 
     Raises:
         InputError: another task, or a model without a tokenizer.
-        CheckpointError: a folder that is missing, damaged, or holds another model.
-        BackendError: the backend, the device or the dtype is not to be had.
+        CheckpointError: the folder is missing, corrupt, or belongs to another model.
+        BackendError: the backend, the device or the dtype is not available.
     """
     if task != SummarizationPipeline.task:
-        raise InputError(f"task={task!r}: PEGASUS-X is run here for 'summarization' only")
+        raise InputError(f"task={task!r} is not supported: pass 'summarization'")
     if model is None:
         warnings.warn(
-            "no model was given: the embedded checkpoint is used, which knows only how to write the one-line synopsis "
-            "of a Debian package",
+            "no model was given: using the embedded checkpoint, which can only write the one-line synopsis of a Debian "
+            "package",
             stacklevel=2,
         )
         model = DEMO_CHECKPOINT
     if isinstance(model, PegasusXForConditionalGeneration):
         if tokenizer is None:
-            raise InputError("a model was given without its tokenizer: pass tokenizer=, or the model's folder")
+            raise InputError("a model was given without its tokenizer: pass tokenizer=, or the checkpoint folder")
         loaded = model
     else:
         tokenizer = model if tokenizer is None else tokenizer

@@ -1,4 +1,4 @@
-"""Checks of a backend against the golden functions in float64, for the CPU and the GPU suite."""
+"""Checks of a backend against the golden functions in float64, shared by the CPU and the GPU tests."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ GOLDEN = GoldenBackend("cpu", "float64")
 
 
 def results(ops: Any, operation: Operation, dtype: str) -> list[np.ndarray]:
-    """Run an operation on a backend, its arguments rounded to a dtype first."""
+    """Run an operation on a backend, with its arguments rounded to a dtype."""
     arguments = {
         name: ops.asarray(rounded(value, dtype) if value.dtype.kind == "f" else value)
         if isinstance(value, np.ndarray)
         else value
         for name, value in operation.arguments.items()
     }
-    found = getattr(ops, operation.name)(**arguments)
-    return [np.asarray(ops.to_numpy(x)) for x in (found if isinstance(found, tuple) else (found,))]
+    outputs = getattr(ops, operation.name)(**arguments)
+    return [np.asarray(ops.to_numpy(x)) for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 def scale_of(operation: Operation) -> float:
-    """Give the size of what an operation adds up, which its rounding errors are relative to."""
+    """Return the magnitude of the terms that an operation sums, which its rounding errors are relative to."""
     sizes = {k: np.abs(v) for k, v in operation.arguments.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
     match operation.name:
         case "attention" | "global_local_attention":
@@ -48,7 +48,7 @@ def scale_of(operation: Operation) -> float:
 
 
 def check_operation(ops: Any, operation: Operation) -> None:
-    """Compare an operation's results with the golden function's on the same numbers."""
+    """Compare the results of an operation with those of the golden function on the same numbers."""
     name, dtype = operation.name, ops.dtype
     pairs = zip(results(ops, operation, dtype), results(GOLDEN, operation, dtype), strict=True)
     for i, (actual, expected) in enumerate(pairs):
@@ -57,7 +57,7 @@ def check_operation(ops: Any, operation: Operation) -> None:
 
 
 def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> None:
-    """Compare a whole model's logits and encoded tokens with the golden model's, the weights rounded alike."""
+    """Compare logits and encoded tokens of a whole model with the golden model's, on the same rounded weights."""
     weights = {name: rounded(w, ops.dtype) for name, w in random_weights(config, seed, head=True).items()}
     expected, actual = (
         PegasusXForConditionalGeneration(config, weights, each)(**batch._asdict()) for each in (GOLDEN, ops)
@@ -68,17 +68,17 @@ def check_model(ops: Any, config: PegasusXConfig, seed: int, batch: Batch) -> No
     assert_close(f"encoder on {ops.name} {ops.dtype}", found, wanted, MODEL[ops.dtype])
 
 
-def check_ranking(ops: Any, scores: np.ndarray, count: int) -> None:
-    """Compare the best few of float32 scores with a stable sort of all of them."""
+def check_top_k(ops: Any, scores: np.ndarray, count: int) -> None:
+    """Compare `stable_top_k` of float32 scores with a stable sort of all of them."""
     columns = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    best, places = (ops.to_numpy(x) for x in ops.stable_top_k(ops.to_float32(scores), count))
-    np.testing.assert_array_equal(places, columns)
+    best, top_columns = (ops.to_numpy(x) for x in ops.stable_top_k(ops.to_float32(scores), count))
+    np.testing.assert_array_equal(top_columns, columns)
     np.testing.assert_array_equal(best, np.take_along_axis(scores, columns, axis=1))
-    assert (best.dtype, places.dtype) == (np.float32, np.int64)
+    assert (best.dtype, top_columns.dtype) == (np.float32, np.int64)
 
 
-def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
-    """Compare what score processors write with plain NumPy, to the bit: they choose, or round once."""
+def check_logits_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
+    """Compare logits processors with plain NumPy bit for bit: they only select numbers, or round once."""
     rng = np.random.default_rng(seed)
     ids, sources = rng.integers(0, vocab, (3, length)), rng.integers(0, vocab, (3, 7))
     scores = rng.standard_normal((3, vocab)).astype(np.float32)
@@ -87,8 +87,8 @@ def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
     penalized = scores.copy()
     np.put_along_axis(penalized, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
     size, eos = int(rng.integers(1, 5)), [1, vocab - 1]
-    ruled_out = scores.copy()
-    ruled_out[:, eos] = -np.inf
+    excluded = scores.copy()
+    excluded[:, eos] = -np.inf
     forced = np.full_like(scores, -np.inf)
     forced[:, eos] = 0
     pairs = {
@@ -97,14 +97,14 @@ def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
             forbid_repeated_ngrams(ids, ops.to_float32(scores), size, None, ops),
             without(ids, scores, ids, size),
         ),
-        "of the source": (
+        "n-grams of the source": (
             forbid_repeated_ngrams(ids, ops.to_float32(scores), size, sources, ops),
             without(ids, scores, sources, size),
         ),
-        "too early": (forbid_early_end(ids, ops.to_float32(scores), length + 1, eos), ruled_out),
-        "long enough": (forbid_early_end(ids, ops.to_float32(scores), length, eos), scores),
-        "the last": (force_end(ids, ops.to_float32(scores), length + 1, eos), forced),
-        "not the last": (force_end(ids, ops.to_float32(scores), length + 2, eos), scores),
+        "end before the minimum length": (forbid_early_end(ids, ops.to_float32(scores), length + 1, eos), excluded),
+        "end at the minimum length": (forbid_early_end(ids, ops.to_float32(scores), length, eos), scores),
+        "forced end at the last token": (force_end(ids, ops.to_float32(scores), length + 1, eos), forced),
+        "forced end before the last token": (force_end(ids, ops.to_float32(scores), length + 2, eos), scores),
         "no forced end": (force_end(ids, ops.to_float32(scores), length + 1, []), scores),
     }
     for name, (found, expected) in pairs.items():
@@ -112,7 +112,7 @@ def check_processors(ops: Any, seed: int, length: int, vocab: int) -> None:
 
 
 def without(ids: np.ndarray, scores: np.ndarray, sources: np.ndarray, size: int) -> np.ndarray:
-    """Rule out what would repeat a run, one at a time."""
+    """Exclude tokens that would repeat an n-gram of the sources, one n-gram at a time."""
     scores = scores.copy()
     for row, text in enumerate(ids.tolist()):
         source = sources[row].tolist()

@@ -1,6 +1,6 @@
-"""The backends that the tests run on here, each in every dtype that it declares.
+"""The backends that tests run on, each in every dtype that it declares.
 
-CuPy's runs without a GPU: on strict arrays in CuPy's place, with its kernels compiled for the CPU.
+The CuPy backend runs without a GPU: on strict arrays instead of CuPy's, with its kernels compiled for the CPU.
 """
 
 from importlib.util import find_spec
@@ -29,12 +29,12 @@ MARKS: dict[str, Any] = {
 EVERYTHING = [
     pytest.param(name, dtype, id=f"{name}-{dtype}", marks=MARKS[name]) for name in DTYPES for dtype in DTYPES[name]
 ]
-# Where it is not a matter of precision: each backend once.
+# For tests that do not depend on precision: each backend once.
 IN_FLOAT64 = [pytest.param(name, id=name, marks=MARKS[name]) for name in DTYPES]
 
 
 def backend_on_cpu(name: str, dtype: str) -> Any:
-    """Make a backend that runs on the CPU, CuPy's too."""
+    """Create a backend that runs on the CPU, even CuPy's."""
     if name != "cupy":
         return get_backend(name, "cpu", dtype)
     with fake_cupy.installed():
@@ -44,17 +44,17 @@ def backend_on_cpu(name: str, dtype: str) -> Any:
 def random_model(
     config: PegasusXConfig, seed: int, backend: str = "golden", dtype: str = "float64"
 ) -> PegasusXForConditionalGeneration:
-    """Make a model with random weights on a backend, rounded to its dtype first: the same numbers everywhere."""
+    """Create a model on a backend with random weights, rounded to the dtype: the same numbers on every backend."""
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
     return PegasusXForConditionalGeneration(config, weights, backend_on_cpu(backend, dtype))
 
 
 def reference(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForConditionalGeneration:
-    """Make the golden model, in float64, of the weights that `random_model` has in a dtype."""
+    """Create the golden model in float64 with the weights that `random_model` has in a dtype."""
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
     return PegasusXForConditionalGeneration(config, weights, get_backend("golden", dtype="float64"))
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a dtype and back to float64, so that a backend gets just the numbers that the golden function gets."""
+    """Round to a dtype and convert back to float64, so that backends and golden functions get the same numbers."""
     return array.astype(numpy_dtype(dtype)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of pages, and the reason to skip where there is none."""
+"""Headless Chromium for the tests of HTML pages; they are skipped if it is missing."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-SCREENSHOTS = "PEGASUSX_REF_SCREENSHOTS"  # a folder that outlives the tests
+SCREENSHOTS = "PEGASUSX_REF_SCREENSHOTS"  # a folder that is kept after the tests
 
 
 @contextmanager
 def opened() -> Iterator[Any]:
-    """Start a browser that logs its console and its requests; skip where it or its driver is missing."""
+    """Start a browser that logs its console and its requests; skip the test if it or its driver is missing."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[test]'")
     service = pytest.importorskip("selenium.webdriver.chrome.service")
     binary = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
@@ -37,7 +37,7 @@ def opened() -> Iterator[Any]:
 
 
 def open_page(browser: Any, file: Path, ready: str) -> None:
-    """Open a page afresh, with empty logs, and wait for an element that its script makes.
+    """Open a page with empty logs and wait for an element that its script creates.
 
     Args:
         browser: the browser.
@@ -46,7 +46,7 @@ def open_page(browser: Any, file: Path, ready: str) -> None:
     """
     from selenium.webdriver.support.wait import WebDriverWait
 
-    browser.get("about:blank")  # or the page that is already open may be taken for the new one
+    browser.get("about:blank")  # otherwise the wait could find the element of the previous page
     browser.get_log("browser")
     requests_of(browser)
     browser.get(file.as_uri())
@@ -54,25 +54,25 @@ def open_page(browser: Any, file: Path, ready: str) -> None:
 
 
 def resize(browser: Any, width: int, height: int) -> None:
-    """Set the size of the page, which headless windows do not follow."""
+    """Set the size of the viewport: headless Chromium ignores the size of its window."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def prefer(browser: Any, scheme: str) -> None:
-    """Ask for a light or a dark page."""
+    """Emulate a preference for light or dark pages."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def requests_of(browser: Any) -> list[str]:
-    """List the addresses that the browser has asked for since the last call."""
+    """List the URLs that the browser has requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
 def screenshot_folder(default: Path) -> Path:
-    """Say where pictures go."""
+    """Return the folder for screenshots."""
     folder = Path(os.environ.get(SCREENSHOTS) or default)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

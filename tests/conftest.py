@@ -1,16 +1,14 @@
-"""Fixtures for the whole suite: a SentencePiece model, checkpoints, the watch on dimension suffixes."""
+"""Fixtures for the whole suite: real texts, a SentencePiece model, checkpoints, transformers."""
 
 import io
+import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from types import ModuleType
 from typing import Any
 
 import hypothesis
 import pytest
-import suffixes
 
 from pegasusx_ref import PegasusTokenizer, PegasusXConfig, PegasusXForConditionalGeneration
 
@@ -18,16 +16,14 @@ hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# Real English prose that every CPython carries: the texts behind its help().
-PROSE = "\n".join(str(topics[name]) for name in sorted(topics))
+# OpenMP's threads (torch) sleep while they wait. Spinning costs several times the CPU time where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _watch_suffixes() -> Iterator[None]:
-    """Check the dimension letters of every local of the package whenever one of its functions returns."""
-    with suffixes.watched() as mistakes:
-        yield
-    assert not mistakes, "\n".join(sorted(mistakes))
+# Real English prose, about 77,000 characters: the descriptions of 200 Debian packages.
+DESCRIPTIONS = (Path(__file__).parent / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+PROSE = "\n".join(json.loads(line)["description"] for line in DESCRIPTIONS)
+# Tags and the rules of tables, so that the small vocabulary has their characters, "=" in pieces of several lengths.
+MARKUP = [f"<{word}> {'=' * length} </{word}>" for length, word in enumerate(PROSE.split()[:80], start=1)]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +39,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(line for line in PROSE.splitlines()[:4000] if line.strip()),
+        sentence_iterator=iter(line for line in [*PROSE.splitlines(), *MARKUP] if line.strip()),
         model_writer=model,
         vocab_size=397,
         model_type="unigram",
@@ -75,7 +71,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTok
 
 @pytest.fixture(scope="session")
 def wordy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTokenizer) -> Path:
-    """A checkpoint whose random weights say something else about every document."""
+    """A checkpoint whose random weights are large enough to write a different summary of every document."""
     folder = tmp_path_factory.mktemp("wordy")
     config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size, init_std=0.5)
     PegasusXForConditionalGeneration.from_random(config).save_pretrained(folder)
@@ -85,7 +81,7 @@ def wordy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PegasusTok
 
 @pytest.fixture(scope="session")
 def transformers() -> ModuleType:
-    """transformers, the outside oracle, quiet; tests that need it skip where it or torch is not installed."""
+    """Import transformers, the independent reference, without its messages; skip where it or torch is not installed."""
     pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[test]' -c tests/constraints.txt")
     module: Any = pytest.importorskip("transformers", reason="transformers is not installed")
     module.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""attention.cu on the CPU: compiled by g++ through tests/emulator, launched on NumPy arrays."""
+"""Run attention.cu on the CPU: compiled by g++ with tests/emulator, launched on NumPy arrays."""
 
 import ctypes
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 
 EMULATOR = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("g++")
-NO_COMPILER = "g++ is not installed: it compiles the CUDA kernels for the CPU"
+NO_COMPILER = "g++ is not installed: it is needed to compile the CUDA kernels for the CPU"
 
 
 @cache
@@ -43,7 +43,7 @@ def launch(
     arguments: tuple[Any, ...],
     backwards: bool = False,
 ) -> None:
-    """Run a kernel with the arguments that CuPy would pass: five arrays, the mask, the result, sizes."""
+    """Run a kernel with the arguments that CuPy passes: five arrays, the mask, the result, sizes."""
     *arrays, mask, result = arguments[:7]
     sizes = (ctypes.c_int * len(arguments[7:]))(*(int(size) for size in arguments[7:]))
     assert all(isinstance(array, np.ndarray) and array.flags.c_contiguous for array in (*arrays, result))

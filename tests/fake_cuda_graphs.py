@@ -1,6 +1,6 @@
-"""CUDA graphs on the CPU: what is done while one is recorded is done again, on the same memory, when it is replayed.
+"""CUDA graphs on the CPU: operations are recorded during capture, and repeated on the same memory by each replay.
 
-Like CUDA this knows nothing of Python: a number that is baked in stays, and a value cannot be asked for meanwhile.
+As on CUDA, Python does not run again: Python numbers become constants, and reading a value during capture is an error.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ASKS_THE_DEVICE = {
+SYNCHRONIZES = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
@@ -20,7 +20,7 @@ ASKS_THE_DEVICE = {
 
 
 class Graph:
-    """In the place of `torch.cuda.CUDAGraph`."""
+    """Replaces `torch.cuda.CUDAGraph`."""
 
     recorded: ClassVar[list["Graph"]] = []
 
@@ -31,15 +31,15 @@ class Graph:
 
     def replay(self) -> None:
         self.replays += 1
-        for function, args, kwargs, before in self.operations:
-            after = function(*args, **kwargs)
-            for old, new in zip(tensors(before), tensors(after), strict=True):
+        for function, args, kwargs, captured in self.operations:
+            replayed = function(*args, **kwargs)
+            for old, new in zip(tensors(captured), tensors(replayed), strict=True):
                 if memory(old) != memory(new):
                     old.copy_(new)
 
 
-def tensors(found: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+def tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def memory(tensor: torch.Tensor) -> int:
@@ -52,11 +52,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.graph = graph
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in ASKS_THE_DEVICE:
+        if function in SYNCHRONIZES:
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
-        found = function(*args, **(kwargs or {}))
-        self.graph.operations.append((function, args, kwargs or {}, found))
-        return found
+        output = function(*args, **(kwargs or {}))
+        self.graph.operations.append((function, args, kwargs or {}, output))
+        return output
 
 
 class Stream:
@@ -66,13 +66,13 @@ class Stream:
 
 @contextmanager
 def record(graph: Graph, capture_error_mode: str) -> Iterator[None]:
-    """In the place of `torch.cuda.graph`: before the first replay, results hold NaN."""
+    """Replaces `torch.cuda.graph`: results are NaN until the first replay."""
     with Recorder(graph):
         yield
-    for _, args, kwargs, found in graph.operations:
-        given = {memory(tensor) for tensor in tensors((args, kwargs))}
-        for tensor in tensors(found):
-            if tensor.is_floating_point() and memory(tensor) not in given:
+    for _, args, kwargs, output in graph.operations:
+        inputs = {memory(tensor) for tensor in tensors((args, kwargs))}
+        for tensor in tensors(output):
+            if tensor.is_floating_point() and memory(tensor) not in inputs:
                 tensor.fill_(torch.nan)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for CuPy: strict arrays, and kernels that run on the CPU through tests/emulator."""
+"""A replacement of CuPy: strict arrays, and kernels that run on the CPU with tests/emulator."""
 
 import sys
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def fake_modules() -> dict[str, ModuleType]:
 
     cupy: Any = ModuleType("cupy")
     vars(cupy).update(
-        __version__="0.0 (a stand-in)",
+        __version__="0.0 (fake)",
         asarray=asarray,
         ascontiguousarray=ascontiguousarray,
         asnumpy=lambda array: np.array(unwrapped(array)),
@@ -64,13 +64,17 @@ def fake_modules() -> dict[str, ModuleType]:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Put the stand-in where CuPy would be, and forget the backend that was made with it afterwards."""
-    own = [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "pegasusx_cupy")]
-    before = {name: sys.modules.pop(name) for name in own}
+    """Replace CuPy inside the block; the CuPy backend is imported anew inside it and after it."""
+    before = remove_modules()
     sys.modules.update(fake_modules())
     try:
         yield
     finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] in ("cupy", "cupyx", "pegasusx_cupy")]:
-            del sys.modules[name]
+        remove_modules()
         sys.modules.update(before)
+
+
+def remove_modules() -> dict[str, ModuleType]:
+    """Remove CuPy and its backend from the loaded modules, and return them."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "pegasusx_cupy")]
+    return {name: sys.modules.pop(name) for name in loaded}

@@ -1,7 +1,7 @@
-"""Means to break a live transformers model in memory, each from outside or by a few tokens of a method's source.
+"""Injection of faults into a live transformers model, by hooks and attributes or by edits of a method's source.
 
 Every helper returns an `Injection`; places are named as trace points are: ``encoder.layers.0.self_attn``, ``lm_head``.
-A changed module still is where it was, so that whoever watches the model sees what it computes now.
+Modules are changed in place, so that hooks on them observe the fault.
 """
 
 import copy
@@ -21,12 +21,12 @@ Injection = Callable[[Any], None]  # changes transformers' PegasusXForConditiona
 
 
 def at(model: Any, place: str) -> Any:
-    """Find a module."""
+    """Return a module."""
     return model.get_submodule(place if place == "lm_head" else f"model.{place}")
 
 
 def all_of(*injections: Injection) -> Injection:
-    """Break several things that make one mistake."""
+    """Combine several changes into one fault."""
 
     def inject(model: Any) -> None:
         for injection in injections:
@@ -37,11 +37,17 @@ def all_of(*injections: Injection) -> Injection:
 
 def attribute(place: str, name: str, value: Any) -> Injection:
     """Set an attribute, which may be a module."""
-    return lambda model: setattr(at(model, place), name, value)
+
+    def inject(model: Any) -> None:
+        module = at(model, place)
+        getattr(module, name)  # fails if transformers has renamed it
+        setattr(module, name, value)
+
+    return inject
 
 
 def borrowed(place: str, name: str, source: str) -> Injection:
-    """Use a copy of another module of the model in the place of one."""
+    """Replace a module by a copy of another one."""
     return lambda model: setattr(at(model, place), name, copy.deepcopy(at(model, source)))
 
 
@@ -58,7 +64,7 @@ def swapped(place: str, one: str, other: str) -> Injection:
 
 
 def parameter(place: str, name: str, change: Callable[[Any], Any]) -> Injection:
-    """Change a tensor; where it was tied to others, those stay."""
+    """Change a parameter; tied parameters keep their values."""
 
     def inject(model: Any) -> None:
         owner = at(model, place)
@@ -69,7 +75,7 @@ def parameter(place: str, name: str, change: Callable[[Any], Any]) -> Injection:
 
 
 def nudged(place: str, name: str, index: tuple[int, ...], by: float) -> Injection:
-    """Change one number of a tensor."""
+    """Add to one element of a parameter."""
 
     def change(tensor: Any) -> Any:
         tensor[index] += by
@@ -79,7 +85,7 @@ def nudged(place: str, name: str, index: tuple[int, ...], by: float) -> Injectio
 
 
 def computing(place: str, forward: Callable[..., Any]) -> Injection:
-    """Let a module compute something else; `forward` gets the module first."""
+    """Replace a module's forward; its first argument is the module."""
 
     def inject(model: Any) -> None:
         module = at(model, place)
@@ -89,7 +95,7 @@ def computing(place: str, forward: Callable[..., Any]) -> Injection:
 
 
 def for_globals(place: str, forward: Callable[..., Any]) -> Injection:
-    """Let a module compute something else at each second call: an encoder layer's modules see the tokens first."""
+    """Replace a module's forward in every second call: an encoder layer calls modules for the tokens first."""
 
     def inject(model: Any) -> None:
         module, calls = at(model, place), count()
@@ -100,7 +106,7 @@ def for_globals(place: str, forward: Callable[..., Any]) -> Injection:
 
 
 def altered(place: str, method: str = "forward", **changes: Callable[[Any], Any]) -> Injection:
-    """Call a method with other arguments, each changed by a function."""
+    """Change arguments of a method, each by a function."""
 
     def inject(model: Any) -> None:
         right = getattr(at(model, place), method)
@@ -120,7 +126,7 @@ def altered(place: str, method: str = "forward", **changes: Callable[[Any], Any]
 
 
 def returning(place: str, change: Callable[[Any, Any], Any], method: str = "forward") -> Injection:
-    """Change what a method returns, by a function of the result and the arguments by name."""
+    """Change the result of a method, by a function of the result and the arguments by name."""
 
     def inject(model: Any) -> None:
         right = getattr(at(model, place), method)
@@ -136,7 +142,7 @@ def returning(place: str, change: Callable[[Any, Any], Any], method: str = "forw
 
 
 def combined(place: str, argument: str, source: str, combine: Callable[[Any, Any], Any]) -> Injection:
-    """Change an argument by a function of it and of what another module returned before."""
+    """Change an argument by a function of it and of the latest result of another module."""
 
     def inject(model: Any) -> None:
         found: list[Any] = []
@@ -147,7 +153,7 @@ def combined(place: str, argument: str, source: str, combine: Callable[[Any, Any
 
 
 def piece(right: str, wrong: str, number: int = 0, times: int = 1) -> Callable[[str], str]:
-    """Replace a piece of source: one of several occurrences; another number of them means that transformers changed."""
+    """Replace one of `times` occurrences in source text; any other count means that transformers has changed."""
 
     def edit(source: str) -> str:
         pieces = source.split(right)
@@ -158,7 +164,7 @@ def piece(right: str, wrong: str, number: int = 0, times: int = 1) -> Callable[[
 
 
 def rewritten(place: str, *edits: Callable[[str], str], method: str = "forward", **names: Any) -> Injection:
-    """Run a method of one module from edited source, which may use names besides transformers' own."""
+    """Recompile a method of one module from edited source, which may use additional names."""
 
     def inject(model: Any) -> None:
         module = at(model, place)
@@ -173,18 +179,18 @@ def rewritten(place: str, *edits: Callable[[str], str], method: str = "forward",
     return inject
 
 
-# --- what is computed instead
+# --- wrong computations
 
 
 def normalizing(place: str, normalized: Callable[[Any, float], Any]) -> Injection:
-    """Normalize otherwise, in float64; weight, bias and the rounding of the result are those of the LayerNorm."""
+    """Replace a LayerNorm's normalization, in float64; weight, bias and the rounding of the result stay."""
     return computing(
         place, lambda m, x: (normalized(x.double(), m.eps) * m.weight.double() + m.bias.double()).to(x.dtype)
     )
 
 
 def positions(side: str, of: Callable[[int, int], np.ndarray]) -> Injection:
-    """Add positions (T, D) that are computed in float64 and rounded once."""
+    """Replace the positions (T, D); they are computed in float64 and rounded once."""
 
     def forward(_: Any, embeds: Any, *__: Any) -> Any:
         return torch.from_numpy(of(*embeds.shape[1:])).to(embeds.dtype)[None]
@@ -193,7 +199,7 @@ def positions(side: str, of: Callable[[int, int], np.ndarray]) -> Injection:
 
 
 def softmax(function: Callable[[Any], Any]) -> Any:
-    """Make something else look like torch's softmax to a `TorchFunctionMode`."""
+    """Wrap a function so that a `TorchFunctionMode` sees it as torch's softmax."""
 
     def softmax(scores: Any, dim: int) -> Any:
         if torch.overrides.has_torch_function((scores,)):
@@ -204,6 +210,6 @@ def softmax(function: Callable[[Any], Any]) -> Any:
 
 
 def noise(like: Any, seed: int = 0) -> Any:
-    """Draw numbers of a tensor's shape and dtype, the same each time."""
+    """Draw seeded normal numbers of a tensor's shape and dtype."""
     drawn = np.random.default_rng(seed).standard_normal(tuple(like.shape))
     return torch.from_numpy(drawn).to(like.dtype)

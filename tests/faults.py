@@ -1,8 +1,7 @@
-"""Single faults that `verify` must find where they are: what is broken, and what must be said of it.
+"""The suite of single faults: for each, the injected bug, the tensor that `verify` must flag, and the diagnosis.
 
-Most are put into a live transformers model, the others into its tensors after it has run. A kind of fault occurs once,
-though it could be put into any layer. Where it must be seen first follows from what is broken, not from what the tool
-says.
+Most faults are injected into a live transformers model, the others into its tensors after a run. Each kind of fault
+occurs once, although it could be in any layer. The tensor to flag follows from the fault, not from what `verify` finds.
 """
 
 import math
@@ -38,39 +37,39 @@ from pegasusx_ref.golden.attention import split_heads
 from pegasusx_ref.golden.embedding import sinusoidal_positions
 
 EVERYWHERE = ("float64", "float32", "bfloat16")
-FINE = ("float64", "float32")  # smaller than what bfloat16 rounds
+FINE = ("float64", "float32")  # smaller than bfloat16 rounding
 LOW = ("float32", "bfloat16")  # a fault of low precision
 
 Tensors = Mapping[str, np.ndarray]
 
 
 class Fault(NamedTuple):
-    """One mistake.
+    """One injected bug.
 
     Attributes:
-        name: in plain words.
+        name: the fault in words.
         where: the tensor that must be flagged first.
-        model: breaks a live transformers model, in memory.
-        dump: changes a tensor that was stored; gets the right one, and all of them.
-        mistake: what diagnosis must say of it; None where nothing that it knows is like it.
-        seen_in: the arithmetics in which it is larger than rounding.
-        config: what the model is like, beside `fault_table.CONFIG`.
+        model: changes a live transformers model in memory.
+        dump: changes a stored tensor; takes the right one, and all tensors.
+        diagnosis: the expected diagnosis; None where it is not among the known bugs.
+        seen_in: the arithmetics in which it exceeds rounding.
+        config: settings that differ from `fault_table.CONFIG`.
     """
 
     name: str
     where: str
     model: Injection | None = None
     dump: Callable[[np.ndarray, Tensors], np.ndarray] | None = None
-    mistake: str | None = None
+    diagnosis: str | None = None
     seen_in: tuple[str, ...] = EVERYWHERE
     config: Mapping[str, Any] = {}
 
 
-# --- a few faults that need more than a line
+# --- helpers of faults
 
 
 def exact_positions(side: str, first: int = 0) -> Injection:
-    """Positions as the specification has them; transformers computes them in the model's dtype."""
+    """Add the specification's positions; transformers computes them in the model's dtype."""
     return positions(side, lambda T, D: sinusoidal_positions(first, T, D))
 
 
@@ -85,7 +84,7 @@ def spaced(T: int, D: int, base: float, steps: int) -> np.ndarray:
 
 
 def rotated(_: Any, given: dict[str, Any]) -> Any:
-    """Move tokens by half a block and let the last ones come first, in place of padding both ends with masked zeros."""
+    """Rotate the tokens by K/2, instead of padding both ends with masked zeros."""
     return tuple(given[name].roll(given["block_size"] // 2, 1) for name in ("hidden_states", "attention_mask"))
 
 
@@ -94,7 +93,7 @@ def rotated_back(_: Any, given: dict[str, Any]) -> Any:
 
 
 def blocks_of(size: int, place: str) -> Injection:
-    """Cut tokens into blocks of another size, and pad them to a multiple of it first."""
+    """Pad the tokens to a multiple of another block size, and split them into blocks of that size."""
 
     def padded(mask: Any) -> Any:
         return torch.nn.functional.pad(mask, (0, -mask.shape[1] % size), value=torch.finfo(mask.dtype).min)
@@ -111,12 +110,12 @@ def blocks_of(size: int, place: str) -> Injection:
 
 
 def causal_but(diagonal: int) -> Callable[[Any], Any]:
-    """Mask what stands so far right of the diagonal."""
+    """Mask from the given diagonal on."""
     return lambda mask: torch.full_like(mask, torch.finfo(mask.dtype).min).triu(diagonal)
 
 
 def of_real_columns(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Change a mask of the encoder, but not that of the padding which fills the last block."""
+    """Change the encoder's mask, except for the padding that fills the last block."""
     return lambda mask: torch.cat([change(mask[:, :29]), mask[:, 29:]], dim=1)
 
 
@@ -125,18 +124,18 @@ def inverted(mask: Any) -> Any:
 
 
 def distances(mask: Any) -> Any:
-    """Give what ALiBi adds to scores."""
+    """Compute what ALiBi adds to the scores."""
     places = torch.arange(mask.shape[-1])
     return (0.1 * (places[None] - places[:, None])).to(mask.dtype)
 
 
 def cached(update: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
-    """Make a cache that gives other keys and values than those that were put in."""
+    """Replace the cache by one that returns other keys and values than those that were added."""
     return lambda _: SimpleNamespace(update=lambda k, v, layer: update(k, v))
 
 
 def other_heads(x: Any) -> Any:
-    """Let the features of a head stand apart from each other: a head takes each fourth."""
+    """Give each head every fourth feature, instead of adjacent ones."""
     return x.unflatten(-1, (8, 4)).transpose(-1, -2).flatten(-2)
 
 
@@ -144,7 +143,7 @@ def in_bfloat16(module: Any, x: Any) -> Any:
     return torch.nn.functional.linear(x.bfloat16(), module.weight.bfloat16(), module.bias.bfloat16()).to(x.dtype)
 
 
-def cut_to_bfloat16(module: Any, x: Any) -> Any:
+def truncated_to_bfloat16(module: Any, x: Any) -> Any:
     exact = torch.nn.functional.linear(x.double(), module.weight.double(), module.bias.double()).float()
     return (exact.view(torch.int32) & -(2**16)).view(torch.float32).to(x.dtype)
 
@@ -162,7 +161,7 @@ def zero_at(index: Any, x: Any) -> Any:
 
 
 def moved(x: Any, start: int, stop: int) -> Any:
-    """Move what stands in a piece of the token axis by one."""
+    """Rotate a range of the token axis by one."""
     return torch.cat([x[:, :, :start], x[:, :, start:stop].roll(1, 2), x[:, :, stop:]], dim=2)
 
 
@@ -178,24 +177,24 @@ LAYER_NORM = [
         "eps is 1e-6",
         f"{LAYER_1}.tokens.final_layer_norm",
         attribute(f"{LAYER_1}.final_layer_norm", "eps", 1e-6),
-        mistake="LayerNorm's eps is 1e-06, not 1e-05",
+        diagnosis="LayerNorm's eps is 1e-06, not 1e-05",
         seen_in=FINE,
     ),
     Fault(
         "eps is 1e-12, as in the paper's code",
         f"{LAYER_0}.globals.self_attn_layer_norm",
         attribute(f"{LAYER_0}.global_self_attn_layer_norm", "eps", 1e-12),
-        mistake="LayerNorm's eps is 1e-12, not 1e-05",
-        config={"init_std": 3e-4},  # so small, 1e-12 is not 0
+        diagnosis="LayerNorm's eps is 1e-12, not 1e-05",
+        config={"init_std": 3e-4},  # activations so small that eps matters
     ),
     Fault(
-        "eps stands outside the root",
+        "eps is added outside the square root",
         "decoder.layers.1.encoder_attn_layer_norm",
         normalizing(
             "decoder.layers.1.encoder_attn_layer_norm",
             lambda x, eps: (x - x.mean(-1, True)) / (x.std(-1, correction=0, keepdim=True) + eps),
         ),
-        mistake="eps stands outside the root",
+        diagnosis="eps is added outside the square root",
         seen_in=FINE,
     ),
     Fault(
@@ -205,7 +204,7 @@ LAYER_NORM = [
             "decoder.layers.1.final_layer_norm",
             lambda x, eps: (x - x.mean(-1, True)) / (x.var(-1, correction=1, keepdim=True) + eps).sqrt(),
         ),
-        mistake="the variance is divided by n - 1",
+        diagnosis="the variance is divided by n - 1",
     ),
     Fault(
         "the mean is not subtracted (RMSNorm)",
@@ -213,47 +212,47 @@ LAYER_NORM = [
         normalizing(
             f"{LAYER_1}.self_attn_layer_norm", lambda x, eps: x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()
         ),
-        mistake="the mean is not subtracted",
+        diagnosis="the mean is not subtracted",
     ),
     Fault(
         "LayerNorm without its weight",
         f"{LAYER_1}.globals.self_attn_layer_norm",
         parameter(f"{LAYER_1}.global_self_attn_layer_norm", "weight", torch.ones_like),
-        mistake="LayerNorm has no scale",
+        diagnosis="LayerNorm has no scale",
     ),
     Fault(
         "LayerNorm without its bias",
         "decoder.layer_norm",
         parameter("decoder.layer_norm", "bias", torch.zeros_like),
-        mistake="LayerNorm has no shift",
+        diagnosis="LayerNorm has no shift",
     ),
     Fault(
         "the final LayerNorm is missing",
         "encoder.layer_norm",
         attribute("encoder", "layer_norm", torch.nn.Identity()),
-        mistake="LayerNorm is missing",
+        diagnosis="LayerNorm is missing",
     ),
     Fault(
         "global tokens share the tokens' LayerNorm",
         f"{LAYER_0}.globals.self_attn_layer_norm",
         borrowed(LAYER_0, "global_self_attn_layer_norm", f"{LAYER_0}.self_attn_layer_norm"),
-        mistake="the weights of self_attn_layer_norm are used",
+        diagnosis="the weights of self_attn_layer_norm are used",
     ),
     Fault(
         "global tokens have a feed-forward LayerNorm of their own",
         f"{LAYER_0}.globals.final_layer_norm",
         for_globals(f"{LAYER_0}.final_layer_norm", lambda m, x: torch.nn.functional.layer_norm(x, (32,))),
-        mistake="LayerNorm has neither scale nor shift: weights of its own that were not loaded?",
+        diagnosis="LayerNorm has neither scale nor shift: weights of its own that were not loaded?",
     ),
     Fault(
-        "post-LN: attention sees what is not normalized, the sum is",
+        "post-LN: the residual sum is normalized, not the input of attention",
         "decoder.layers.0.self_attn_layer_norm",
         rewritten(
             "decoder.layers.0",
             piece("hidden_states = self.self_attn_layer_norm(hidden_states)", ""),
             piece(SUM, "hidden_states = self.self_attn_layer_norm(residual + hidden_states)", times=3),
         ),
-        mistake="LayerNorm follows the residual sum (post-LN), where it should come before the sublayer",
+        diagnosis="LayerNorm follows the residual sum (post-LN), where it should precede the sublayer (pre-LN)",
     ),
 ]
 
@@ -262,43 +261,43 @@ EMBEDDING = [
         "the embedding scale is missing",
         "encoder.embed_tokens",
         attribute("encoder.embed_tokens", "embed_scale", 1.0),
-        mistake="the embedding scale is missing",
+        diagnosis="the embedding scale is missing",
     ),
     Fault(
         "the embedding scale is applied twice",
         "decoder.embed_tokens",
         attribute("decoder.embed_tokens", "embed_scale", 32.0),
-        mistake="the embedding scale is applied twice",
+        diagnosis="the embedding scale is applied twice",
     ),
     Fault(
         "the embedding scale is applied to global tokens",
         "encoder.embed_global",
         returning("encoder.embed_global", lambda x, _: x * ROOT),
-        mistake="embeddings are scaled by sqrt(D)",
+        diagnosis="embeddings are scaled by sqrt(D)",
     ),
     Fault(
         "global tokens start in the reverse order",
         "encoder.embed_global",
         returning("encoder.embed_global", lambda x, _: x.flip(1)),
-        mistake="global tokens are in the reverse order",
+        diagnosis="global tokens are in the reverse order",
     ),
     Fault(
         "padding's embedding is 0",
         "decoder.embed_tokens",
         parameter("decoder.embed_tokens", "weight", lambda table: zero_at(0, table)),
-        mistake="padding's embedding is 0",
+        diagnosis="padding's embedding is 0",
     ),
     Fault(
         "ids are off by one",
         "encoder.embed_tokens",
         altered("encoder.embed_tokens", input_ids=lambda ids: ids - 1),
-        mistake="ids are one too small",
+        diagnosis="ids are one too small",
     ),
     Fault(
-        "labels are not shifted: the decoder sees what it is to write",
+        "labels are not shifted: the decoder sees the token that it should predict",
         "decoder.embed_tokens",
         altered("decoder.embed_tokens", input_ids=lambda ids: ids.roll(-1, 1)),
-        mistake="target tokens are labels: they are not shifted right",
+        diagnosis="target tokens are labels: they are not shifted right",
     ),
 ]
 
@@ -307,50 +306,50 @@ POSITIONS = [
         "positions are computed in the model's dtype, as in transformers",
         "encoder.embeddings",
         lambda model: delattr(at(model, "encoder.embed_positions"), "forward"),
-        mistake="positions are computed in low precision",
+        diagnosis="positions are computed in low precision",
         seen_in=LOW,
     ),
     Fault(
         "positions start at 1",
         "encoder.embeddings",
         exact_positions("encoder", 1),
-        mistake="positions start one too late",
+        diagnosis="positions start one too late",
     ),
     Fault(
         "sines and cosines are interleaved",
         "encoder.embeddings",
         positions("encoder", interleaved),
-        mistake="sines and cosines are interleaved",
+        diagnosis="sines and cosines are interleaved",
     ),
     Fault(
         "cosines come first",
         "decoder.embeddings",
         positions("decoder", lambda T, D: np.roll(sinusoidal_positions(0, T, D), D // 2, axis=1)),
-        mistake="cosines come before sines",
+        diagnosis="cosines come before sines",
     ),
     Fault(
         "frequencies are spaced by 1 / (D/2)",
         "decoder.embeddings",
         positions("decoder", lambda T, D: spaced(T, D, 10000.0, D // 2)),
-        mistake="frequencies are spaced by 1 / (D/2), not 1 / (D/2 - 1)",
+        diagnosis="frequencies are spaced by 1 / (D/2), not 1 / (D/2 - 1)",
     ),
     Fault(
         "the base is 1000",
         "encoder.embeddings",
         positions("encoder", lambda T, D: spaced(T, D, 1000.0, D // 2 - 1)),
-        mistake="the base of the frequencies is 1000, not 10000",
+        diagnosis="the base of the frequencies is 1000, not 10000",
     ),
     Fault(
         "positions are missing",
         "encoder.embeddings",
         positions("encoder", lambda T, D: np.zeros((T, D))),
-        mistake="positions are missing",
+        diagnosis="positions are missing",
     ),
     Fault(
-        "the decoder counts from 0 again at each token",
+        "the decoder uses position 0 for every token",
         "decoder.embeddings",
         positions("decoder", lambda T, D: np.tile(sinusoidal_positions(0, 1, D), (T, 1))),
-        mistake="all positions are the first one",
+        diagnosis="all positions are the first one",
     ),
     Fault(
         "positions start again in each block",
@@ -364,19 +363,19 @@ SCORES = [
         "scores are not scaled",
         f"{LAYER_1}.self_attn.local.0.scores",
         attribute(f"{LAYER_1}.self_attn", "scaling", 1.0),
-        mistake="scores are not scaled",
+        diagnosis="scores are not scaled",
     ),
     Fault(
         "scores are scaled twice",
         "decoder.layers.0.self_attn.scores",
         attribute("decoder.layers.0.self_attn", "scaling", 1 / 8),
-        mistake="the scale is applied twice: by the head's width, not by its root",
+        diagnosis="the scale is applied twice: division by the head width, not by its root",
     ),
     Fault(
         "scores are scaled by sqrt(D)",
         "decoder.layers.1.encoder_attn.scores",
         attribute("decoder.layers.1.encoder_attn", "scaling", 1 / ROOT),
-        mistake="scores are scaled by sqrt(D), not by the root of a head's width",
+        diagnosis="scores are divided by sqrt(D), not by the root of the head width",
     ),
     Fault(
         "a scale of 1.0001",
@@ -407,24 +406,24 @@ SCORES = [
         "heads take their features in another order",
         f"{LAYER_0}.self_attn.local.0.scores",
         altered(f"{LAYER_0}.self_attn", "_shape", tensor=other_heads),
-        mistake="queries and keys are cut into heads the other way round",
+        diagnosis="queries and keys are split into heads as (F, H), not (H, F)",
     ),
     Fault(
         "the keys are another head's",
         f"{LAYER_0}.self_attn.global.scores",
         altered(f"{LAYER_0}.self_attn", GLOBAL, global_k=lambda k: k.roll(1, 1), local_k=lambda k: k.roll(1, 1)),
-        mistake="heads of queries and keys do not belong together",
+        diagnosis="queries and keys are of different heads",
     ),
     Fault(
-        "the cache gives keys of another row of the batch",
+        "the cache returns keys of another batch row",
         "decoder.layers.1.self_attn.scores",
         altered("decoder.layers.1.self_attn", past_key_values=cached(lambda k, v: (k.roll(1, 0), v))),
     ),
     Fault(
-        "the cache gives keys in the reverse order",
+        "the cache returns keys in the reverse order",
         "decoder.layers.0.self_attn.scores",
         altered("decoder.layers.0.self_attn", past_key_values=cached(lambda k, v: (k.flip(2), v))),
-        mistake="keys are in the reverse order",
+        diagnosis="keys are in the reverse order",
     ),
 ]
 
@@ -433,13 +432,13 @@ BLOCKS = [
         "blocks are not staggered",
         f"{LAYER_1}.self_attn.local.0.scores",
         attribute(LAYER_1, "stagger_blocks_this_layer", False),
-        mistake="blocks are not staggered",
+        diagnosis="blocks are not staggered",
     ),
     Fault(
         "even layers are staggered too",
         f"{LAYER_0}.self_attn.local.0.scores",
         attribute(LAYER_0, "stagger_blocks_this_layer", True),
-        mistake="blocks are staggered",
+        diagnosis="blocks are staggered",
     ),
     Fault(
         "blocks are staggered by a quarter of a block",
@@ -448,22 +447,22 @@ BLOCKS = [
             returning(LAYER_1, lambda both, _: tuple(x.roll(-2, 1) for x in both), method="pad_local_tokens"),
             altered(LAYER_1, "unpad_local_tokens", padded_hidden_states=lambda x: x.roll(2, 1)),
         ),
-        mistake="the first block has 6 tokens, not 4",
+        diagnosis="the first block has 6 tokens, not 4",
     ),
     Fault(
-        "staggered blocks wrap around: the ends of the text share one",
+        "staggered blocks wrap around: both ends of the text share one",
         f"{LAYER_1}.self_attn.local.0.scores",
         all_of(
             returning(LAYER_1, rotated, method="pad_local_tokens"),
             returning(LAYER_1, rotated_back, method="unpad_local_tokens"),
         ),
-        mistake="blocks wrap around: the first one joins both ends",
+        diagnosis="blocks wrap around: the first one joins both ends",
     ),
     Fault(
         "blocks are one token too long",
         f"{LAYER_0}.self_attn.local.0.scores",
         blocks_of(9, f"{LAYER_0}.self_attn"),
-        mistake="blocks have 9 tokens, not 8",
+        diagnosis="blocks have 9 tokens, not 8",
     ),
     Fault(
         "the keys of each block start one token too early",
@@ -497,7 +496,7 @@ MASKS = [
         "padding keys are not masked",
         f"{LAYER_0}.self_attn.local.1.scores",
         altered(LAYER_0, attention_mask=of_real_columns(torch.zeros_like)),
-        mistake="padding keys are seen: no mask, or one on queries",
+        diagnosis="padding keys are not masked: no mask, or one on queries",
     ),
     Fault(
         "the padding that fills the last block is not masked",
@@ -512,10 +511,10 @@ MASKS = [
             piece("[:, None, :, None, :]", "[:, None, :, dim.global_len :, None]"),
             method=LOCAL,
         ),
-        mistake="padding keys are seen: no mask, or one on queries",
+        diagnosis="padding keys are not masked: no mask, or one on queries",
     ),
     Fault(
-        "the mask of another row of the batch",
+        "the mask of another batch row",
         f"{LAYER_0}.self_attn.local.1.scores",
         altered(LAYER_0, attention_mask=lambda mask: mask.roll(1, 0)),
     ),
@@ -523,10 +522,10 @@ MASKS = [
         "the mask is inverted",
         f"{LAYER_0}.self_attn.local.0.scores",
         altered(LAYER_0, attention_mask=of_real_columns(inverted)),
-        mistake="the mask is the other way round",
+        diagnosis="the mask is inverted",
     ),
     Fault(
-        "the mask takes 10 from scores",
+        "the mask subtracts only 10 from scores",
         f"{LAYER_0}.self_attn.local.1.scores",
         altered(LAYER_0, attention_mask=of_real_columns(lambda mask: mask.clamp(min=-10))),
     ),
@@ -534,31 +533,31 @@ MASKS = [
         "tokens do not attend to global tokens",
         f"{LAYER_0}.self_attn.local.0.scores",
         rewritten(f"{LAYER_0}.self_attn", piece("value=0,", "value=torch.finfo(mask.dtype).min,"), method=LOCAL),
-        mistake="global tokens are hidden from the others",
+        diagnosis="global tokens are masked as keys",
     ),
     Fault(
         "global tokens do not attend to each other",
         f"{LAYER_0}.self_attn.global.scores",
         rewritten(f"{LAYER_0}.self_attn", piece("value=0)", "value=torch.finfo(mask.dtype).min)"), method=GLOBAL),
-        mistake="global tokens are hidden from the others",
+        diagnosis="global tokens are masked as keys",
     ),
     Fault(
         "the causal mask lets each token see the next one",
         "decoder.layers.0.self_attn.scores",
         altered("decoder.layers.0.self_attn", attention_mask=causal_but(2)),
-        mistake="the causal mask lets each token see the next one",
+        diagnosis="the causal mask lets each token see the next one",
     ),
     Fault(
         "the causal mask is missing",
         "decoder.layers.1.self_attn.scores",
         altered("decoder.layers.1.self_attn", attention_mask=torch.zeros_like),
-        mistake="the mask is missing",
+        diagnosis="the mask is missing",
     ),
     Fault(
         "cross-attention sees padding",
         "decoder.layers.0.encoder_attn.scores",
         altered("decoder.layers.0.encoder_attn", attention_mask=torch.zeros_like),
-        mistake="padding keys are seen: no mask, or one on queries",
+        diagnosis="padding keys are not masked: no mask, or one on queries",
     ),
     Fault(
         "cross-attention sees global tokens too",
@@ -569,7 +568,7 @@ MASKS = [
             ),
             altered("decoder.layers.0.encoder_attn", attention_mask=lambda mask: torch.nn.functional.pad(mask, (4, 0))),
         ),
-        mistake="cross-attention sees the global tokens too, before the others",
+        diagnosis="cross-attention sees the global tokens too, before the others",
     ),
 ]
 
@@ -578,7 +577,7 @@ SOFTMAX = [
         "softmax runs over the queries",
         f"{LAYER_0}.self_attn.global.probs",
         rewritten(f"{LAYER_0}.self_attn", piece("dim=-1", "dim=-2", times=1), method=GLOBAL),
-        mistake="softmax runs over the queries",
+        diagnosis="softmax runs over the queries",
     ),
     Fault(
         "softmax is taken twice",
@@ -589,7 +588,7 @@ SOFTMAX = [
             method=LOCAL,
             twice=softmax(lambda x: x.softmax(-1).softmax(-1)),
         ),
-        mistake="softmax is taken twice",
+        diagnosis="softmax is taken twice",
     ),
     Fault(
         "softmax is a sigmoid",
@@ -600,7 +599,7 @@ SOFTMAX = [
             method=GLOBAL,
             sigmoid=softmax(torch.sigmoid),
         ),
-        mistake="softmax is a sigmoid",
+        diagnosis="softmax is a sigmoid",
     ),
     Fault(
         "softmax does not subtract the maximum, and overflows",
@@ -621,22 +620,22 @@ VALUES = [
         "the values are another head's",
         f"{LAYER_0}.self_attn.global.context",
         altered(f"{LAYER_0}.self_attn", GLOBAL, global_v=lambda v: v.roll(1, 1), local_v=lambda v: v.roll(1, 1)),
-        mistake="heads of weights and values do not belong together",
+        diagnosis="probabilities and values are of different heads",
     ),
     Fault(
         "the values are in the reverse order",
         "decoder.layers.0.self_attn.context",
         altered("decoder.layers.0.self_attn", past_key_values=cached(lambda k, v: (k, v.flip(2)))),
-        mistake="values are in the reverse order",
+        diagnosis="values are in the reverse order",
     ),
     Fault(
-        "the keys are taken for values",
+        "keys are used as values",
         "decoder.layers.1.encoder_attn.context",
         altered("decoder.layers.1.encoder_attn", past_key_values=cached(lambda k, v: (k, k))),
-        mistake="keys are taken for values",
+        diagnosis="keys are used as values",
     ),
     Fault(
-        "heads are merged as they lie, not side by side",
+        "heads are merged without a transposition",
         f"{LAYER_0}.self_attn.global.context",
         rewritten(
             f"{LAYER_0}.self_attn",
@@ -650,41 +649,41 @@ WEIGHTS = [
         "queries and keys are swapped",
         "decoder.layers.1.self_attn.q_proj",
         swapped("decoder.layers.1.self_attn", "q_proj", "k_proj"),
-        mistake="the weights of k_proj are used",
+        diagnosis="the weights of k_proj are used",
     ),
     Fault(
         "a weight is transposed",
         "decoder.layers.0.encoder_attn.out_proj",
         parameter("decoder.layers.0.encoder_attn.out_proj", "weight", lambda w: w.T),
-        mistake="the weight is transposed",
+        diagnosis="the weight is transposed",
     ),
     Fault(
         "the bias is missing",
         "decoder.layers.0.fc1",
         parameter("decoder.layers.0.fc1", "bias", torch.zeros_like),
-        mistake="the bias is missing",
+        diagnosis="the bias is missing",
     ),
     Fault(
         "the bias is added twice",
         "decoder.layers.1.fc2",
         parameter("decoder.layers.1.fc2", "bias", lambda bias: 2 * bias),
-        mistake="the bias is added twice",
+        diagnosis="the bias is added twice",
     ),
     Fault(
         "one bias is off by 1e-4",
         "decoder.layers.0.fc2",
         nudged("decoder.layers.0.fc2", "bias", (3,), 1e-4),
-        mistake="the bias is another one",
+        diagnosis="the bias differs",
         seen_in=FINE,
     ),
     Fault(
         "one weight is off by 1e-3",
         f"{LAYER_1}.self_attn.tokens.out_proj",
         nudged(f"{LAYER_1}.self_attn.out_proj", "weight", (5, 7), 1e-3),
-        mistake="the weights are others: another matrix",
+        diagnosis="the weight differs: another matrix",
     ),
     Fault(
-        "one weight matrix went through float8",
+        "one weight matrix is rounded to float8",
         f"{LAYER_1}.tokens.fc2",
         parameter(f"{LAYER_1}.fc2", "weight", lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)),
     ),
@@ -692,10 +691,10 @@ WEIGHTS = [
         "the weights of another layer",
         "decoder.layers.1.fc1",
         borrowed("decoder.layers.1", "fc1", "decoder.layers.0.fc1"),
-        mistake="the weights of decoder.layers.0.fc1 are used",
+        diagnosis="the weights of decoder.layers.0.fc1 are used",
     ),
     Fault(
-        "global tokens have queries of their own",
+        "global tokens have a query projection of their own",
         f"{LAYER_1}.self_attn.globals.q_proj",
         for_globals(
             f"{LAYER_1}.self_attn.q_proj",
@@ -707,31 +706,31 @@ WEIGHTS = [
         "decoder.layers.1.fc1",
         computing("decoder.layers.1.fc1", in_bfloat16),
         seen_in=FINE,
-        mistake="its numbers have no more digits than bfloat16: computed or stored in it",
+        diagnosis="its numbers have bfloat16 precision only: computed or stored in bfloat16",
     ),
     Fault(
-        "a result is cut to bfloat16, not rounded",
+        "a result is truncated to bfloat16, not rounded",
         "decoder.layers.1.fc2",
-        computing("decoder.layers.1.fc2", cut_to_bfloat16),
-        mistake="its numbers have no more digits than bfloat16: computed or stored in it",
+        computing("decoder.layers.1.fc2", truncated_to_bfloat16),
+        diagnosis="its numbers have bfloat16 precision only: computed or stored in bfloat16",
     ),
     Fault(
         "the head is not tied to the embeddings",
         "lm_head",
         parameter("lm_head", "weight", lambda w: 0.2 * noise(w)),
-        mistake="the weights are others: the head's are its own, not tied to the embeddings",
+        diagnosis="the weight differs: the head is not tied to the embeddings",
     ),
     Fault(
         "logits have a bias",
         "lm_head",
         lambda model: setattr(at(model, "lm_head"), "bias", torch.nn.Parameter(noise(model.lm_head.weight[:, 0]))),
-        mistake="a bias is added",
+        diagnosis="a bias is added",
     ),
     Fault(
         "logits are divided by sqrt(D), as in a tied T5",
         "lm_head",
         returning("lm_head", lambda x, _: x / ROOT),
-        mistake="logits are divided by sqrt(D)",
+        diagnosis="logits are divided by sqrt(D)",
     ),
 ]
 
@@ -740,20 +739,20 @@ ACTIVATIONS = [
         "gelu in place of relu",
         f"{LAYER_0}.tokens.activation",
         attribute(LAYER_0, "activation_fn", torch.nn.GELU()),
-        mistake="the activation is gelu, not relu",
+        diagnosis="the activation is gelu, not relu",
     ),
     Fault(
         "relu in place of gelu",
         "decoder.layers.0.activation",
         attribute("decoder.layers.0", "activation_fn", torch.nn.ReLU()),
-        mistake="the activation is relu, not gelu",
+        diagnosis="the activation is relu, not gelu",
         config={"activation_function": "gelu"},
     ),
     Fault(
         "gelu by tanh, not by erf",
         f"{LAYER_1}.tokens.activation",
         attribute(LAYER_1, "activation_fn", torch.nn.GELU(approximate="tanh")),
-        mistake="the activation is gelu_new, not gelu",
+        diagnosis="the activation is gelu_new, not gelu",
         seen_in=FINE,
         config={"activation_function": "gelu"},
     ),
@@ -761,7 +760,7 @@ ACTIVATIONS = [
         "gelu by erf, not by tanh",
         "decoder.layers.1.activation",
         attribute("decoder.layers.1", "activation_fn", torch.nn.GELU()),
-        mistake="the activation is gelu, not gelu_new",
+        diagnosis="the activation is gelu, not gelu_new",
         seen_in=FINE,
         config={"activation_function": "gelu_new"},
     ),
@@ -769,7 +768,7 @@ ACTIVATIONS = [
         "the activation is missing",
         "decoder.layers.1.activation",
         attribute("decoder.layers.1", "activation_fn", torch.nn.Identity()),
-        mistake="the activation is missing",
+        diagnosis="the activation is missing",
     ),
 ]
 
@@ -778,19 +777,19 @@ STREAMS = [
         "the residual is missing",
         "decoder.layers.0.encoder_attn_residual",
         rewritten("decoder.layers.0", piece(SUM, "", number=1, times=3)),
-        mistake="the residual is missing",
+        diagnosis="the residual is missing",
     ),
     Fault(
         "the update is missing",
         "decoder.layers.1.self_attn_residual",
         rewritten("decoder.layers.1", piece(SUM, "hidden_states = residual", times=3)),
-        mistake="the update is missing",
+        diagnosis="the update is missing",
     ),
     Fault(
         "the update is subtracted",
         "decoder.layers.0.output",
         rewritten("decoder.layers.0", piece(SUM, "hidden_states = residual - hidden_states", number=2, times=3)),
-        mistake="the update is subtracted",
+        diagnosis="the update is subtracted",
     ),
     Fault(
         "the residual is taken after the LayerNorm",
@@ -799,7 +798,7 @@ STREAMS = [
             "decoder.layers.1",
             piece("hidden_states = self.final_layer_norm", "residual = hidden_states = self.final_layer_norm"),
         ),
-        mistake="the residual is taken after the LayerNorm",
+        diagnosis="the residual is taken after the LayerNorm",
     ),
     Fault(
         "dropout is left on",
@@ -810,13 +809,13 @@ STREAMS = [
         "global tokens are not updated",
         f"{LAYER_0}.globals.output",
         returning(LAYER_0, lambda both, given: (both[0], given["global_hidden_states"])),
-        mistake="the layer changes nothing: its output is its input",
+        diagnosis="the layer changes nothing: its output is its input",
     ),
     Fault(
         "a layer is left out",
         "decoder.layers.1.output",
         returning("decoder.layers.1", lambda _, given: given["hidden_states"]),
-        mistake="the layer changes nothing: its output is its input",
+        diagnosis="the layer changes nothing: its output is its input",
     ),
     Fault(
         "the output of the wrong encoder layer",
@@ -832,10 +831,10 @@ STREAMS = [
 
 STORED = [
     Fault(
-        "rows of the batch are exchanged",
+        "batch rows are swapped",
         f"{LAYER_0}.self_attn.tokens.out_proj",
         dump=lambda x, _: x[::-1],
-        mistake="the texts of the batch are in the reverse order",
+        diagnosis="batch rows are in the reverse order",
     ),
     Fault(
         "another layer's tensor",
@@ -843,7 +842,7 @@ STORED = [
         dump=lambda _, tensors: tensors[f"{LAYER_0}.tokens.fc1"],
     ),
     Fault(
-        "scores under the name of weights",
+        "scores under the name of probabilities",
         "decoder.layers.0.encoder_attn.probs",
         dump=lambda _, tensors: tensors["decoder.layers.0.encoder_attn.scores"],
     ),
@@ -851,16 +850,16 @@ STORED = [
         "rows are off by one token",
         "encoder.layer_norm",
         dump=lambda x, _: np.roll(x, 1, axis=1),
-        mistake="rows stand one place too late",
+        diagnosis="rows are one position too late",
     ),
     Fault(
-        "time comes before batch",
+        "the time axis precedes the batch axis",
         "decoder.layers.0.final_layer_norm",
         dump=lambda x, _: x.swapaxes(0, 1),
-        mistake="positions come before texts",
+        diagnosis="the axis of positions precedes the batch axis",
     ),
     Fault(
-        "heads lie one after the other",
+        "heads are not merged: (B, H, T, F) in the shape (B, T, D)",
         "decoder.layers.0.self_attn.q_proj",
         dump=lambda x, _: split_heads(x, 4).reshape(x.shape),
     ),
@@ -871,7 +870,7 @@ STORED = [
         "decoder.layers.1.encoder_attn_residual",
         dump=lambda x, _: x.astype(np.float16).astype(x.dtype),
         seen_in=FINE,
-        mistake="its numbers have no more digits than float16: computed or stored in it",
+        diagnosis="its numbers have float16 precision only: computed or stored in float16",
     ),
     Fault("large numbers saturate", f"{LAYER_0}.tokens.fc1", dump=lambda x, _: x.clip(-2, 2)),
 ]

@@ -13,29 +13,29 @@ def hf_reference(transformers: ModuleType, model: PegasusXForConditionalGenerati
     import torch
 
     config = model.config
-    twin = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**config.to_dict()))
+    hf_model = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**config.to_dict()))
     weights = {
         name if name == "lm_head.weight" else f"model.{name}": torch.from_numpy(np.array(tensor))
         for name, tensor in model.state_dict().items()
     }
-    twin.double()
-    missing, unexpected = twin.load_state_dict(weights, strict=False)
+    hf_model.double()
+    missing, unexpected = hf_model.load_state_dict(weights, strict=False)
     tied = {"lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"}
     assert not unexpected
     assert set(missing) <= (tied if config.tie_word_embeddings else set())
-    for module in twin.modules():
+    for module in hf_model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = config.layer_norm_eps  # transformers has no key for it
-    return twin.eval()
+    return hf_model.eval()
 
 
 def eager_hf_reference(transformers: ModuleType, model: PegasusXForConditionalGeneration, dtype: str) -> Any:
-    """Build transformers' model in a dtype, with attention in steps that can be watched."""
+    """Build transformers' model in a dtype, with eager attention, whose steps can be captured."""
     import torch
 
-    twin = hf_reference(transformers, model)
-    twin.set_attn_implementation("eager")
-    return twin.to(getattr(torch, dtype))
+    hf_model = hf_reference(transformers, model)
+    hf_model.set_attn_implementation("eager")
+    return hf_model.to(getattr(torch, dtype))
 
 
 def to_torch(array: np.ndarray | None) -> Any:
@@ -44,9 +44,9 @@ def to_torch(array: np.ndarray | None) -> Any:
     return None if array is None else torch.from_numpy(array)
 
 
-def run(twin: Any, **arrays: Any) -> Any:
+def run(hf_model: Any, **arrays: Any) -> Any:
     """Call transformers' model with arrays, without gradients."""
     import torch
 
     with torch.no_grad():
-        return twin(**{k: to_torch(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+        return hf_model(**{k: to_torch(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})

@@ -1,4 +1,4 @@
-"""NVIDIA's run-time compiler for CUDA C++, without a GPU: it comes from PyPI as nvidia-cuda-nvrtc-cu12."""
+"""NVRTC, NVIDIA's run-time compiler for CUDA C++, which needs no GPU; on PyPI it is nvidia-cuda-nvrtc-cu12."""
 
 import ctypes
 from importlib.util import find_spec
@@ -10,9 +10,9 @@ MISSING = "NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12"
 def find_library() -> Path | None:
     """Find libnvrtc among the installed packages."""
     spec = find_spec("nvidia")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for found in sorted(Path(place).glob("cuda_nvrtc/lib/libnvrtc.so*")):
-            return found
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in sorted(Path(folder).glob("cuda_nvrtc/lib/libnvrtc.so*")):
+            return library
     return None
 
 
@@ -28,7 +28,7 @@ def compile_for(source: str, options: list[str], architecture: str) -> bytes:
         The cubin.
 
     Raises:
-        RuntimeError: it does not compile; the message is the compiler's log.
+        RuntimeError: the source does not compile; the message is the compiler's log.
     """
     nvrtc = ctypes.CDLL(str(find_library()))
     program = ctypes.c_void_p()

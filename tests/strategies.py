@@ -1,4 +1,4 @@
-"""Hypothesis strategies: configurations, sources, targets, operations; the awkward sizes are drawn often."""
+"""Hypothesis strategies: configurations, sources, targets, operations; edge cases are drawn often."""
 
 from typing import Any, NamedTuple
 
@@ -154,7 +154,7 @@ def operations(draw: st.DrawFn, name: str) -> Operation:
             labels[rng.random((B, T)) < 0.3] = -100
             labels[0, 0] = rng.integers(0, X)
             arguments = {"logits_BLV": 3 * normal(B, T, X), "labels_BL": labels}
-        case "float32":
+        case "to_float32":
             arguments = {"array": normal(B, T, D)}
         case "stable_top_k":
             arguments = {"scores": normal(B, draw(st.integers(1, 2000))).round(draw(st.integers(0, 3)))}

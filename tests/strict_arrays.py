@@ -1,7 +1,7 @@
-"""Arrays that answer NumPy's dispatch protocols as CuPy's do, and nothing more.
+"""Arrays that implement NumPy's dispatch protocols as CuPy's do, and nothing more.
 
-They refuse to become NumPy arrays, to be mixed with them, and every function that CuPy does not document. What runs on
-them runs on CuPy without a hidden copy to the host.
+Conversion to NumPy arrays, operations with NumPy arrays, and functions that CuPy does not document are errors. So code
+that runs on strict arrays runs on CuPy without a hidden copy to the host.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-# Of CuPy's "comparison table", what an implementation of the model might use.
+# The part of CuPy's "comparison table" that an implementation of the model might use.
 FUNCTIONS = {
     *("asarray", "broadcast_to", "concatenate", "stack", "tile", "pad", "roll", "expand_dims", "squeeze", "swapaxes"),
     *("where", "take", "take_along_axis", "sum", "mean", "var", "max", "min", "amax", "amin", "argmax", "cumsum"),
@@ -20,18 +20,8 @@ FUNCTIONS = {
 UFUNCS = {
     *("add", "subtract", "multiply", "divide", "true_divide", "negative", "power", "square", "sqrt", "absolute"),
     *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal", "floor_divide", "remainder"),
-    *(
-        "equal",
-        "not_equal",
-        "less",
-        "less_equal",
-        "greater",
-        "greater_equal",
-        "logical_not",
-        "logical_and",
-        "logical_or",
-    ),
-    *("bitwise_and", "bitwise_or", "invert", "isnan", "isfinite"),
+    *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and"),
+    *("logical_or", "bitwise_and", "bitwise_or", "invert", "isnan", "isfinite"),
 }
 METHODS = {
     *("reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"),
@@ -40,13 +30,13 @@ METHODS = {
 
 
 class StrictArray(NDArrayOperatorsMixin):
-    """An array on a pretended device."""
+    """An array on a simulated device."""
 
     def __init__(self, on_host: np.ndarray) -> None:
         self._array = on_host
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError("implicit conversion to a NumPy array: CuPy refuses it, use to_numpy")
+        raise TypeError("implicit conversion to a NumPy array, which CuPy refuses: use to_numpy")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         if method != "__call__" or ufunc.__name__ not in UFUNCS:
@@ -56,7 +46,7 @@ class StrictArray(NDArrayOperatorsMixin):
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, options: Any) -> Any:
         if function.__name__ not in FUNCTIONS:
             raise TypeError(f"CuPy does not document np.{function.__name__}")
-        if function is np.asarray:  # with like=: this is how arrays are brought to the device
+        if function is np.asarray:  # with like=: this is how arrays are copied to the device
             (on_host,) = args
             assert isinstance(on_host, np.ndarray | StrictArray)
             return on_host if isinstance(on_host, StrictArray) else StrictArray(np.array(on_host, **options))
@@ -72,7 +62,7 @@ class StrictArray(NDArrayOperatorsMixin):
         return len(self._array)
 
     def __iter__(self) -> Iterator[Any]:
-        raise TypeError("going over an array on the device element by element")
+        raise TypeError("iteration over the elements of an array on the device")
 
     def __float__(self) -> float:
         return float(self._array)
@@ -87,22 +77,22 @@ class StrictArray(NDArrayOperatorsMixin):
             return lambda *args, **options: wrapped(
                 method(*map(unwrapped, args), **{key: unwrapped(value) for key, value in options.items()})
             )
-        raise AttributeError(f"a CuPy array as it is used here has no {name!r}")
+        raise AttributeError(f"strict arrays have no {name!r}: add it if CuPy's arrays have it")
 
 
 def unwrapped(value: Any) -> Any:
-    """Take the host's arrays out of arguments; the host's own arrays are refused."""
+    """Return the host arrays inside strict arrays; a plain host array is an error."""
     if isinstance(value, StrictArray):
         return value._array
     if isinstance(value, np.ndarray):
-        raise TypeError("an array of the host among arrays of the device")
+        raise TypeError("a host array among arrays of the device")
     if isinstance(value, list | tuple):
         return type(value)(unwrapped(item) for item in value)
     return value
 
 
 def wrapped(value: Any) -> Any:
-    """Put the host's arrays on the pretended device, also those without dimensions, as CuPy does."""
+    """Wrap host arrays in strict arrays, including those without dimensions, as CuPy does."""
     if isinstance(value, np.ndarray | np.generic):
         return StrictArray(np.asarray(value))
     return value

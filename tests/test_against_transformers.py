@@ -1,4 +1,4 @@
-"""The whole model against transformers, the outside oracle: every output, randomly drawn configurations."""
+"""The whole model against transformers, the independent reference: every output, random configurations."""
 
 from types import ModuleType
 from typing import Any
@@ -18,20 +18,21 @@ from pegasusx_ref.verification import to_transformers_attentions
 many = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.mark.slow
 @many
 @given(st.data())
 def test_every_output_equals_transformers_in_float64(transformers: ModuleType, data: st.DataObject) -> None:
     config = data.draw(configs())
     batch = data.draw(batches(config))
     model = PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64")
-    twin = hf_reference(transformers, model)
+    hf_model = hf_reference(transformers, model)
     B, T = batch.input_ids.shape
     labels = np.roll(batch.decoder_input_ids, 1, axis=1)
     labels[0, 1:] = -100
     optional: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True}
 
     ours = model(**batch._asdict(), labels=labels, **optional)
-    theirs = run(twin, **batch._asdict(), labels=labels, **optional)
+    theirs = run(hf_model, **batch._asdict(), labels=labels, **optional)
 
     assert ours.encoder_hidden_states is not None
     assert ours.encoder_attentions is not None
@@ -81,7 +82,7 @@ def test_embeddings_instead_of_ids_target_masks_and_caches(transformers: ModuleT
     config = data.draw(configs(decoder_layers=2))  # of 0 layers transformers' cache forgets the length
     batch = data.draw(batches(config))
     model = PegasusXForConditionalGeneration.from_random(config, data.draw(seeds), dtype="float64")
-    twin = hf_reference(transformers, model)
+    hf_model = hf_reference(transformers, model)
     B, L = batch.decoder_input_ids.shape
     rng = np.random.default_rng(data.draw(seeds))
     embeds = rng.standard_normal((*batch.input_ids.shape, config.d_model))
@@ -94,14 +95,14 @@ def test_embeddings_instead_of_ids_target_masks_and_caches(transformers: ModuleT
         "decoder_attention_mask": target_mask,
     }
     ours = model(**arrays, decoder_input_ids=batch.decoder_input_ids)
-    theirs = run(twin, **arrays, decoder_input_ids=batch.decoder_input_ids)
+    theirs = run(hf_model, **arrays, decoder_input_ids=batch.decoder_input_ids)
     assert_close("logits", ours.logits, theirs.logits, FLOAT64)
 
     next_ids = rng.integers(0, config.vocab_size, (B, 2))
     longer_mask = np.concatenate([target_mask, np.ones((B, 2), dtype=np.int64)], axis=1)
     arrays["decoder_attention_mask"] = longer_mask
     ours_next = model(**arrays, decoder_input_ids=next_ids, past_key_values=ours.past_key_values)
-    theirs_next = run(twin, **arrays, decoder_input_ids=next_ids, past_key_values=theirs.past_key_values)
+    theirs_next = run(hf_model, **arrays, decoder_input_ids=next_ids, past_key_values=theirs.past_key_values)
     assert_close("resumed logits", ours_next.logits, theirs_next.logits, FLOAT64)
 
 

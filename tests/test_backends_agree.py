@@ -30,7 +30,7 @@ some = settings(max_examples=30)
 
 @pytest.fixture(autouse=True, scope="module")
 def _poison() -> Iterator[None]:
-    """Fill what backends leave uninitialized with NaN, so that a row that nobody writes is seen."""
+    """Fill uninitialized memory with NaN, so that rows that a backend does not write are detected."""
     with pytest.MonkeyPatch.context() as patch:
         empty = np.empty
         patch.setattr(np, "empty", lambda *args, **kwargs: _with_nan(empty(*args, **kwargs)))
@@ -40,7 +40,7 @@ def _poison() -> Iterator[None]:
             yield
             return
         before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)  # fills torch.empty and its kin with NaN
+        torch.use_deterministic_algorithms(True)  # fills torch.empty and similar functions with NaN
         assert torch.utils.deterministic.fill_uninitialized_memory
         yield
         torch.use_deterministic_algorithms(before)
@@ -99,21 +99,20 @@ def test_tokens_agree(backend: str, how: dict[str, Any], data: st.DataObject) ->
     if how["num_beams"] == 1:
         assert found.sequences.tolist() == golden.sequences.tolist()
         return
-    # Scores of beams are float32: between texts as good as each other its rounding decides. How good a text is, the
-    # golden model says of both.
+    # Beam scores are float32, so rounding decides between texts with nearly equal scores. The golden model scores both.
     for texts in (golden.sequences, found.sequences):
         scores = beam_scores(models[0], batch, texts, 7, how["length_penalty"])
         np.testing.assert_allclose(scores, golden.sequences_scores, rtol=1e-5, atol=1e-5)
 
 
-def beam_scores(model: Any, batch: Any, texts: np.ndarray, most: int, penalty: float) -> list[float]:
-    """Compute what beam search gives for texts: log-probabilities up to the end, over a power of their number.
+def beam_scores(model: Any, batch: Any, texts: np.ndarray, max_new_tokens: int, penalty: float) -> list[float]:
+    """Compute the score of beam search: the sum of log-probabilities up to the end, over a power of their number.
 
     Args:
         model: the golden one.
         batch: the sources.
         texts: ids (B, L), the start token first.
-        most: new tokens; the last of so many is forced to be the end, which costs nothing.
+        max_new_tokens: of these the last is forced to be the end token, with log-probability 0.
         penalty: the power.
     """
     log_probs = log_softmax(model(batch.input_ids, batch.attention_mask, decoder_input_ids=texts[:, :-1]).logits)
@@ -121,14 +120,14 @@ def beam_scores(model: Any, batch: Any, texts: np.ndarray, most: int, penalty: f
     for text, at in zip(texts, log_probs, strict=True):
         written = text[1:].tolist()
         written = written[: written.index(end) + 1] if end in written else written
-        chosen = [at[i, token] for i, token in enumerate(written) if i < most - 1]
+        chosen = [at[i, token] for i, token in enumerate(written) if i < max_new_tokens - 1]
         scores.append(sum(chosen) / len(written) ** penalty)
     return scores
 
 
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
-def test_the_embedded_checkpoint_writes_the_same_on_every_backend(backend: str, dtype: str) -> None:
-    """In half precision too: this text's choices are clear ones."""
+def test_the_embedded_checkpoint_gives_the_same_summary_on_every_backend(backend: str, dtype: str) -> None:
+    """In half precision too: on this text the best tokens win by a wide margin."""
     text = "This library reads and writes PNG images. It supports alpha channels and interlacing, and is fast."
     config = PegasusXConfig.from_pretrained(DEMO_CHECKPOINT)
     tensors, config = load_weights(DEMO_CHECKPOINT, config, True)
@@ -143,11 +142,11 @@ def test_the_embedded_checkpoint_writes_the_same_on_every_backend(backend: str, 
 
 def test_every_operation_has_a_strategy_and_a_tolerance() -> None:
     others = {"name", "version", "dtypes", "devices", "asarray", "to_numpy", "empty", "compile", "compiles"}
-    others |= {"contiguous", "apply_in_chunks"}  # tested on their own
+    others |= {"contiguous", "apply_in_chunks"}  # tested in test_chunking.py
     assert set(OPERATIONS) == {name for name in vars(GoldenBackend) if not name.startswith("_")} - others
 
 
-def test_the_poison_works() -> None:
+def test_uninitialized_memory_is_nan() -> None:
     assert np.isnan(np.empty(3)).all()
     torch = pytest.importorskip("torch")
     assert torch.empty(3).isnan().all()
@@ -155,8 +154,8 @@ def test_the_poison_works() -> None:
 
 
 @pytest.mark.parametrize("backend", IN_FLOAT64)
-def test_long_texts_agree_where_blocks_come_in_groups(backend: str) -> None:
-    """More blocks than are attended to together, texts of several lengths."""
+def test_long_texts_of_several_lengths_agree(backend: str) -> None:
+    """There are more blocks than backends compute in one batch."""
     config = PegasusXConfig.preset("tiny", encoder_layers=2)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 256, (3, 171))

@@ -1,4 +1,4 @@
-"""`pegasusx-ref bench`: who measures when, what follows from it, the file, the tables, the picture."""
+"""`pegasusx-ref bench`: rounds and workers, metrics, the results file, the report, the plot, the command."""
 
 import dataclasses
 import importlib.util
@@ -7,53 +7,40 @@ import os
 import signal
 import statistics
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import bench_workers
 import numpy as np
 import pytest
+from bench_workers import MIB
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import configs
 
 from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, record
-from pegasusx_ref.benchmarking import (
-    SUITES,
-    Aim,
-    Case,
-    CaseResult,
-    Results,
-    Run,
-    comparing,
-    facts,
-    measured,
-    memory,
-    plots,
-    read_results,
-    report,
-    resized,
-    resumed,
-    run_case,
-    running,
-    work_of,
-    write_results,
-)
-from pegasusx_ref.benchmarking.facts import differences, digest_of_code
-from pegasusx_ref.benchmarking.processes import Repetition, WorkerError, WorkerProcess
-from pegasusx_ref.benchmarking.report import as_markdown
-from pegasusx_ref.benchmarking.table import duration, tables
-from pegasusx_ref.benchmarking.tasks import machine, task_of
-from pegasusx_ref.benchmarking.tasks.decoder import encoder_states, writer_of
-from pegasusx_ref.benchmarking.tasks.encoder import encoder_of, source_ids
-from pegasusx_ref.benchmarking.tasks.load import checkpoint_of, reader_of
-from pegasusx_ref.benchmarking.timing import Clock, timed, waiter
-from pegasusx_ref.benchmarking.work import core_flops, encoder_flops, numbers_a_token
+from pegasusx_ref.benchmarking import plots, runner
+from pegasusx_ref.benchmarking.cases import Aim, Case
+from pegasusx_ref.benchmarking.facts import code_digest, differences, facts
+from pegasusx_ref.benchmarking.memory import can_reset_peak, memory_meter
+from pegasusx_ref.benchmarking.report import as_markdown, duration, report, tables
+from pegasusx_ref.benchmarking.results import CaseResult, Results, Run, growth, summarize
+from pegasusx_ref.benchmarking.runner import prepare_repetition, run_case, run_cases
+from pegasusx_ref.benchmarking.storage import read_results, resume_results, write_results
+from pegasusx_ref.benchmarking.suites import SUITES, resize
+from pegasusx_ref.benchmarking.tasks import machine, task_for
+from pegasusx_ref.benchmarking.tasks.backends import BackendWorkloads
+from pegasusx_ref.benchmarking.tasks.timing import median_interval, synchronizer, timed
+from pegasusx_ref.benchmarking.tasks.transformers import TransformersWorkloads
+from pegasusx_ref.benchmarking.work import CORE, ENCODER, decode_step_reads, matmul_flops, work_of
+from pegasusx_ref.benchmarking.workers import Worker, WorkerError
 from pegasusx_ref.cli import main
-from pegasusx_ref.cli.bench import ended_in_order
+from pegasusx_ref.cli.bench import exit_on_sigterm
 from pegasusx_ref.golden.global_local import block_bounds
 
 FACTS: dict[str, Any] = {
@@ -66,12 +53,13 @@ FACTS: dict[str, Any] = {
 SETTINGS = {"suite": "quick", "device": "cpu", "rounds": None, "tokens": None, "preset": None}
 ALL = ("transformers", "torch", "numpy", "machine")
 TINY = Case("encoder", "tiny", "float32", ALL, 40)
+LOAD = Case("load", "tiny", "float32", ALL)
 rng = np.random.default_rng()
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "PAUSE", 0.0)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PAUSE", 0.0)
 
 
 def random_run(rounds: int, around: float) -> Run:
@@ -91,11 +79,17 @@ def results_of(*found: CaseResult) -> Results:
     return Results(dict(SETTINGS), FACTS, "pegasusx-ref bench", cases={result.case.name: result for result in found})
 
 
-# --- how much work a case is -----------------------------------------------------------------------------------------
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    PegasusXForConditionalGeneration.from_random(LOAD.config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+# --- work of a case --------------------------------------------------------------------------------------------------
 
 
 def core_by_hand(config: PegasusXConfig, T: int, staggered: bool) -> int:
-    """Scores and weighted sums take 2 FLOPs a feature each: of each query with the globals and its own block."""
+    """Scores and weighted sums take 2 FLOPs per feature: of each query with the global tokens and its own block."""
     G = config.num_global_tokens
     blocks = block_bounds(T, config.block_size, staggered)
     local = sum((stop - start) * (G + stop - start) for start, stop in blocks)
@@ -104,43 +98,40 @@ def core_by_hand(config: PegasusXConfig, T: int, staggered: bool) -> int:
 
 @settings(max_examples=40)
 @given(configs(encoder_layers=3), st.integers(1, 50))
-def test_flops_are_those_counted_by_hand(config: PegasusXConfig, T: int) -> None:
+def test_flops_match_a_count_by_hand(config: PegasusXConfig, T: int) -> None:
     D, M, rows = config.d_model, config.encoder_ffn_dim, T + config.num_global_tokens
     by_hand = 3 * rows * (4 * 2 * D * D + 2 * 2 * D * M)
     by_hand += sum(core_by_hand(config, T, config.stagger_local_blocks and i == 1) for i in range(3))
-    assert encoder_flops(config, T) == by_hand
-    assert core_flops(config, T) == core_by_hand(config, T, config.stagger_local_blocks)
+    assert matmul_flops(config, T, ENCODER) == by_hand
+    assert matmul_flops(config, T, CORE) == core_by_hand(config, T, config.stagger_local_blocks)
 
 
 @settings(max_examples=40)
 @given(configs(), st.integers(1, 50), st.integers(1, 9), st.integers(1, 4))
-def test_a_token_reads_what_is_counted_by_hand(config: PegasusXConfig, T: int, past: int, beams: int) -> None:
+def test_reads_of_a_decode_step_match_a_count_by_hand(config: PegasusXConfig, T: int, past: int, beams: int) -> None:
     D, M, N = config.d_model, config.decoder_ffn_dim, config.decoder_layers
-    matrices = 4 * D * D + 2 * D * D + 2 * D * M  # of the cross-attention q and out only
+    matrices = 4 * D * D + 2 * D * D + 2 * D * M  # of the cross-attention only q and out
     vectors = 3 * 2 * D + M + D
     keys_and_values = 2 * D * (T + beams * past)
     head = config.vocab_size * D
-    assert numbers_a_token(config, T, past, beams) == N * (matrices + vectors + keys_and_values) + 2 * D + head
+    assert decode_step_reads(config, T, past, beams) == N * (matrices + vectors + keys_and_values) + 2 * D + head
 
 
-def test_the_work_of_each_kind_of_case(tmp_path: Path) -> None:
+def test_work_of_each_kind_of_case(checkpoint: Path) -> None:
     large = PegasusXConfig.preset("large")
-    assert work_of(Case("encoder", "large", "float32", ALL, 1500)) == (encoder_flops(large, 1500), "FLOP")
+    assert work_of(Case("encoder", "large", "float32", ALL, 1500)) == (matmul_flops(large, 1500, ENCODER), "FLOP")
     assert work_of(Case("core", "large", "float32", ALL, 1500)) == (core_by_hand(large, 1500, True), "FLOP")
     decoder = Case("decoder", "large", "bfloat16", ALL, 1500, beams=8)
-    assert work_of(decoder) == (2 * numbers_a_token(large, 1500, 6, 8), "B")
-    load = Case("load", "tiny", "float32", ALL)
-    with checkpoint_of(load) as folder:
-        stored = (folder / "model.safetensors").read_bytes()
-        assert work_of(load) == (len(stored) - 8 - int.from_bytes(stored[:8], "little"), "B")
-    assert not folder.exists()
+    assert work_of(decoder) == (2 * decode_step_reads(large, 1500, 6, 8), "B")
+    stored = (checkpoint / "model.safetensors").read_bytes()
+    assert work_of(LOAD) == (len(stored) - 8 - int.from_bytes(stored[:8], "little"), "B")
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_cases_have_names_of_their_own_and_survive_json(suite: str) -> None:
+def test_cases_have_distinct_names_and_survive_json(suite: str) -> None:
     cases = SUITES[suite]
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
@@ -148,8 +139,8 @@ def test_cases_have_names_of_their_own_and_survive_json(suite: str) -> None:
         assert {aim.implementation for aim in case.aims} <= set(case.implementations) - {"machine", case.reference}
 
 
-def test_another_size_has_its_own_names_and_no_aims() -> None:
-    small = resized(SUITES["cpu"], tokens=40, preset="tiny")
+def test_resized_cases_have_no_duplicates_and_no_aims() -> None:
+    small = resize(SUITES["cpu"], tokens=40, preset="tiny")
     assert [case.name for case in small] == [
         "encoder-tiny-40",
         "encoder-tiny-40-bf16",
@@ -158,371 +149,343 @@ def test_another_size_has_its_own_names_and_no_aims() -> None:
         "load-tiny",
     ]
     assert not any(case.aims or case.grows_from for case in small)
-    assert resized(SUITES["cpu"]) == SUITES["cpu"]
+    assert resize(SUITES["cpu"]) == SUITES["cpu"]
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
 
 
-class Workers:
-    """Stands in for the processes, and notes who is asked when."""
+class FakeWorkers:
+    """Replaces worker processes, records their order, and advances a clock by `seconds` at each repetition."""
 
-    def __init__(self, seconds: float = 0.0, dying: dict[str, int] | None = None) -> None:
-        self.asked: list[str] = []
+    def __init__(self, seconds: float = 0.0, fails_at: dict[str, int] | None = None) -> None:
+        self.order: list[str] = []
         self.closed: list[str] = []
-        self.seconds, self.dying = seconds, dying or {}
+        self.seconds, self.fails_at, self.now = seconds, fails_at or {}, 0.0
 
-    def __call__(self, wish: dict[str, Any]) -> "Worker":
-        if self.dying.get(wish["implementation"]) == 0:
-            raise WorkerError("it cannot be had here")
-        return Worker(self, wish["implementation"])
+    def __call__(self, prepare: Any, case: Case, name: str, *_: Any) -> "FakeWorker":
+        if self.fails_at.get(name) == 0:
+            raise WorkerError("it is not installed")
+        return FakeWorker(self, name)
 
 
-class Worker:
-    def __init__(self, workers: Workers, name: str) -> None:
+class FakeWorker:
+    def __init__(self, workers: FakeWorkers, name: str) -> None:
         self.workers, self.name, self.count = workers, name, 0
 
-    def repeat(self) -> Repetition:
-        self.workers.asked.append(self.name)
+    def run(self) -> tuple[float, int]:
+        self.workers.order.append(self.name)
         self.count += 1
-        if self.workers.dying.get(self.name) == self.count:
+        if self.workers.fails_at.get(self.name) == self.count:
             raise WorkerError("it ran out of memory")
-        time.sleep(self.workers.seconds)
-        return Repetition(100.0 * ALL.index(self.name) + self.count, self.count)
+        self.workers.now += self.workers.seconds
+        return 100.0 * ALL.index(self.name) + self.count, self.count
 
     def close(self) -> None:
         self.workers.closed.append(self.name)
 
-    def __enter__(self) -> "Worker":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def test_rounds_alternate_and_every_other_one_runs_backwards() -> None:
-    workers = Workers()
+def test_rounds_alternate_and_every_other_one_is_reversed() -> None:
+    workers = FakeWorkers()
     result = run_case(TINY, "cpu", start=workers)
-    assert workers.asked == [*ALL, *ALL[::-1], *ALL, *ALL[::-1], *ALL]
+    assert workers.order == [*ALL, *ALL[::-1], *ALL, *ALL[::-1], *ALL]
     assert result.runs["numpy"].seconds == [201, 202, 203, 204, 205]
     assert result.runs["torch"].memory == [1, 2, 3, 4, 5]
     assert sorted(workers.closed) == sorted(ALL)
 
 
-def test_long_repetitions_take_fewer_rounds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "LONG", 0.001)
-    assert len(run_case(TINY, "cpu", start=Workers(0.002)).runs["torch"].seconds) == 3
-    assert len(run_case(TINY, "cpu", rounds=4, start=Workers(0.002)).runs["torch"].seconds) == 4
+@pytest.mark.parametrize(
+    ("seconds", "rounds", "expected"),
+    [(runner.LONG, None, 5), (runner.LONG + 1, None, 3), (runner.LONG + 1, 4, 4)],
+)
+def test_long_repetitions_take_fewer_rounds_unless_the_number_is_given(
+    seconds: float, rounds: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = FakeWorkers(seconds)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: workers.now, sleep=lambda _: None))
+    assert len(run_case(TINY, "cpu", rounds, start=workers).runs["torch"].seconds) == expected
 
 
-def test_who_dies_costs_only_its_own_column() -> None:
-    workers = Workers(dying={"torch": 2, "numpy": 0})
+def test_a_failing_implementation_leaves_the_others_alone() -> None:
+    workers = FakeWorkers(fails_at={"torch": 2, "numpy": 0})
     result = run_case(TINY, "cpu", start=workers)
-    assert {who: (len(run.seconds), run.problem) for who, run in result.runs.items()} == {
+    assert {name: (len(run.seconds), run.problem) for name, run in result.runs.items()} == {
         "transformers": (5, None),
         "torch": (1, "it ran out of memory"),
-        "numpy": (0, "it cannot be had here"),
+        "numpy": (0, "it is not installed"),
         "machine": (5, None),
     }
-    assert workers.asked.count("torch") == 2
-    assert workers.closed[0] == "torch"  # at once: its memory is for the others
+    assert workers.order.count("torch") == 2
+    assert workers.closed[0] == "torch"  # at once, to free its memory
 
 
-def test_progress_never_runs_ahead() -> None:
+def test_progress_counts_the_repetitions_done() -> None:
     seen: list[tuple[str, int, int]] = []
-    run_case(TINY, "cpu", rounds=2, watch=lambda _, what, i, n: seen.append((what, i, n)), start=Workers())
-    steps = [(i, n) for what, i, n in seen if what.startswith("round")]
-    assert steps == [(i, 8) for i in range(8)]
+    run_case(TINY, "cpu", 2, on_progress=lambda _, step, i, n: seen.append((step, i, n)), start=FakeWorkers())
+    assert [(i, n) for step, i, n in seen if step.startswith("round")] == [(i, 8) for i in range(8)]
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
-def process(code: str, wish: dict[str, Any] | None = None) -> WorkerProcess:
-    return WorkerProcess(wish or {"ready": True}, (sys.executable, "-c", code))
-
-
-READY = "import json, os, sys, time; sys.stdin.readline(); print('{}', flush=True); sys.stdin.readline();"
+# --- workers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("end", "reason"),
+    ("prepare", "args", "reason"),
     [
-        (
-            "print('the library is broken', file=sys.stderr); sys.exit(3)",
-            r"^ended with exit code 3: the library is broken$",
-        ),
-        ("os.kill(os.getpid(), 9)", r"^ended by SIGKILL, as systems do where memory runs out$"),
-        ("os.kill(os.getpid(), 11)", r"^ended by SIGSEGV$"),
-        ("print(json.dumps({'error': 'MemoryError: 9 GiB'}), flush=True)", r"^MemoryError: 9 GiB$"),
+        (bench_workers.exits, (), r"^ended with exit code 3: the library is broken$"),
+        (bench_workers.dies_of, (signal.SIGKILL,), r"^ended by SIGKILL, usually because memory ran out$"),
+        (bench_workers.dies_of, (signal.SIGSEGV,), r"^ended by SIGSEGV$"),
+        (bench_workers.raises, (MemoryError("9 GiB\nof memory"),), r"^MemoryError: 9 GiB$"),
+        (bench_workers.raises, (InputError("no tokens"),), r"^no tokens$"),
+        (bench_workers.raises, (EOFError("half a file"),), r"^EOFError: half a file$"),
     ],
 )
-def test_a_worker_that_dies_says_why(end: str, reason: str) -> None:
-    with process(READY + end) as worker, pytest.raises(WorkerError, match=reason):
-        worker.repeat()
+def test_a_failing_worker_gives_the_reason(prepare: Callable[..., Any], args: tuple[Any, ...], reason: str) -> None:
+    with closing(Worker(prepare, *args)) as worker, pytest.raises(WorkerError, match=reason):
+        worker.run()
 
 
-def test_a_worker_that_dies_at_its_start_says_why() -> None:
-    with pytest.raises(WorkerError, match=r"^ended with exit code 1: ModuleNotFoundError: No module named 'nowhere'$"):
-        process("import nowhere")
+def test_a_worker_that_fails_to_prepare_gives_the_reason() -> None:
+    with pytest.raises(WorkerError, match=r"^ModuleNotFoundError: No module named 'nowhere'$"):
+        Worker(bench_workers.fails_to_prepare)
 
 
-def test_a_worker_in_the_middle_of_its_work_can_be_ended() -> None:
-    started = time.perf_counter()
-    with process(READY + "time.sleep(60)"):
-        pass
-    assert time.perf_counter() - started < 30
+def test_a_busy_worker_can_be_ended() -> None:
+    worker = Worker(bench_workers.never_ends)
+    worker._connection.send(None)
+    worker.close()
+    assert worker._process.exitcode == -signal.SIGKILL
 
 
-def wish(case: Case, implementation: str) -> dict[str, Any]:
-    return {"case": dataclasses.asdict(case), "implementation": implementation, "device": "cpu", "folder": None}
+def test_output_of_libraries_does_not_reach_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(Worker(bench_workers.prints)) as worker:
+        assert [worker.run() for _ in range(2)] == [0.25, 0.25]
+    assert capfd.readouterr() == ("", "")
 
 
-def test_what_libraries_print_is_no_reply() -> None:
-    code = """
-import os
-from pegasusx_ref.benchmarking import worker
-def talkative(*_):
-    def task(tokens):
-        print("stray")
-        os.write(1, b"stray too\\n")
-        os.system("echo and stray")
-        return 0.25
-    return task
-worker.task_of = talkative
-worker.main()
-"""
-    with process(code, wish(TINY, "numpy")) as worker:
-        assert [worker.repeat().seconds for _ in range(2)] == [0.25, 0.25]
+def test_ctrl_c_reaches_this_process_only() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with closing(Worker(bench_workers.sigint_is_ignored)) as worker:
+        assert worker.run()
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_a_real_worker_measures_and_one_that_cannot_run_says_why() -> None:
-    with WorkerProcess(wish(TINY, "numpy")) as worker:
+def test_a_worker_measures_a_backend_and_reports_one_that_cannot_run() -> None:
+    with closing(Worker(prepare_repetition, TINY, "numpy", "cpu", None)) as worker:
         for _ in range(2):
-            seconds, peak = worker.repeat()
-            assert 0 < seconds < 10
+            seconds, peak = worker.run()
+            assert seconds > 0
             assert peak is None or 0 < peak < 2**30
-    with pytest.raises(WorkerError, match=r"^backend 'numpy' does not compute in 'bfloat16'"):
-        WorkerProcess(wish(dataclasses.replace(TINY, dtype="bfloat16"), "numpy"))
+    with pytest.raises(WorkerError, match=r"^backend 'numpy' does not (compute in|support) "):
+        Worker(prepare_repetition, dataclasses.replace(TINY, dtype="bfloat16"), "numpy", "cpu", None)
 
 
-# --- the work itself -------------------------------------------------------------------------------------------------
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def workloads(case: Case, name: str, folder: Path | None = None) -> TransformersWorkloads | BackendWorkloads:
+    return (TransformersWorkloads if name == "transformers" else BackendWorkloads)(case, name, "cpu", folder)
 
 
 def test_all_encoders_compute_the_same(transformers: ModuleType) -> None:
-    ids = source_ids(TINY, 40)
-    ours, torch, theirs = (np.asarray(encoder_of(TINY, who, "cpu")(ids)) for who in ("numpy", "torch", "transformers"))
-    assert ours.shape == (1, 40, 32)
-    for other in (torch, theirs):
-        assert np.abs(ours - other).max() < 1e-4 * np.abs(ours).max()
+    names = ("numpy", "torch", "transformers")
+    numpy, torch, reference = (np.asarray(workloads(TINY, name).encoder()(40)()) for name in names)
+    assert reference.shape == (1, 40, 32)
+    for ours in (numpy, torch):
+        assert np.abs(ours - reference).max() < 1e-4 * np.abs(reference).max()
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_all_searches_write_the_same_and_note_every_step(transformers: ModuleType, beams: int) -> None:
+def test_all_searches_return_the_same_ids_and_report_every_step(transformers: ModuleType, beams: int) -> None:
     case = Case("decoder", "tiny", "float32", ALL, 40, beams)
     written = {}
-    for who in ("numpy", "torch", "transformers"):
-        clock = Clock(lambda: None)
-        states = encoder_states(case, 40)
+    for name in ("numpy", "torch", "transformers"):
+        steps: list[None] = []
+        search = workloads(case, name).decoder()
         with record("lm_head") as trace:
-            first, again = (np.asarray(writer_of(case, who, "cpu")(states, clock)).tolist() for _ in range(2))
+            first, again = (np.asarray(search(40)(partial(steps.append, None))).tolist() for _ in range(2))
         assert first == again
-        assert who == "transformers" or trace["lm_head"].shape[:2] == (1, beams)
-        assert len(clock.times) == 2 * 12
-        written[who] = first
+        assert name == "transformers" or trace["lm_head"].shape[:2] == (1, beams)
+        assert len(steps) == 2 * 12
+        written[name] = first
     assert written["numpy"] == written["torch"] == written["transformers"]
 
 
-def test_all_loaders_read_the_same(transformers: ModuleType) -> None:
-    case = Case("load", "tiny", "float32", ALL)
-    with checkpoint_of(case) as folder:
-        sums = [reader_of(case, who, "cpu", folder)() for who in ("numpy", "torch", "transformers")]
-    weights = PegasusXForConditionalGeneration.from_random(case.config).state_dict()
+def test_all_loaders_read_the_same(transformers: ModuleType, checkpoint: Path) -> None:
+    sums = [workloads(LOAD, name, checkpoint).load()(0)() for name in ("numpy", "torch", "transformers")]
+    weights = PegasusXForConditionalGeneration.from_random(LOAD.config).state_dict()
     assert sums == pytest.approx([sum(float(tensor.sum()) for tensor in weights.values())] * 3, rel=1e-4)
 
 
 def test_a_token_takes_the_median_interval_without_the_first_two() -> None:
-    clock = Clock(lambda: None)
-    intervals = [9.0, 8.0, *(later := list(rng.uniform(1, 2, 7)))]
-    clock.times = list(np.cumsum([5.0, *intervals]))
-    assert clock.per_token() == pytest.approx(statistics.median(later))
+    later = list(rng.uniform(1, 2, 7))
+    assert median_interval(np.cumsum([5.0, 9.0, 8.0, *later]).tolist()) == pytest.approx(statistics.median(later))
 
 
-def test_the_core_runs_on_every_backend() -> None:
+def test_the_core_and_a_search_run_as_tasks_of_every_backend() -> None:
     pytest.importorskip("torch")
-    case = Case("core", "tiny", "float32", ("torch", "numpy"), 40)
-    for who in case.implementations:
-        assert 0 < task_of(case, who, "cpu")(40) < 10
+    for case in (Case("core", "tiny", "float32", ALL, 40), Case("decoder", "tiny", "float32", ALL, 40)):
+        for name in ("torch", "numpy"):
+            assert task_for(case, name, "cpu")(40) > 0
 
 
-def test_the_machine_s_limit_is_the_best_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, quick = (lambda: time.sleep(0.05)), (lambda: time.sleep(0.01))
-    monkeypatch.setattr(machine, "LEAST", 0.0)
-    for kind, of in (("encoder", "products"), ("load", "reads")):
-        monkeypatch.setattr(machine, of, lambda *_: [(slow, lambda: None, 10.0), (quick, lambda: None, 10.0)])
-        case = dataclasses.replace(TINY, kind=kind)
-        rate = work_of(case).amount / task_of(case, "machine", "cpu")(40)
-        assert 10 / 0.025 < rate <= 10 / 0.01
+@pytest.mark.parametrize(("kind", "kernels"), [("encoder", "matrix_products"), ("load", "memory_reads")])
+def test_the_machine_s_limit_is_the_best_of_its_libraries(
+    kind: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"slow": iter([0.05, 0.06, 0.07]), "fast": iter([0.03, 0.01, 0.02])}
+    monkeypatch.setattr(machine, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "timed", lambda call, _: next(seconds[call]))
+    monkeypatch.setattr(machine, kernels, lambda *_: [(name, None, 10.0) for name in seconds])
+    case = dataclasses.replace(TINY, kind=kind)
+    assert work_of(case).amount / task_for(case, "machine", "cpu")(40) == pytest.approx(10 / 0.01)
 
 
-def test_the_machine_s_products_and_reads_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SIZES", (48, 0))
-    monkeypatch.setattr(machine, "LENGTHS", (1000, 0))
+def test_the_machine_s_kernels_do_the_work_that_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "MATRIX_ROWS", (48, 0))
+    monkeypatch.setattr(machine, "ARRAY_LENGTHS", (1000, 0))
     has_torch = importlib.util.find_spec("torch") is not None
-    for measurements, work in ((machine.products("float32", "cpu"), 2 * 48**3), (machine.reads("cpu"), 4 * 1000)):
-        assert len(measurements) == 1 + has_torch
-        for call, wait, counted in measurements:
+    products, reads = machine.matrix_products("float32", "cpu"), machine.memory_reads("cpu")
+    for kernels, work in ((products, 2 * 48**3), (reads, 4 * 1000)):
+        assert len(kernels) == 1 + has_torch
+        for call, synchronize, counted in kernels:
             assert counted == work
             call()
-            wait()
-    assert len(machine.products("bfloat16", "cpu")) == has_torch
+            synchronize()
+    assert len(machine.matrix_products("bfloat16", "cpu")) == has_torch
 
 
-def test_cuda_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_waits_for_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     torch: Any = pytest.importorskip("torch")
     log: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(device))
-    assert timed(lambda: log.append("work"), waiter("transformers", "cuda:0")) > 0
+    timed(lambda: log.append("work"), synchronizer("transformers", "cuda:0"))
     assert log == ["cuda:0", "work", "cuda:0"]
     log.clear()
-    cupy: Any = ModuleType("cupy")
-    cupy.cuda = ModuleType("cuda")
-    cupy.cuda.Device = lambda: type("Device", (), {"synchronize": lambda _: log.append("cupy")})()
+    cupy = SimpleNamespace(synchronize=lambda: log.append("cupy"))
+    cupy.cuda = SimpleNamespace(Device=lambda: cupy)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    timed(lambda: log.append("work"), waiter("cupy", "cuda:0"))
+    timed(lambda: log.append("work"), synchronizer("cupy", "cuda:0"))
     assert log == ["cupy", "work", "cupy"]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-MIB = 2**20
+on_linux = pytest.mark.skipif(not can_reset_peak(), reason="the kernel's peak memory is read from Linux's /proc")
+COUNTER_LAG = 16 * MIB  # the kernel updates its counters in batches
 
 
-@pytest.mark.skipif(not memory.can_forget_peaks(), reason="memory is read from Linux's /proc")
-def test_memory_is_that_of_the_work_at_its_peak() -> None:
-    meter = memory.meter("numpy", "cpu")
+@on_linux
+def test_peak_memory_is_that_of_one_repetition() -> None:
+    meter = memory_meter("numpy", "cpu")
     for size in (96, 32, 64):
-        meter.start()
+        meter.reset()
         np.full(size * MIB // 8, rng.random()).sum()
         peak = meter.peak()
         assert peak is not None
-        assert size - 1 < peak / MIB < size + 16  # the kernel counts a little behind
+        assert (size - 1) * MIB < peak < size * MIB + COUNTER_LAG
 
 
-@pytest.mark.skipif(not memory.can_forget_peaks(), reason="memory is read from Linux's /proc")
-def test_what_an_earlier_repetition_left_behind_hides_nothing() -> None:
-    meter, kept = memory.meter("numpy", "cpu"), []
+@on_linux
+def test_memory_that_a_repetition_leaves_allocated_counts_in_the_next() -> None:
+    meter, kept = memory_meter("numpy", "cpu"), []
     for _ in range(2):
-        meter.start()
+        meter.reset()
         kept.append(np.full(48 * MIB // 8, rng.random()))
     peak = meter.peak()
     assert peak is not None
-    assert peak / MIB > 95
+    assert peak > 95 * MIB
 
 
-def test_memory_on_a_gpu_is_what_the_library_s_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reserved with reserved: recorded graphs keep what they need there, and never say so again."""
+@on_linux
+def test_memory_that_a_library_keeps_from_its_first_use_counts() -> None:
+    """Such as a second copy of the weights in a faster layout."""
+    with closing(Worker(bench_workers.keeps_memory, TINY)) as worker:
+        for _ in range(2):
+            _, peak = worker.run()
+            assert 47 * MIB < peak < 48 * MIB + COUNTER_LAG
+
+
+def test_memory_on_a_gpu_is_that_of_the_library_s_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reserved memory before and after: recorded CUDA graphs keep theirs without reporting it as allocated."""
     torch: Any = pytest.importorskip("torch")
     state = {"reserved": 900, "most": 900}
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.update(reserved=700))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: state["reserved"])
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: state["most"])
-    meter = memory.meter("transformers", "cuda:0")
+    meter = memory_meter("transformers", "cuda:0")
     state["most"] = 2100  # in the warm-up
-    meter.start()
+    meter.reset()
     assert meter.peak() == 1400
     held = {"bytes": 500}
-    pool: Any = type("Pool", (), {"total_bytes": lambda _: held["bytes"]})()
-    pool.free_all_blocks = lambda: held.update(bytes=300)
-    cupy: Any = ModuleType("cupy")
-    cupy.get_default_memory_pool = lambda: pool
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    meter = memory.meter("cupy", "cuda:0")
+    pool = SimpleNamespace(total_bytes=lambda: held["bytes"], free_all_blocks=lambda: held.update(bytes=300))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(get_default_memory_pool=lambda: pool))
+    meter = memory_meter("cupy", "cuda:0")
     held["bytes"] = 1000
-    meter.start()  # empties nothing: filling the pool again would cost time
+    meter.reset()  # empties nothing: refilling the pool would take time
     assert meter.peak() == 700
 
 
-@pytest.mark.skipif(not memory.can_forget_peaks(), reason="memory is read from Linux's /proc")
-def test_what_a_library_keeps_from_its_first_use_on_counts() -> None:
-    """As a second copy of the weights, in an order that is faster to read."""
-    code = """
-import numpy as np
-from pegasusx_ref.benchmarking import worker
-def keeping(*_):
-    kept = []
-    def task(tokens):
-        if not kept:
-            kept.append(np.ones(48 * 2**20 // 8))
-        return 0.25
-    return task
-worker.task_of = keeping
-worker.main()
-"""
-    with process(code, wish(TINY, "numpy")) as worker:
-        for _ in range(2):
-            peak = worker.repeat().memory
-            assert peak is not None
-            assert 47 < peak / MIB < 70
-
-
-# --- ratios, shares, aims --------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     result = random_result(TINY)
-    theirs, ours = result.runs["transformers"].seconds, result.runs["torch"].seconds
-    ratios = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
-    assert comparing.ratio(result, "torch") == (ratios[2], ratios[0], ratios[-1])
-    assert comparing.ratio(result, "transformers") is None
-    assert comparing.ratio(result, "machine") is None
-    peaks = zip(result.runs["torch"].memory, result.runs["transformers"].memory, strict=True)
-    found = comparing.ratio(result, "torch", "memory")
+    reference, torch = result.runs["transformers"], result.runs["torch"]
+    ratios = sorted(mine / other for mine, other in zip(torch.seconds, reference.seconds, strict=True))
+    assert result.ratio("torch") == (ratios[2], ratios[0], ratios[-1])
+    assert result.ratio("transformers") is None
+    assert result.ratio("machine") is None
+    peaks = zip(torch.values("memory"), reference.values("memory"), strict=True)
+    found = result.ratio("torch", "memory")
     assert found is not None
-    assert found.median == statistics.median((mine or 0) / (other or 0) for mine, other in peaks)
+    assert found.median == statistics.median(mine / other for mine, other in peaks)
 
 
-def test_who_died_is_compared_over_its_own_rounds() -> None:
+def test_a_failed_run_is_compared_over_its_own_rounds() -> None:
     result = random_result(TINY)
     del result.runs["torch"].seconds[2:]
-    pairs = list(zip(result.runs["torch"].seconds, result.runs["transformers"].seconds, strict=False))
-    found = comparing.ratio(result, "torch")
+    pairs = zip(result.runs["torch"].seconds, result.runs["transformers"].seconds, strict=False)
+    found = result.ratio("torch")
     assert found is not None
     assert found.median == statistics.median(mine / other for mine, other in pairs)
     result.runs["torch"].seconds.clear()
-    assert comparing.ratio(result, "torch") is None
+    assert result.ratio("torch") is None
 
 
 def test_a_share_is_that_of_the_machine_s_rate_in_the_same_round() -> None:
     result = random_result(TINY)
     pairs = zip(result.runs["machine"].seconds, result.runs["numpy"].seconds, strict=True)
-    assert comparing.share(result, "numpy") == statistics.median(least / took for least, took in pairs)
-    seconds = statistics.median(result.runs["numpy"].seconds)
-    assert comparing.rate(result, "numpy") == work_of(TINY).amount / seconds
+    assert result.share("numpy") == statistics.median(bound / seconds for bound, seconds in pairs)
+    rate = work_of(TINY).amount / statistics.median(result.runs["numpy"].seconds)
+    assert summarize(results_of(result))["encoder-tiny-40"]["numpy"]["rate"] == rate
     result.runs["machine"].seconds.clear()
-    assert comparing.share(result, "numpy") is None
+    assert result.share("numpy") is None
 
 
-def test_aims_are_met_up_to_their_value_and_a_share_from_it_on() -> None:
-    longer = dataclasses.replace(TINY, tokens=160, grows_from=40)
+def test_aims_are_upper_limits_except_for_a_share() -> None:
+    longer = dataclasses.replace(
+        TINY, tokens=160, grows_from=40, aims=(Aim("torch", "growth", 9), Aim("torch", "share", 0))
+    )
     short, long = random_result(TINY), random_result(longer, around=dict.fromkeys(ALL, 50.0))
-    results = results_of(short, long)
     grown = statistics.median(long.runs["torch"].seconds) / statistics.median(short.runs["torch"].seconds)
-    aim = Aim("torch", "growth", grown)
-    assert comparing.reached(results, long, aim) == grown
-    assert comparing.is_met(aim, grown)
-    assert not comparing.is_met(aim, grown * 1.001)
-    share = Aim("torch", "share", 0.45)
-    assert comparing.is_met(share, 0.45)
-    assert not comparing.is_met(share, 0.449)
-    assert comparing.reached(results, long, share) == comparing.share(long, "torch")
-    assert comparing.growth(results_of(long), long, "torch") is None
+    aims = summarize(results_of(short, long))["encoder-tiny-160"]["torch"]["aims"]
+    assert [aim["reached"] for aim in aims] == [grown, long.share("torch")]
+    assert [aim["met"] for aim in aims] == [grown <= 9, True]
+    for metric, better in (("time", 0.449), ("memory", 0.449), ("growth", 0.449), ("share", 0.451)):
+        aim = Aim("torch", metric, 0.45)
+        assert (aim.is_met(0.45), aim.is_met(better), aim.is_met(0.9 - better), aim.is_met(None)) == (
+            True,
+            True,
+            False,
+            False,
+        )
+    assert growth([long], long, "torch") is None
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the results file ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_holds_all_and_what_follows_from_it(tmp_path: Path) -> None:
+def test_a_file_holds_results_and_metrics(tmp_path: Path) -> None:
     case = dataclasses.replace(TINY, aims=(Aim("torch", "time", 0.9), Aim("numpy", "time", 0.01)))
     results = results_of(random_result(case))
     results.cases[case.name].runs["numpy"].problem = "it ran out of memory"
@@ -531,85 +494,94 @@ def test_a_file_holds_all_and_what_follows_from_it(tmp_path: Path) -> None:
     write_results(path, results)
     assert read_results(path) == results
     summary = json.loads(path.read_text())["summary"][case.name]
-    found = comparing.ratio(results.cases[case.name], "torch")
+    found = results.cases[case.name].ratio("torch")
     assert found is not None
     assert summary["torch"]["time_ratio"] == found._asdict()
-    assert [aim["met"] for who in ("torch", "numpy") for aim in summary[who]["aims"]] == [True, False]
+    assert [aim["met"] for name in ("torch", "numpy") for aim in summary[name]["aims"]] == [True, False]
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
-@pytest.fixture
-def measuring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pretends to measure, and lists what was."""
-    done: list[str] = []
+def test_the_published_results_can_be_read() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json"
+    results = read_results(path)
+    assert list(results.cases) == [case.name for case in SUITES["cpu"]]
+    assert summarize(results) == json.loads(path.read_text())["summary"]
 
-    def pretend(case: Case, *_: Any) -> CaseResult:
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cases that were run, with random results in place of measurements."""
+    names: list[str] = []
+
+    def run_case(case: Case, *_: Any) -> CaseResult:
         if "8-beams" in case.name:
             raise KeyboardInterrupt
-        done.append(case.name)
+        names.append(case.name)
         return random_result(case)
 
-    monkeypatch.setattr(running, "run_case", pretend)
+    monkeypatch.setattr(runner, "run_case", run_case)
     monkeypatch.setattr("pegasusx_ref.cli.bench.facts", lambda: FACTS)
-    monkeypatch.setattr("pegasusx_ref.cli.bench.busy_cores", lambda: 0.1)
-    monkeypatch.setattr("pegasusx_ref.cli.bench.cores", lambda: 2)
-    return done
+    monkeypatch.setattr("pegasusx_ref.cli.bench.load_average", lambda: 0.1)
+    monkeypatch.setattr("pegasusx_ref.cli.bench.usable_cores", lambda: 2)
+    return names
 
 
-def test_a_later_run_does_the_cases_that_are_missing(measuring: list[str], tmp_path: Path) -> None:
+CASES = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80, 160)]
+
+
+def test_a_resumed_run_measures_the_missing_cases(measured: list[str], tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    cases = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80, 160)]
-    begun = resumed(path, SETTINGS, FACTS, "a command")
-    assert [result.case for result in measured(cases[:2], begun, path, "cpu")] == cases[:2]
-    again = resumed(path, SETTINGS, FACTS, "a command")
-    assert again == begun
-    assert [result.case for result in measured(cases, again, path, "cpu")] == cases[2:]
-    assert measuring == [case.name for case in cases]
-    assert list(read_results(path).cases) == measuring
-    assert not resumed(path, SETTINGS, FACTS, "a command", fresh=True).cases
+    begun = resume_results(path, SETTINGS, FACTS, "a command")
+    assert [result.case for result in run_cases(CASES[:2], begun, path, "cpu")] == CASES[:2]
+    resumed = resume_results(path, SETTINGS, FACTS, "a command")
+    assert resumed == begun
+    assert [result.case for result in run_cases(CASES, resumed, path, "cpu")] == CASES[2:]
+    assert measured == [case.name for case in CASES]
+    assert list(read_results(path).cases) == measured
+    assert not resume_results(path, SETTINGS, FACTS, "a command", fresh=True).cases
 
 
-def test_what_has_changed_or_was_killed_is_measured_again(measuring: list[str], tmp_path: Path) -> None:
+def test_changed_and_killed_cases_are_measured_again(measured: list[str], tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    cases = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80, 160)]
-    results = results_of(*map(random_result, cases))
-    runs = [results.cases[case.name].runs for case in cases]
-    runs[0]["torch"].problem = "ended by SIGKILL, as systems do where memory runs out"
-    runs[1]["torch"].problem = "torch is not installed"  # and will not be
-    cases[2] = dataclasses.replace(cases[2], aims=(Aim("torch", "time", 0.5),))
-    again = [result.case for result in measured(cases, results, path, "cpu")]
-    assert again == [cases[0], cases[2]]
-    assert read_results(path).cases[cases[2].name].case.aims
+    results = results_of(*map(random_result, CASES))
+    runs = [results.cases[case.name].runs for case in CASES]
+    runs[0]["torch"].problem = "ended by SIGKILL, usually because memory ran out"
+    runs[1]["torch"].problem = "torch is not installed"  # nor will it be the next time
+    changed = dataclasses.replace(CASES[2], aims=(Aim("torch", "time", 0.5),))
+    cases = [*CASES[:2], changed]
+    assert [result.case for result in run_cases(cases, results, path, "cpu")] == [CASES[0], changed]
+    assert read_results(path).cases[changed.name].case.aims
 
 
-def test_where_nobody_runs_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_nothing_ran_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bench.json"
-    none = CaseResult(TINY, {who: Run(problem=f"no {who} here") for who in ALL})
-    monkeypatch.setattr(running, "run_case", lambda *_: none)
-    with pytest.raises(InputError, match=r"nobody could run encoder-tiny-40 on cuda:0: .*; numpy: no numpy here"):
-        list(measured([TINY], results_of(), path, "cuda:0"))
+    failed = CaseResult(TINY, {name: Run(problem=f"no {name} here") for name in ALL})
+    monkeypatch.setattr(runner, "run_case", lambda *_: failed)
+    with pytest.raises(
+        InputError, match=r"no implementation of encoder-tiny-40 ran on cuda:0: .*; numpy: no numpy here"
+    ):
+        list(run_cases([TINY], results_of(), path, "cuda:0"))
     assert not path.exists()
 
 
-def test_code_that_changes_under_a_run_ends_it(
-    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_code_that_changes_during_a_run_ends_it(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = iter(["before", "before", "after"])
-    monkeypatch.setattr(running, "digest_of_code", lambda: next(digests))
+    monkeypatch.setattr(runner, "code_digest", lambda: next(digests))
     path = tmp_path / "bench.json"
-    cases = [dataclasses.replace(TINY, tokens=tokens) for tokens in (40, 80)]
-    with pytest.raises(InputError, match="the code has changed while encoder-tiny-80 was measured"):
-        list(measured(cases, results_of(), path, "cpu"))
+    with pytest.raises(InputError, match="the code changed during encoder-tiny-80"):
+        list(run_cases(CASES[:2], results_of(), path, "cpu"))
     assert list(read_results(path).cases) == ["encoder-tiny-40"]
 
 
-def test_a_file_without_cases_binds_nobody(tmp_path: Path) -> None:
+def test_a_file_without_cases_fits_any_conditions(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     write_results(path, results_of())
-    assert resumed(path, SETTINGS | {"device": "cuda:0"}, FACTS, "a command").settings["device"] == "cuda:0"
+    assert resume_results(path, SETTINGS | {"device": "cuda:0"}, FACTS, "a command").settings["device"] == "cuda:0"
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_error_in_writing_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/bench\.json: cannot be written \(.+\): --out names another file"):
         write_results(tmp_path / "file" / "bench.json", results_of(random_result(TINY)))
@@ -624,24 +596,16 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({"rounds": 2, "suite": "cpu"}, {"blas": [], "torch": {"threads": 1}}, r"suite: .* and 1 more"),
     ],
 )
-def test_what_was_measured_otherwise_is_refused(
+def test_a_file_measured_under_other_conditions_is_refused(
     settings: dict[str, Any], facts: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "bench.json"
     write_results(path, results_of(random_result(TINY)))
-    with pytest.raises(InputError, match=rf"was measured otherwise \(.*{said}.*\): --fresh starts anew, --out names"):
-        resumed(path, SETTINGS | settings, FACTS | facts, "a command")
+    with pytest.raises(InputError, match=rf"measured under other conditions \(.*{said}.*\): use --fresh to start anew"):
+        resume_results(path, SETTINGS | settings, FACTS | facts, "a command")
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"format": 0}', '{"format": 1}', '{"format": 1, "cases": {"a": 1}}'])
-def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match=r"bench\.json: not a file of pegasusx-ref bench \(.+\): --fresh starts anew"):
-        read_results(path)
-
-
-DAMAGES: dict[str, Any] = {
+DAMAGES: dict[str, Callable[[Any], object]] = {
     "no settings": lambda entries: entries["settings"].clear(),
     "settings that are a list": lambda entries: entries.update(settings=[1]),
     "no facts": lambda entries: entries["facts"].clear(),
@@ -649,54 +613,62 @@ DAMAGES: dict[str, Any] = {
     "an unknown dtype": lambda entries: entries["cases"]["encoder-tiny-40"]["case"].update(dtype="int9"),
     "an unknown model": lambda entries: entries["cases"]["encoder-tiny-40"]["case"].update(preset="huge"),
 }
+OTHER_FILES = {"": "", "a list": "[1]", "another format": '{"format": 0}', "no cases": '{"format": 1}'}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [*DAMAGES, *OTHER_FILES])
+def test_a_damaged_or_unrelated_file_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     write_results(path, results_of(random_result(TINY)))
     entries = json.loads(path.read_text())
-    DAMAGES[damage](entries)
-    path.write_text(json.dumps(entries))
-    with pytest.raises(InputError, match=r"bench\.json: not a file of pegasusx-ref bench \(.+\): --fresh starts anew"):
+    DAMAGES.get(damage, bool)(entries)
+    path.write_text(OTHER_FILES.get(damage, json.dumps(entries)))
+    with pytest.raises(InputError, match=r"bench\.json: not a results file of pegasusx-ref bench \(.+\): use --fresh"):
         read_results(path)
 
 
 @pytest.mark.parametrize(
     ("part", "counts"),
     [
-        ("benchmarking/timing.py", True),
-        ("benchmarking/tasks/encoder.py", True),
+        ("benchmarking/workers.py", True),
+        ("benchmarking/tasks/timing.py", True),
         ("study/costs.py", True),
         ("encoder.py", True),
         ("benchmarking/report.py", False),
         ("cli/bench.py", False),
-        ("study/pictures/canvas.py", False),
+        ("study/pictures/figures.py", False),
     ],
 )
-def test_the_digest_is_of_what_computes_and_measures(
+def test_the_digest_covers_code_that_computes_or_measures(
     part: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
-    monkeypatch.setitem(digest_of_code.__globals__, "find_spec", lambda _: spec)
+    monkeypatch.setitem(code_digest.__globals__, "find_spec", lambda _: spec)
     digests = []
     for content in ("a", "b"):
         (tmp_path / part).write_text(content)
-        digests.append(digest_of_code())
+        digests.append(code_digest())
     assert (digests[0] != digests[1]) == counts
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "ONEDNN_MAX_CPU_ISA", "NPY_DISABLE_CPU_FEATURES"])
-def test_variables_that_steer_libraries_are_facts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_configure_libraries_are_facts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise WorkerError("torch does not load")
+
+    monkeypatch.setattr("pegasusx_ref.benchmarking.facts.Worker", fail)
+    monkeypatch.setattr("pegasusx_ref.benchmarking.facts.code_digest", lambda: "0123456789ab")
     before = facts()
+    assert before["torch"] == {}
     monkeypatch.setenv(name, "1")
     assert differences(before, facts()) == [f"environment: {name}: None then, 1 now"]
 
 
-def test_facts_of_this_machine_do_not_change_from_moment_to_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegasusx_ref.benchmarking.facts.code_digest", lambda: "0123456789ab")
     found = facts()
-    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "TRUE")  # as threadpoolctl does when it is first loaded
+    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "TRUE")  # as threadpoolctl does
     assert differences(found, json.loads(json.dumps(facts()))) == []
     assert found["versions"]["numpy"] == np.__version__
     assert found["machine"]["cores"] >= 1
@@ -704,11 +676,11 @@ def test_facts_of_this_machine_do_not_change_from_moment_to_moment(monkeypatch: 
     assert bool(found["torch"]) == (importlib.util.find_spec("torch") is not None)
 
 
-# --- tables and picture ----------------------------------------------------------------------------------------------
+# --- report and plot -------------------------------------------------------------------------------------------------
 
 
 def suite_results(suite: str) -> Results:
-    around = {"transformers": 16.0, "torch": 0.9, "numpy": 1.3, "cupy": 0.7, "machine": 0.4}
+    around = {"transformers": 16.0, "torch": 0.9, "numpy": 0.9, "cupy": 0.7, "machine": 0.4}
     return results_of(*(random_result(case, around=around) for case in SUITES[suite]))
 
 
@@ -718,7 +690,7 @@ def test_a_report_fits_a_terminal(suite: str) -> None:
     assert max(map(len, lines)) <= 120, max(lines, key=len)
 
 
-def test_rows_say_what_was_measured_and_whether_it_is_aimed_at() -> None:
+def test_tables_hold_medians_ratios_ranges_and_aims() -> None:
     aims = (Aim("torch", "time", 0.55), Aim("numpy", "time", 0.5), Aim("numpy", "share", 0.45))
     case = dataclasses.replace(TINY, aims=aims)
     amount = work_of(case).amount
@@ -729,7 +701,7 @@ def test_rows_say_what_was_measured_and_whether_it_is_aimed_at() -> None:
         "machine": Run([4.0, 4.0, 4.8], [None] * 3),
     }
     results = results_of(CaseResult(case, runs))
-    time_table, memory_table, rates = (section.table for section in tables(results))
+    time_table, memory_table, rates = (table for _, table in tables(results, summarize(results)))
     header = ["case", "transformers", "torch", "ratio", "range", "aim", "numpy", "ratio", "range", "aim"]
     assert time_table.header == header
     assert time_table.rows[0] == [
@@ -740,14 +712,14 @@ def test_rows_say_what_was_measured_and_whether_it_is_aimed_at() -> None:
     ]
     assert memory_table.rows[0] == ["encoder-tiny-40", "1.00 GiB", "512 MiB", "0.50", "0.50–0.50", "-"]
     assert rates.header == ["case", "machine", "transformers", "share", "torch", "share", "numpy", "share", "aim"]
-    by_second = [f"{amount / seconds / 1e3:.0f} kFLOP/s" for seconds in (4.0, 16.0, 8.0, 9.6)]
-    expected = [by_second[0], by_second[1], "30 %", by_second[2], "50 %", by_second[3], "50 %", "0.45 ✓"]
+    per_second = [f"{amount / seconds / 1e3:.0f} kFLOP/s" for seconds in (4.0, 16.0, 8.0, 9.6)]
+    expected = [per_second[0], per_second[1], "30 %", per_second[2], "50 %", per_second[3], "50 %", "0.45 ✓"]
     assert rates.rows[0] == ["encoder-tiny-40", *expected]
-    assert "Aims that are met: 2 of 3." in report(results)
+    assert "Aims met: 2 of 3." in report(results)
     assert as_markdown(time_table)[:2] == [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * 9}"]
 
 
-def test_who_did_not_run_is_in_the_table_and_once_below_it() -> None:
+def test_a_failure_is_in_the_table_and_listed_once_below_it() -> None:
     results = results_of(random_result(TINY), random_result(dataclasses.replace(TINY, tokens=80)))
     for result in results.cases.values():
         result.runs["torch"] = Run(problem="torch is not installed")
@@ -773,37 +745,38 @@ def test_times_have_three_digits(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_picture_has_a_line_for_each_and_labels_that_do_not_touch(tmp_path: Path) -> None:
+def test_the_plot_has_a_line_per_implementation_and_separate_labels(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    longest, results = plots.longest_series, suite_results("cpu")
+    results = suite_results("cpu")
     results.cases["encoder-large-16384"].runs["numpy"].seconds[0] *= 50
-    figure = plots.scaling(results)
+    figure = plots.scaling_figure(results)
     time_axes, memory_axes = figure.axes
     lengths = {len(container[0].get_xdata()) for container in time_axes.containers}
     assert lengths == {4}
     assert len(time_axes.containers) == 4
     assert len(memory_axes.containers) == 3
-    seconds = [second for result in longest(results) for run in result.runs.values() for second in run.seconds]
+    series = plots.longest_series(result.case for result in results.cases.values())
+    seconds = [second for case in series for run in results.cases[case.name].runs.values() for second in run.seconds]
     low, high = time_axes.get_ylim()
     assert low < min(seconds) <= max(seconds) < high
     for axes in figure.axes:
         heights = sorted(text.get_position()[1] for text in axes.texts)
-        assert np.diff(heights).min() >= plots.LEAST_GAP - 1e-9
+        assert np.diff(heights).min() >= plots.LABEL_DISTANCE - 1e-9
     figure.savefig(tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
-def test_a_round_without_memory_is_left_out_of_the_picture() -> None:
+def test_the_plot_omits_rounds_without_memory() -> None:
     pytest.importorskip("matplotlib")
     results = suite_results("quick")
     results.cases["encoder-base-256"].runs["numpy"].memory[0] = 0
-    _, memory_axes = plots.scaling(results).axes
+    _, memory_axes = plots.scaling_figure(results).axes
     assert memory_axes.get_ylim()[0] > 0
 
 
-def test_there_is_nothing_to_draw_of_one_length() -> None:
+def test_a_plot_needs_two_lengths() -> None:
     with pytest.raises(InputError, match="encoder cases of one model at two lengths"):
-        plots.scaling(results_of(random_result(TINY)))
+        plots.scaling_figure(results_of(random_result(TINY)))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -815,7 +788,7 @@ def run(*arguments: object) -> Result:
     return result
 
 
-def test_the_command_measures_prints_draws_and_goes_on(measuring: list[str], tmp_path: Path) -> None:
+def test_the_command_measures_prints_plots_and_resumes(measured: list[str], tmp_path: Path) -> None:
     out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     result = run("--suite", "quick", "--out", out, "--case", "encoder-base-256")
     assert result.exit_code == 0
@@ -825,63 +798,60 @@ def test_the_command_measures_prints_draws_and_goes_on(measuring: list[str], tmp
     assert result.stderr.startswith("case 1 of 1, encoder-base-256: transformers ")
     result = run("--suite", "quick", "--out", out, "--plot", picture, "--no-progress")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert measuring == [case.name for case in SUITES["quick"]]
+    assert measured == [case.name for case in SUITES["quick"]]
     assert picture.stat().st_size > 10_000
     shown = run("--show", "--out", out, "--markdown")
     assert shown.exit_code == 0
     assert "| encoder-base-1024 | " in shown.stdout
-    assert len(measuring) == len(SUITES["quick"])
+    assert len(measured) == len(SUITES["quick"])
 
 
-def test_a_busy_machine_is_noted(measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pegasusx_ref.cli.bench.busy_cores", lambda: 1.04)
+def test_a_high_load_is_noted(measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegasusx_ref.cli.bench.load_average", lambda: 1.04)
     result = run("--suite", "quick", "--out", tmp_path / "bench.json", "--no-progress")
     assert result.exit_code == 0
-    noted = "Note: load of the last minute 1.0 on 2 cores: times may be long, and ratios uncertain\n"
-    assert result.stderr == noted
+    assert result.stderr == "Note: load average 1.0 on 2 cores: times may be long and ratios unreliable\n"
 
 
-def test_without_figures_of_this_package_the_exit_code_is_1(
-    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_measurement_of_this_package_the_exit_code_is_1(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretend(case: Case, *_: Any) -> CaseResult:
-        result = random_result(case)
-        for who in set(result.runs) - {"machine"}:
-            result.runs[who] = Run(problem="it cannot be had here")
-        return result
+    def run_case(case: Case, *_: Any) -> CaseResult:
+        runs = {name: Run(problem="it is not installed") for name in case.implementations}
+        return CaseResult(case, runs | {"machine": random_run(5, 4.0)})
 
-    monkeypatch.setattr(running, "run_case", pretend)
+    monkeypatch.setattr(runner, "run_case", run_case)
     command = ("--suite", "quick", "--case", "load-tiny", "--out", tmp_path / "bench.json", "--no-progress")
     result = run(*command)
-    assert (result.exit_code, result.stderr) == (1, "Error: no figures of this package: load-tiny\n")
-    assert "numpy: it cannot be had here (load-tiny)" in result.stdout
+    assert (result.exit_code, result.stderr) == (1, "Error: no measurement of this package: load-tiny\n")
+    assert "numpy: it is not installed (load-tiny)" in result.stdout
     assert run(*command, "--show").exit_code == 0
 
 
-def test_a_command_that_is_terminated_ends_in_order(measuring: list[str]) -> None:
+def test_sigterm_exits_through_the_cleanup() -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, ended_in_order():
+    with pytest.raises(SystemExit) as ended, exit_on_sigterm():
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_ctrl_c_leaves_what_is_done(measuring: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_finished_cases(measured: list[str], tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     result = run("--suite", "cpu", "--out", out)
     assert (result.exit_code, result.stdout) == (130, "")
     *_, noted, last = result.stderr.splitlines()
-    assert noted == f"Note: 6 cases are in {out}; the same command goes on with the others"
+    assert noted == f"Note: 6 cases are in {out}; run the same command to resume"
     assert last == "Interrupted"
-    assert list(read_results(out).cases) == measuring == [case.name for case in SUITES["cpu"][:6]]
+    assert list(read_results(out).cases) == measured == [case.name for case in SUITES["cpu"][:6]]
 
 
-def test_the_list_names_cases_and_aims_and_runs_nothing(measuring: list[str]) -> None:
+def test_list_prints_cases_and_aims_and_runs_nothing(measured: list[str]) -> None:
     result = run("--list")
     assert result.exit_code == 0
     assert "time ≤ 0.35 torch, 0.5 numpy; memory ≤ 0.35 torch, 0.5 numpy; growth ≤" in result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == [case.name for case in SUITES["cpu"]]
-    assert measuring == []
+    assert measured == []
 
 
 @pytest.mark.parametrize(
@@ -893,38 +863,41 @@ def test_the_list_names_cases_and_aims_and_runs_nothing(measuring: list[str]) ->
             "--case 'encoder-large-17' is not in the suite 'cpu': choose from encoder",
         ),
         (("--out", "corrupt.json/bench.json"), "corrupt.json/bench.json: cannot be written (File exists): --out names"),
-        (("--device", "banana"), "--device 'banana' is no device: choose cpu, cuda:0, cuda:1, …"),
-        (("--case", "load-large", "--plot", "bench.png"), "nothing to draw: the picture takes encoder cases of one"),
-        (("--tokens", "40", "--plot", "bench.png"), "nothing to draw: the picture takes encoder cases of one model"),
+        (("--device", "banana"), "--device 'banana' is not a device: choose cpu, cuda:0, cuda:1, …"),
+        (("--case", "load-large", "--plot", "bench.png"), "nothing to plot: the plot needs encoder cases of one"),
+        (("--tokens", "40", "--plot", "bench.png"), "nothing to plot: the plot needs encoder cases of one model"),
         (("--show", "--out", "none.json"), "none.json: No such file or directory"),
-        (("--show", "--out", "corrupt.json"), "corrupt.json: not a file of pegasusx-ref bench (JSONDecodeError: "),
-        (("--out", "corrupt.json"), "--fresh starts anew, --out names another file"),
-        (("--plot", "bench.txt"), "--plot bench.txt: '.txt' is no format of pictures"),
+        (
+            ("--show", "--out", "corrupt.json"),
+            "corrupt.json: not a results file of pegasusx-ref bench (JSONDecodeError: ",
+        ),
+        (("--out", "corrupt.json"), "use --fresh to start anew or --out to name another file"),
+        (("--plot", "bench.txt"), "--plot bench.txt: extension '.txt' is not an image format"),
         (("--rounds", "0"), "0 is not in the range x>=1"),
     ],
 )
-def test_bad_usage_is_refused_in_a_line(
-    arguments: tuple[str, ...], message: str, measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bad_usage_is_refused_in_one_line(
+    arguments: tuple[str, ...], message: str, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("corrupt.json").write_text('{"format": 1, "cas')
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr.splitlines()[-1]
-    assert measuring == []
+    assert measured == []
 
 
 def test_without_matplotlib_the_extra_is_named_before_anything_runs(
-    measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("--out", tmp_path / "bench.json", "--plot", tmp_path / "bench.png")
     assert result.exit_code == 2
     assert "pip install 'pegasusx-ref[study]'" in result.stderr
-    assert measuring == []
+    assert measured == []
 
 
-# --- the check on a GPU ----------------------------------------------------------------------------------------------
+# --- gpu_check.py ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -939,8 +912,8 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return module
 
 
-def test_the_check_on_a_gpu_runs_tests_once_and_then_the_suite(
-    gpu_check: Any, measuring: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_gpu_check_runs_the_tests_once_and_resumes_the_suite(
+    gpu_check: Any, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     out = tmp_path / "gpu.json"
     tests = iter([{"returncode": 0}])
@@ -949,7 +922,7 @@ def test_the_check_on_a_gpu_runs_tests_once_and_then_the_suite(
     with pytest.raises(KeyboardInterrupt):
         gpu_check.main()  # in the middle of the suite
     assert read_results(out).extra == {"tests": {"returncode": 0}}
-    monkeypatch.setattr(running, "run_case", lambda case, *_: random_result(case))
+    monkeypatch.setattr(runner, "run_case", lambda case, *_: random_result(case))
     gpu_check.main()
     assert list(read_results(out).cases) == [case.name for case in SUITES["cuda"]]
     assert "encoder-large-16384-bf16" in capsys.readouterr().out

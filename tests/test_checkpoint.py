@@ -56,7 +56,7 @@ def their_model(transformers: Any, head: bool, dtype: str = "float32", **changes
     with torch.no_grad():
         for parameter in model.parameters():
             shape = tuple(parameter.shape)
-            # All magnitudes that the dtype has room for, so that none of them passes through a narrower one.
+            # All magnitudes that the dtype can represent, so that a detour through a narrower dtype would be found.
             scale = 1.0 if dtype == "float16" else 2.0 ** rng.integers(-60, 60, shape)
             parameter.data = torch.from_numpy(rng.standard_normal(shape) * scale).to(getattr(torch, dtype))
     return model
@@ -200,7 +200,7 @@ def test_equal_copies_in_the_file_are_no_contradiction(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("only", ["lm_head.weight", "model.encoder.embed_tokens.weight"])
-def test_a_copy_alone_stands_for_the_embedding(transformers: Any, tmp_path: Path, only: str) -> None:
+def test_a_single_copy_is_used_as_the_embedding(transformers: Any, tmp_path: Path, only: str) -> None:
     tensors = random_tensors()
     tensors[only] = tensors.pop("model." + EMBEDDING)
     write_safetensors(tmp_path, tensors)
@@ -219,14 +219,14 @@ def test_copies_that_differ_although_tied_are_used_as_stored(transformers: Any, 
     with pytest.warns(UserWarning, match="tie_word_embeddings=false"):
         model = PegasusXForConditionalGeneration.from_pretrained(tmp_path)
     assert not model.config.tie_word_embeddings
-    # Saved again, it says what it is, and warns no more.
+    # Saved again, it is untied in its own config.json, and there is no warning.
     model.save_pretrained(tmp_path / "again")
     again = PegasusXForConditionalGeneration.from_pretrained(tmp_path / "again")
     assert again.state_dict()[copy].tobytes() == other.tobytes()
     assert again.state_dict()[EMBEDDING].tobytes() == tensors["model." + EMBEDDING].tobytes()
 
 
-def test_position_tables_and_version_marks_are_left_aside(tmp_path: Path) -> None:
+def test_position_tables_and_version_marks_are_ignored(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     old = {
         "model.encoder.embed_positions.weight": rng.random((30, 16), dtype=np.float32),
@@ -237,14 +237,14 @@ def test_position_tables_and_version_marks_are_left_aside(tmp_path: Path) -> Non
     assert set(PegasusXForConditionalGeneration.from_pretrained(tmp_path).state_dict()) == set(parameter_shapes(SMALL))
 
 
-def test_tensors_of_several_dtypes_may_lie_anywhere_in_the_file(tmp_path: Path) -> None:
+def test_tensors_of_several_dtypes_may_have_any_order_in_the_file(tmp_path: Path) -> None:
     config = SMALL.replace(encoder_ffn_dim=21)
     tensors = random_tensors(config)
     # Half-precision tensors of odd length in front leave all others at odd multiples of 2.
-    halves = {f"model.encoder.layers.{i}.fc1.bias" for i in range(2)}
-    tensors |= {name: tensors[name].astype(np.float16) for name in halves}
+    half_precision = {f"model.encoder.layers.{i}.fc1.bias" for i in range(2)}
+    tensors |= {name: tensors[name].astype(np.float16) for name in half_precision}
     tensors["model.decoder.layer_norm.bias"] = tensors["model.decoder.layer_norm.bias"].astype(np.float64) / 3
-    order = [min(halves), *sorted(set(tensors) - halves), max(halves)]
+    order = [min(half_precision), *sorted(set(tensors) - half_precision), max(half_precision)]
     codes = {"float16": "F16", "float32": "F32", "float64": "F64"}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
@@ -280,7 +280,7 @@ def test_parameters_in_a_bin_file_are_tensors_too(transformers: Any, tmp_path: P
     assert_same_tensors(PegasusXForConditionalGeneration.from_pretrained(tmp_path), theirs, "float32")
 
 
-def test_safetensors_go_before_bin(transformers: Any, tmp_path: Path) -> None:
+def test_safetensors_take_precedence_over_bin(transformers: Any, tmp_path: Path) -> None:
     theirs = their_model(transformers, True)
     theirs.save_pretrained(tmp_path)
     (tmp_path / PICKLE).write_bytes(b"not to be opened")
@@ -380,7 +380,7 @@ def test_saving_another_model_leaves_the_mapped_one_alone(tmp_path: Path) -> Non
         assert all(np.array_equal(found[name], tensor) for name, tensor in expected.state_dict().items())
 
 
-def test_file_says_that_transformers_may_read_it(tmp_path: Path) -> None:
+def test_file_has_the_format_metadata_that_transformers_requires(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     PegasusXForConditionalGeneration.from_random(SMALL).save_pretrained(tmp_path)
@@ -435,7 +435,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """A sound folder to damage."""
+    """A valid folder to damage."""
     return Path(shutil.copytree(sound, tmp_path / "model"))
 
 
@@ -454,29 +454,29 @@ def test_missing_tensor_is_named(folder: Path) -> None:
     tensors = random_tensors()
     del tensors["model." + VICTIM]
     write_safetensors(folder, tensors)
-    assert failure(folder) == f"{folder}: tensor '{VICTIM}' is in none of its weight files"
+    assert failure(folder) == f"{folder}: the weight files lack tensor '{VICTIM}'"
     del tensors["model.decoder.layer_norm.bias"]
     write_safetensors(folder, tensors)
-    assert f"'{VICTIM}' and 1 more is in none" in failure(folder)
+    assert f"lack tensor '{VICTIM}' and 1 more" in failure(folder)
 
 
 def test_missing_embedding_is_named(folder: Path) -> None:
     tensors = random_tensors()
     del tensors["model." + EMBEDDING]
     write_safetensors(folder, tensors)
-    assert f"tensor '{EMBEDDING}' is in none" in failure(folder)
+    assert f"lack tensor '{EMBEDDING}'" in failure(folder)
 
 
 def test_missing_copies_of_an_untied_model_are_named(folder: Path) -> None:
     SMALL.replace(tie_word_embeddings=False).save_pretrained(folder)
-    assert "tensor 'encoder.embed_tokens.weight' and 2 more is in none" in failure(folder)
+    assert "lack tensor 'encoder.embed_tokens.weight' and 2 more" in failure(folder)
 
 
 def test_surplus_tensor_is_named_with_its_file(folder: Path) -> None:
     extra = np.random.default_rng(1).standard_normal(24, dtype=np.float32)
     write_safetensors(folder, random_tensors() | {"model.encoder.layers.2.fc1.bias": extra})
     message = failure(folder)
-    assert f"{folder / SAFETENSORS}: tensor 'encoder.layers.2.fc1.bias' belongs to no part" in message
+    assert f"{folder / SAFETENSORS}: tensor 'encoder.layers.2.fc1.bias' is not part of this model" in message
 
 
 def test_misshapen_tensor_is_named_with_both_shapes(folder: Path) -> None:
@@ -492,12 +492,12 @@ def test_transposed_tensor_is_misshapen(folder: Path) -> None:
     tensors = random_tensors()
     tensors["model.encoder.layers.0.fc1.weight"] = tensors["model.encoder.layers.0.fc1.weight"].T
     write_safetensors(folder, tensors)
-    assert "'encoder.layers.0.fc1.weight' has shape (16, 24), but config.json makes it (24, 16)" in failure(folder)
+    assert "'encoder.layers.0.fc1.weight' has shape (16, 24), but config.json implies (24, 16)" in failure(folder)
 
 
 def test_vocabulary_of_another_size_is_misshapen(folder: Path) -> None:
     SMALL.replace(vocab_size=41).save_pretrained(folder)
-    assert "'shared.weight' has shape (40, 16), but config.json makes it (41, 16)" in failure(folder)
+    assert "'shared.weight' has shape (40, 16), but config.json implies (41, 16)" in failure(folder)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
@@ -596,7 +596,7 @@ def test_tensor_that_only_the_index_knows_is_missing(folder: Path) -> None:
     weight_map = shard(folder)
     file = folder / weight_map["model." + VICTIM]
     save_file({name: t for name, t in load_file(file).items() if name != "model." + VICTIM}, file)
-    assert f"tensor '{VICTIM}' is in none of its weight files" in failure(folder)
+    assert f"the weight files lack tensor '{VICTIM}'" in failure(folder)
 
 
 INDICES: list[Any] = [
@@ -646,7 +646,7 @@ def test_config_that_is_no_json_is_named(folder: Path, content: bytes) -> None:
 )
 def test_config_that_is_no_object_is_named(folder: Path, content: str, kind: str) -> None:
     (folder / "config.json").write_text(content)
-    assert failure(folder) == f"{folder / 'config.json'}: holds a JSON {kind}, not an object"
+    assert failure(folder) == f"{folder / 'config.json'}: contains a JSON {kind}: expected an object"
 
 
 def test_bad_value_in_config_is_a_config_error(folder: Path) -> None:
@@ -656,7 +656,7 @@ def test_bad_value_in_config_is_a_config_error(folder: Path) -> None:
 
 def test_bad_generation_config_is_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text("[1]")
-    assert failure(folder).startswith(f"{folder / 'generation_config.json'}: holds a JSON list")
+    assert failure(folder).startswith(f"{folder / 'generation_config.json'}: contains a JSON list")
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
@@ -665,7 +665,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
     assert "the folder does not exist" in message
 
 
-def test_folder_without_weights_says_what_it_looked_for(folder: Path) -> None:
+def test_folder_without_weights_lists_the_expected_files(folder: Path) -> None:
     (folder / SAFETENSORS).unlink()
     message = failure(folder)
     assert message.startswith(f"{folder}: no weights found")
@@ -703,14 +703,14 @@ def test_damaged_bin_file_is_named(bin_folder: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", ["garbage", "text"])
 def test_damaged_bin_file_is_no_reason_to_run_code(bin_folder: Path, damage: str) -> None:
-    # torch's own message recommends weights_only=False, which runs whatever the file says.
+    # torch's own message recommends weights_only=False, which runs any code in the file.
     path = bin_folder / PICKLE
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert "weights_only" not in failure(bin_folder)
 
 
 class Trap:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -772,7 +772,7 @@ def test_misshapen_tensor_of_a_bin_file_is_named(bin_folder: Path) -> None:
     assert f"{bin_folder / PICKLE}: tensor '{VICTIM}' has shape (23,)" in failure(bin_folder)
 
 
-def test_bin_file_without_torch_says_what_to_install(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bin_file_without_torch_names_the_package_to_install(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     message = failure(bin_folder)
     assert str(bin_folder / PICKLE) in message

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list[Pa
 
 @pytest.fixture(scope="module")
 def summaries(folder: Path, texts: list[str]) -> list[str]:
-    """What the interface for programs says."""
+    """The summaries of the Python API."""
     model = PegasusXForConditionalGeneration.from_pretrained(folder)
     tokenizer = PegasusTokenizer.from_pretrained(folder)
     found = []
@@ -67,8 +66,8 @@ def run(*arguments: object, stdin: bytes | str | None = None) -> Result:
     return result
 
 
-def refusal(*arguments: object, stdin: bytes | str | None = None) -> str:
-    """The one line that says what is wrong."""
+def error_line(*arguments: object, stdin: bytes | str | None = None) -> str:
+    """The one-line error message."""
     result = run(*arguments, stdin=stdin)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -104,7 +103,7 @@ def test_standard_input_is_read_without_a_file_and_for_a_dash(
     assert result.stdout.splitlines() == summaries[:2]
 
 
-def test_a_byte_order_mark_is_no_text(folder: Path, files: list[Path], tmp_path: Path, summaries: list[str]) -> None:
+def test_a_byte_order_mark_is_ignored(folder: Path, files: list[Path], tmp_path: Path, summaries: list[str]) -> None:
     marked = tmp_path / "marked.txt"
     marked.write_bytes(b"\xef\xbb\xbf" + files[0].read_bytes())
     result = run(marked, files[0], "--model", folder, *LIMIT)
@@ -155,7 +154,7 @@ def test_min_length_keeps_a_summary_from_ending(folder: Path, texts: list[str], 
     )
     ids = model.generate(**tokenizer(texts[1], return_tensors="np"), max_new_tokens=NEW_TOKENS)
     shutil.copytree(folder, tmp_path / "model")
-    defaults = {"max_length": 15, "eos_token_id": int(ids[0, 3])}  # what comes third now ends the text
+    defaults = {"max_length": 15, "eos_token_id": int(ids[0, 3])}  # the third token now ends the text
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     ends = list(ids[0]).index(ids[0, 3])
     short = run("--model", tmp_path / "model", stdin=texts[1])
@@ -188,7 +187,7 @@ def test_beams_are_asked_for_by_the_checkpoint_or_the_option(folder: Path, texts
     assert by_option.stdout.split() == tokenizer.decode(ids[0], skip_special_tokens=True).split()
 
 
-def test_json_says_what_was_read_and_written(
+def test_json_has_the_summary_and_the_token_counts(
     folder: Path, files: list[Path], texts: list[str], summaries: list[str], tokenizer: PegasusTokenizer
 ) -> None:
     result = run(files[1], "-", "--model", folder, *LIMIT, "--json", stdin=texts[2])
@@ -203,7 +202,7 @@ def test_json_says_what_was_read_and_written(
     ]
 
 
-def test_json_counts_what_was_dropped_and_keeps_letters(
+def test_json_counts_dropped_tokens_and_keeps_letters(
     folder: Path, prose: str, tokenizer: PegasusTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PegasusTokenizer, "decode", lambda *_, **__: " Grüße,\n Welt ")
@@ -215,19 +214,19 @@ def test_json_counts_what_was_dropped_and_keeps_letters(
     assert found["num_dropped_tokens"] == len(tokenizer.encode(long)) - 512
 
 
-def test_an_empty_summary_is_a_line_and_a_note(folder: Path, files: list[Path], tmp_path: Path) -> None:
+def test_an_empty_summary_prints_an_empty_line_and_a_note(folder: Path, files: list[Path], tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
     defaults = {"eos_token_id": 1, "forced_eos_token_id": 1}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     result = run(files[0], "--model", tmp_path / "model", "--max-new-tokens", "1", "--no-progress")
     assert (result.exit_code, result.stdout) == (0, "\n")
-    assert result.stderr == f"Note: {files[0]}: the model wrote an empty summary\n"
+    assert result.stderr == f"Note: {files[0]}: the summary is empty\n"
 
 
 # --- stderr ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_every_document_stand_on_stderr(
+def test_speed_of_every_document_is_on_stderr(
     folder: Path, files: list[Path], texts: list[str], tokenizer: PegasusTokenizer
 ) -> None:
     result = run(files[0], files[2], "--model", folder, *LIMIT)
@@ -241,13 +240,13 @@ def test_figures_of_every_document_stand_on_stderr(
         assert 1 <= int(found[2]) <= NEW_TOKENS
 
 
-def test_progress_is_one_line_a_document_where_there_is_no_terminal(folder: Path, files: list[Path]) -> None:
+def test_progress_without_a_terminal_is_one_line_a_document(folder: Path, files: list[Path]) -> None:
     result = run(files[0], files[2], "--model", folder, *LIMIT)
     assert len(result.stderr.splitlines()) == 2  # and no empty ones
     assert "\x1b" not in result.stderr
 
 
-def test_no_progress_is_silent(folder: Path, files: list[Path], summaries: list[str]) -> None:
+def test_no_progress_prints_nothing_on_stderr(folder: Path, files: list[Path], summaries: list[str]) -> None:
     result = run(*files, "--model", folder, *LIMIT, "--no-progress")
     assert result.stdout.splitlines() == summaries
     assert result.stderr == ""
@@ -277,111 +276,111 @@ def test_long_document_is_cut_with_a_warning_that_counts(
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_document_of_just_the_limit_is_whole(
+def test_a_document_of_exactly_the_limit_is_not_cut(
     folder: Path, prose: str, tmp_path: Path, tokenizer: PegasusTokenizer
 ) -> None:
-    ids = tokenizer.encode(prose[20000:23000], max_length=512)
+    ids = tokenizer.encode(prose[22000:25000], max_length=512)
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert len(tokenizer.encode(text)) == 512
     result = run("--model", folder, *LIMIT, "--no-progress", stdin=text)
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\n", b"\xef\xbb\xbf"])
-def test_empty_input_is_refused(folder: Path, tmp_path: Path, content: bytes) -> None:
+def test_empty_input_is_rejected(folder: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "empty.txt"
     path.write_bytes(content)
-    assert refusal(path, "--model", folder) == f"{path}: empty, there is nothing to read"
-    assert refusal("--model", folder, stdin=content) == "standard input: empty, there is nothing to read"
+    assert error_line(path, "--model", folder) == f"{path}: the document is empty"
+    assert error_line("--model", folder, stdin=content) == "standard input: the document is empty"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not a UTF-8 text (byte 0 is 0x89)"),
-        ("Grüße".encode("latin-1"), "not a UTF-8 text (byte 2 is 0xfc)"),
-        ("text in UTF-16".encode("utf-16-le"), "a binary file, not a text (it holds a zero byte)"),
-        (b"%PDF\0\1\2", "a binary file, not a text (it holds a zero byte)"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not UTF-8 text (byte 0 is 0x89)"),
+        ("Grüße".encode("latin-1"), "not UTF-8 text (byte 2 is 0xfc)"),
+        ("text in UTF-16".encode("utf-16-le"), "a binary file, not text (it contains a zero byte)"),
+        (b"%PDF\0\1\2", "a binary file, not text (it contains a zero byte)"),
     ],
     ids=["png", "latin-1", "utf-16", "zero byte"],
 )
-def test_binary_file_is_refused(folder: Path, tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_binary_file_is_rejected(folder: Path, tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "binary"
     path.write_bytes(content)
-    assert refusal(path, "--model", folder) == f"{path}: {reason}"
-    assert refusal("-", "--model", folder, stdin=content) == f"standard input: {reason}"
+    assert error_line(path, "--model", folder) == f"{path}: {reason}"
+    assert error_line("-", "--model", folder, stdin=content) == f"standard input: {reason}"
 
 
-def test_missing_file_is_refused_before_anything_is_summarized(folder: Path, files: list[Path], tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected_before_any_summary(folder: Path, files: list[Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
-    assert refusal(files[0], missing, "--model", folder) == f"{missing}: No such file or directory"
-    assert refusal(tmp_path, "--model", folder) == f"{tmp_path}: Is a directory"
+    assert error_line(files[0], missing, "--model", folder) == f"{missing}: No such file or directory"
+    assert error_line(tmp_path, "--model", folder) == f"{tmp_path}: Is a directory"
 
 
-def test_missing_model_folder_is_refused(files: list[Path], tmp_path: Path) -> None:
-    line = refusal(files[0], "--model", tmp_path / "nowhere")
+def test_a_missing_model_folder_is_rejected(files: list[Path], tmp_path: Path) -> None:
+    line = error_line(files[0], "--model", tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in line
     assert "does not exist" in line
-    assert str(tmp_path / "config.json") in refusal(files[0], "--model", tmp_path)
+    assert str(tmp_path / "config.json") in error_line(files[0], "--model", tmp_path)
 
 
-def test_damaged_model_is_refused(folder: Path, files: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_model_is_rejected(folder: Path, files: list[Path], tmp_path: Path) -> None:
     damaged = tmp_path / "model"
     shutil.copytree(folder, damaged)
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
-    assert str(weights) in refusal(files[0], "--model", damaged)
+    assert str(weights) in error_line(files[0], "--model", damaged)
     weights.unlink()
-    assert "no weights found" in refusal(files[0], "--model", damaged)
+    assert "no weights found" in error_line(files[0], "--model", damaged)
     shutil.copy(folder / "model.safetensors", weights)
     (damaged / "spiece.model").unlink()
-    assert str(damaged / "spiece.model") in refusal(files[0], "--model", damaged)
+    assert str(damaged / "spiece.model") in error_line(files[0], "--model", damaged)
 
 
-def test_unknown_backend_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:
-    line = refusal(files[0], "--model", folder, "--backend", "abacus")
+def test_an_unknown_backend_is_rejected_with_the_choices(folder: Path, files: list[Path]) -> None:
+    line = error_line(files[0], "--model", folder, "--backend", "abacus")
     assert "backend 'abacus' is not installed: available here: golden, numpy" in line
 
 
-def test_unknown_dtype_is_refused_with_the_choices(folder: Path, files: list[Path]) -> None:
-    line = refusal(files[0], "--model", folder, "--dtype", "float12")
+def test_an_unknown_dtype_is_rejected_with_the_choices(folder: Path, files: list[Path]) -> None:
+    line = error_line(files[0], "--model", folder, "--dtype", "float12")
     assert "'numpy' does not compute in 'float12': it declares float32, float64" in line
 
 
-def test_unknown_device_is_refused(folder: Path, files: list[Path]) -> None:
-    assert "not on 'cuda:3'" in refusal(files[0], "--model", folder, "--device", "cuda:3")
+def test_an_unknown_device_is_rejected(folder: Path, files: list[Path]) -> None:
+    assert "not on 'cuda:3'" in error_line(files[0], "--model", folder, "--device", "cuda:3")
 
 
-def test_tokenizer_of_another_model_is_refused(files: list[Path], tmp_path: Path, tokenizer: PegasusTokenizer) -> None:
+def test_another_models_tokenizer_is_rejected(files: list[Path], tmp_path: Path, tokenizer: PegasusTokenizer) -> None:
     config = PegasusXConfig.preset("tiny", vocab_size=tokenizer.vocab_size - 1)
     PegasusXForConditionalGeneration.from_random(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    line = refusal(files[0], "--model", tmp_path)
-    assert line == f"{tmp_path / 'spiece.model'} has 500 ids, the model 499: they do not belong together"
+    line = error_line(files[0], "--model", tmp_path)
+    assert line == f"{tmp_path / 'spiece.model'} has 500 ids, but the model 499: use the model's own tokenizer"
 
 
-def test_lengths_that_do_not_fit_are_noted(folder: Path, files: list[Path]) -> None:
+def test_contradictory_lengths_are_noted(folder: Path, files: list[Path]) -> None:
     result = run(files[0], "--model", folder, "--min-length", "30", "--max-new-tokens", "9", "--no-progress")
     assert result.exit_code == 0
     assert result.stderr == (
-        "Note: at least 30 tokens are asked for, but at most 10, the start token counted in: "
-        "the greatest length decides\n"
+        "Note: the minimum length of 30 tokens exceeds the maximum of 10 (both count the start token): "
+        "the maximum applies\n"
     )
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("--model",), ("--model", "x", "--no-such-option"), ("--model", "x", "--max-new-tokens", "0")],
-    ids=str,
+    "arguments", [("--model",), ("--no-such-option",), ("--max-new-tokens", "0"), ("--length-penalty", "x")], ids=str
 )
-def test_bad_usage_exits_with_2_and_says_nothing_on_stdout(arguments: tuple[str, ...]) -> None:
-    result = run(*arguments, stdin="A text.")
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert "Error: " in result.stderr
+def test_wrong_options_are_reported_in_one_line(arguments: tuple[str, ...]) -> None:
+    assert arguments[0] in error_line(*arguments, stdin="A text.")
+
+
+def test_a_group_without_a_command_prints_its_help() -> None:
+    result = CliRunner().invoke(main, ["picture"])
+    assert "index-map" in result.output
 
 
 # --- the command itself ----------------------------------------------------------------------------------------------
@@ -422,20 +421,20 @@ def test_a_real_process_is_silent_on_request(folder: Path, files: list[Path], su
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, summaries[0] + "\n", b"")
 
 
-def test_a_real_process_refuses_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_real_process_reports_errors_in_one_line(folder: Path, tmp_path: Path) -> None:
     done = process(tmp_path / "missing.txt", "--model", folder)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == f"Error: {tmp_path / 'missing.txt'}: No such file or directory\n"
     done = process("--model", folder)
     assert done.returncode == 2
-    assert done.stderr.decode() == "Error: standard input: empty, there is nothing to read\n"
+    assert done.stderr.decode() == "Error: standard input: the document is empty\n"
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_what_is_done(folder: Path, files: list[Path], summaries: list[str]) -> None:
+def test_ctrl_c_prints_one_line_and_keeps_summaries(folder: Path, files: list[Path], summaries: list[str]) -> None:
     documents = map(str, files[:2] * 500)
     command = [sys.executable, "-m", "pegasusx_ref", "summarize", *documents, "--model", str(folder), *LIMIT]
-    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who runs the tests in the background ignores it
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heeded}
+    restored = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell ignores SIGINT
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": restored}
     with subprocess.Popen(command, **pipes) as running:
         assert running.stdout is not None
         assert running.stderr is not None
@@ -450,14 +449,13 @@ def test_ctrl_c_ends_in_one_line_and_leaves_what_is_done(folder: Path, files: li
     assert running.returncode == 130
 
 
-def test_progress_bars_take_any_name_literally(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Square brackets are rich's markup; bars are drawn on a terminal only."""
-    from pegasusx_ref.cli.progress import progress
+def test_progress_bars_do_not_interpret_markup_in_names(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Square brackets are rich's markup; only a terminal shows bars."""
+    from pegasusx_ref.cli.progress import summary_progress
     from pegasusx_ref.tracing import tap
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with progress(True, "x[/y]a[bold]b", 7, PegasusXConfig.preset("tiny"), 9):
-        tap("lm_head", 0)
-        time.sleep(0.3)  # for the bars to be drawn
+    with summary_progress(True, "x[/y]a[bold]b", 7, PegasusXConfig.preset("tiny"), 9):
+        tap("lm_head", 0)  # leaving the block draws the bars once more
     assert capsys.readouterr().err.count("x[/y]a[bold]b: ") >= 2

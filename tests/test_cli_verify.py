@@ -1,4 +1,4 @@
-"""`pegasusx-ref verify`: what it lists, and its exit codes."""
+"""`pegasusx-ref verify`: output, reports, messages and exit codes."""
 
 import json
 import re
@@ -31,21 +31,21 @@ def test_verify_passes_a_backend_of_ours_on_a_text(prose: str, tmp_path: Path) -
     assert re.fullmatch(r"\d+ tensors in float32: \d+ pass(, \d+ blind)?\n", result.stdout)
 
 
-def test_verify_names_what_is_wrong_first(transformers: ModuleType) -> None:
-    """transformers computes positions in the model's dtype: in float64 that is right, in float32 it is not."""
+def test_verify_prints_the_first_wrong_tensor(transformers: ModuleType) -> None:
+    """transformers computes positions in the model's dtype, which is right in float64 and wrong in float32."""
     assert run("--dtype", "float64", "--no-progress").exit_code == 0
     result = run("--dtype", "float32", "--no-progress")
     assert result.exit_code == 1
     first, diagnosis, _, *rows, _ = result.stdout.splitlines()
     assert first.startswith("First wrong: encoder.embeddings (add_positions) at [0, ")
-    assert diagnosis == "Looks like: positions are computed in low precision"
+    assert diagnosis == "Likely bug: positions are computed in low precision"
     assert [row.split()[0] for row in rows] == ["encoder.embeddings", "decoder.embeddings"]
     report = json.loads(run("--json", "--no-progress").stdout)
     assert (report["passed"], report["first_failure"]) == (False, "encoder.embeddings")
     assert len(report["table"]) > 200
 
 
-def test_verify_lists_everything_if_asked() -> None:
+def test_verify_lists_all_tensors_on_request() -> None:
     result = run("--against", "numpy", "--all", "--tokens", "40", "--no-progress")
     header, *rows, count = result.stdout.splitlines()
     assert header.split() == ["tensor", "operation", "rho", "error", "sigma", "bound", "verdict"]
@@ -53,7 +53,7 @@ def test_verify_lists_everything_if_asked() -> None:
 
 
 def _wrong(model: Any) -> Candidate:
-    """One of ours, with a tensor that is off."""
+    """Return a candidate of one of our backends with a wrong tensor."""
 
     def tensors(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         found = dict(from_backend(model)(inputs))
@@ -83,9 +83,7 @@ def test_verify_writes_reports(
     assert (suites.get("failures") != "0") == wrong
 
 
-def test_verify_refuses_files_that_it_cannot_write_before_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_checks_output_files_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pegasusx_ref.cli.verify.verify", lambda *_: pytest.fail("it ran"))
     good = tmp_path / "good.html"
     for arguments, message in (
@@ -98,7 +96,7 @@ def test_verify_refuses_files_that_it_cannot_write_before_it_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verify_leaves_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
+def test_verify_keeps_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
     old = tmp_path / "old.html"
     old.write_text("old", encoding="utf-8")
     assert run("--against", "abacus", "--html", old, "--junit", tmp_path / "new.xml").exit_code == 2
@@ -116,7 +114,7 @@ def test_verify_leaves_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_verify_says_in_a_line_what_it_cannot(arguments: list[str], message: str) -> None:
+def test_verify_errors_are_one_line(arguments: list[str], message: str) -> None:
     result = run(*arguments, "--no-progress")
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr.splitlines()[-1]
@@ -127,7 +125,7 @@ def test_verify_says_in_a_line_what_it_cannot(arguments: list[str], message: str
 
 @pytest.fixture
 def dump(tmp_path: Path) -> Path:
-    """What the demo model computes in float32, with what went in."""
+    """Write the tensors of the demo model in float32, and its inputs."""
     model = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT)
     inputs = {"input_ids": np.array([[300, 400, 500, 1]]), "decoder_input_ids": np.array([[0, 600]])}
     tensors = {name.replace("lm_head", "logits"): tensor for name, tensor in from_backend(model)(inputs).items()}
@@ -135,10 +133,10 @@ def dump(tmp_path: Path) -> Path:
     return tmp_path / "dump.npz"
 
 
-def test_verify_judges_a_dump(dump: Path) -> None:
+def test_verify_checks_a_dump(dump: Path) -> None:
     result = run("--dump", dump)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == "not known here: logits"
+    assert result.stdout.splitlines()[-1] == "Unknown names: logits"
     (dump.parent / "map.toml").write_text('lm_head = "logits"')
     result = run("--dump", dump, "--map", dump.parent / "map.toml", "--all")
     assert result.exit_code == 0
@@ -152,25 +150,23 @@ def test_verify_judges_a_dump(dump: Path) -> None:
     [
         (("--dump", "none.npz"), "none.npz: no such file"),
         (("--dump", "{dump}", "--map", "none.toml"), "none.toml cannot be read as a TOML file"),
-        (("{dump}", "--dump", "{dump}"), "holds the ids that it was made from: leave"),
-        (("--map", "{dump}"), "says what is what in a dump: give --dump"),
-        (("--dump", "{dump}", "--seed", "3"), "leave --seed out"),
-        (("--dump", "{dump}", "--against", "torch"), "leave --against out"),
-        (("{dump}", "--tokens", "5"), "--tokens draws so many random ones"),
-        (("--dtype", "tf32"), "--dtype tf32: transformers does not compute in it here"),
+        (("{dump}", "--dump", "{dump}"), "contains the ids of its run and cannot be combined with"),
+        (("--map", "{dump}"), "maps the names of a dump: add --dump FILE"),
+        (("--dump", "{dump}", "--seed", "3"), "cannot be combined with --seed"),
+        (("--dump", "{dump}", "--against", "torch"), "cannot be combined with --against"),
+        (("{dump}", "--tokens", "5"), "--tokens is for random input and cannot be combined with"),
+        (("--dtype", "tf32"), "--dtype tf32 is for a --dump: transformers does not compute in tf32 here"),
     ],
 )
-def test_a_wrong_use_of_dumps_is_one_line(dump: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_combinations_of_options_are_one_line(dump: Path, arguments: tuple[str, ...], message: str) -> None:
     result = run(*(argument.format(dump=dump) for argument in arguments))
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_dump_without_ids_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_dump_without_ids_is_an_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "dump.npz", lm_head=np.ones((1, 2, 3)))
     result = run("--dump", tmp_path / "dump.npz")
     assert result.exit_code == 2
-    assert (
-        "there are no input_ids: a run takes input_ids and decoder_input_ids, and a dump has to hold" in result.stderr
-    )
+    assert "input_ids is missing: a run takes input_ids and decoder_input_ids, and a dump must contain" in result.stderr

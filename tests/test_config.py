@@ -216,7 +216,7 @@ def test_layer_norm_eps_is_written_only_where_it_differs(eps: float, written: bo
     assert PegasusXConfig.from_dict(config.to_dict()).layer_norm_eps == eps
 
 
-def test_written_dictionary_says_what_it_is() -> None:
+def test_written_dictionary_has_model_type_and_architecture() -> None:
     written = PegasusXConfig(extra={"model_type": "bart", "is_encoder_decoder": False}).to_dict()
     assert written["model_type"] == "pegasus_x"
     assert written["is_encoder_decoder"] is True
@@ -247,18 +247,18 @@ POSITIVE = [
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, 7.5, "8", None, True, [4], math.nan])
 @pytest.mark.parametrize("name", POSITIVE)
-def test_sizes_must_be_whole_and_positive(name: str, value: Any) -> None:
+def test_sizes_must_be_positive_integers(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be a whole number of at least 1" in str(caught.value)
+    assert f"{name}={value!r} must be an integer of at least 1" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, "2", None, False])
 @pytest.mark.parametrize("name", ["encoder_layers", "decoder_layers"])
-def test_layers_must_be_whole_and_not_negative(name: str, value: Any) -> None:
+def test_layers_must_be_nonnegative_integers(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be a whole number of at least 0" in str(caught.value)
+    assert f"{name}={value!r} must be an integer of at least 0" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["encoder_layers", "decoder_layers"])
@@ -354,7 +354,7 @@ def test_another_architecture_is_refused(model_type: Any) -> None:
 
 def test_bad_value_in_a_file_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_global_tokens": 0}))
-    with pytest.raises(ConfigError, match="num_global_tokens=0 must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="num_global_tokens=0 must be an integer of at least 1"):
         PegasusXConfig.from_pretrained(tmp_path)
 
 

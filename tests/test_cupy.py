@@ -1,6 +1,7 @@
-"""The CuPy backend without a GPU: its kernels on the CPU and through NVIDIA's compiler, and what it says of itself."""
+"""The CuPy backend without a GPU: its kernels on the CPU and through NVIDIA's compiler, its devices and messages."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ def kernels() -> ModuleType:
         return pegasusx_cupy.kernels
 
 
-def options_of(kernels: ModuleType, dtype: str, head_dim: int) -> list[str]:
+def compiler_options(kernels: ModuleType, dtype: str, head_dim: int) -> list[str]:
     return [f"-D{name}={value}" for name, value in kernels.macros(dtype, head_dim).items()]
 
 
@@ -40,7 +41,7 @@ def options_of(kernels: ModuleType, dtype: str, head_dim: int) -> list[str]:
 
 
 def run_local(source: str, backwards: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Run the local kernel on several tiles of queries and keys, and the golden function."""
+    """Run the local kernel, on several tiles of queries and keys, and the golden function."""
     with fake_cupy.installed():
         from pegasusx_cupy.kernels import macros, tile_for
     B, H, T, G, F, block_size = 2, 2, 150, 5, 12, 80
@@ -70,42 +71,55 @@ def test_the_order_of_threads_does_not_matter(backwards: bool) -> None:
     assert_close("context", found, expected, 1e-14)
 
 
+# The label of a line of attention.cu, a pattern that occurs once in its code, and what replaces it.
 MUTATIONS = {
-    "no barrier before the tiles are filled": ("__syncthreads();  // everyone", "// everyone"),
-    "no barrier after the tiles are filled": ("__syncthreads();  // the tiles", "// the tiles"),
-    "no scale": ("q * scale", "q"),
-    "scale by F": ("sqrt((REAL)HEAD_DIM)", "(REAL)HEAD_DIM"),
-    "padding is seen": ("key < num_keys && !is_padding", "key < num_keys"),
-    "keys beyond the slice are seen": ("key < num_keys && !is_padding", "!is_padding"),
-    "the first text's mask for all": ("(long long)text * source.num_tokens + token", "token"),
-    "no stagger": ("first_stop + (slice - 1) * block_size", "slice * block_size"),
-    "a shift too far": ("int start = slice ? first_stop", "int start = slice ? 1 + first_stop"),
-    "sums are not rescaled": ("sums[i][f] *= shrink;", ";"),
-    "totals are not rescaled": ("total[i] * shrink + row_sum(sum)", "total[i] + row_sum(sum)"),
-    "a row's sum over half of it": (
-        "lane = COLUMNS / 2; lane > 0; lane /= 2) value",
-        "lane = 1; lane > 0; lane /= 2) value",
-    ),
-    "the maximum is forgotten": ("greatest[i] = best;", ";"),
-    "no global tokens": ("const int num_keys = source.num_globals +", "const int num_keys ="),
-    "the first head for all": ("head = blockIdx.y", "head = 0"),
-    "global keys as values": ("v = source.global_values[at]", "v = source.global_keys[at]"),
-    "not normalized": ("sums[i][f] / total[i]", "sums[i][f]"),
-    "the last tile of keys is lost": ("tile < num_keys; tile += KEYS", "tile + KEYS < num_keys; tile += KEYS"),
+    "no barrier before the tiles are loaded": ("barrier before loading", r"__syncthreads\(\);", ""),
+    "no barrier after the tiles are loaded": ("barrier after loading", r"__syncthreads\(\);", ""),
+    "no scale": ("scale", r" \* \w+;", ";"),
+    "scale by F": ("value of the scale", r"\bsqrt\b", ""),
+    "padding is visible": ("visible keys", r" && .*;", ";"),
+    "keys beyond the block are visible": ("visible keys", r"= .* && ", "= "),
+    "the first row's mask for all rows": ("padding mask", r"\[.* \+ ", "["),
+    "no stagger": ("block start", r"\? \w+ \+ \((\w+) - 1\)", r"? \1"),
+    "blocks one token too late": ("block start", r"\? ", "? 1 + "),
+    "sums are not rescaled": ("rescale the sums", r"\*= \w+", "*= 1"),
+    "totals are not rescaled": ("rescale the total", r" \* \w+ \+", " +"),
+    "the sum of a row over half of its lanes": ("row sum", r"= \w+ / 2;", "= 1;"),
+    "the maximum is not kept": ("keep the largest", r"\S+ = \S+;", ";"),
+    "no global tokens": ("number of keys", r"= \S+ \+ ", "= "),
+    "the first head for all heads": ("head", r"blockIdx\.y", "0"),
+    "global keys as global values": ("global values", r"global_values", "global_keys"),
+    "no normalization": ("normalization", r" / \S+;", ";"),
+    "the last tile of keys is missing": ("key tiles", r"(\w+) < (\w+); \1 \+= (\w+)", r"\1 + \3 < \2; \1 += \3"),
 }
+
+
+def mutated(source: str, label: str, pattern: str, replacement: str) -> str:
+    """Change the line of a source that a comment labels."""
+    labelled = [line for line in source.splitlines() if f"  // [{label}]" in line]
+    assert len(labelled) == 1, f"[{label}] labels {len(labelled)} lines"
+    code, _, comment = labelled[0].partition("  //")
+    changed, count = re.subn(pattern, replacement, code)
+    assert count == 1, f"{pattern} occurs {count} times in {code!r}"
+    return source.replace(labelled[0], f"{changed}  //{comment}")
 
 
 @needs_compiler
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_is_caught(mutation: str) -> None:
-    right, wrong = MUTATIONS[mutation]
-    source = SOURCE.read_text()
-    assert source.count(right) == 1
+def test_a_mutation_of_a_kernel_is_detected(mutation: str) -> None:
+    source = mutated(SOURCE.read_text(), *MUTATIONS[mutation])
     errors = []
     for backwards in (False, True):
-        found, expected = run_local(source.replace(right, wrong), backwards)
+        found, expected = run_local(source, backwards)
         errors.append(np.inf if np.isnan(found).any() else np.abs(found - expected).max())
     assert max(errors) > 1e-3
+
+
+def test_a_mutation_of_a_missing_line_fails() -> None:
+    with pytest.raises(AssertionError, match="labels 0 lines"):
+        mutated(SOURCE.read_text(), "no such line", "a", "b")
+    with pytest.raises(AssertionError, match="occurs 0 times"):
+        mutated(SOURCE.read_text(), "scale", "no such code", "b")
 
 
 # --- the kernels for the GPU -----------------------------------------------------------------------------------------
@@ -115,8 +129,8 @@ def test_a_broken_kernel_is_caught(mutation: str) -> None:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("head_dim", [8, 48, 64, 128])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nvidias_compiler_takes_them(kernels: ModuleType, architecture: str, head_dim: int, dtype: str) -> None:
-    options = ["--std=c++14", *options_of(kernels, dtype, head_dim)]
+def test_kernels_compile_for_gpus(kernels: ModuleType, architecture: str, head_dim: int, dtype: str) -> None:
+    options = ["--std=c++14", *compiler_options(kernels, dtype, head_dim)]
     cubin = nvrtc.compile_for(SOURCE.read_text(), options, architecture)
     assert cubin.startswith(b"\x7fELF")
     assert b"local_attention" in cubin
@@ -124,9 +138,11 @@ def test_nvidias_compiler_takes_them(kernels: ModuleType, architecture: str, hea
 
 
 @needs_nvrtc
-def test_nvidias_compiler_refuses_what_is_wrong(kernels: ModuleType) -> None:
+def test_an_error_in_a_kernel_is_reported(kernels: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="identifier"):
-        nvrtc.compile_for(SOURCE.read_text() + "int broken = undeclared;", options_of(kernels, "float32", 8), "sm_90")
+        nvrtc.compile_for(
+            SOURCE.read_text() + "int broken = undeclared;", compiler_options(kernels, "float32", 8), "sm_90"
+        )
 
 
 def test_tiles_fit_into_shared_memory(kernels: ModuleType) -> None:
@@ -142,35 +158,35 @@ def test_tiles_fit_into_shared_memory(kernels: ModuleType) -> None:
 
 def test_strict_arrays_refuse_what_cupy_refuses() -> None:
     strict, host = StrictArray(np.ones(3)), np.ones(3)
-    for mixed in (lambda: strict + host, lambda: host + strict, lambda: np.concatenate([strict, host])):
+    for mix in (lambda: strict + host, lambda: host + strict, lambda: np.concatenate([strict, host])):
         with pytest.raises(TypeError, match="host"):
-            mixed()
-    for hidden in (lambda: np.array(strict), lambda: np.linalg.norm(strict), lambda: np.kron(strict, strict)):
+            mix()
+    for convert in (lambda: np.array(strict), lambda: np.linalg.norm(strict), lambda: np.kron(strict, strict)):
         with pytest.raises(TypeError):
-            hidden()
+            convert()
     with pytest.raises(TypeError, match="CuPy does not document"):
         np.add.accumulate(strict)
     assert isinstance(strict @ strict, StrictArray)
     assert isinstance(np.exp(strict)[0], StrictArray)
 
 
-# --- what the backend says -------------------------------------------------------------------------------------------
+# --- devices and messages --------------------------------------------------------------------------------------------
 
 
-def test_devices_of_another_name_are_refused() -> None:
+def test_an_unavailable_device_is_refused() -> None:
     with fake_cupy.installed():
         assert get_backend("cupy").device == "cuda:0"
         assert get_backend("cupy", device=0).device == get_backend("cupy", device="auto").device == "cuda:0"
         for device in ("cpu", "cuda:1", 1):
-            with pytest.raises(BackendError, match=f"backend 'cupy' has no device {device!r}: here are cuda:0"):
+            with pytest.raises(BackendError, match=f"backend 'cupy' has no device {device!r}: available here: cuda:0"):
                 get_backend("cupy", device=device)
         with pytest.raises(BackendError, match="'cupy' does not compute in 'float16': it declares float32, float64"):
             get_backend("cupy", dtype="float16")
         assert available_backends()["cupy"].devices == ("cuda:0",)
 
 
-def test_the_command_line_says_in_one_line_why_it_cannot_run(wordy_folder: Path) -> None:
-    """Without CuPy it names the extra; with CuPy and without a driver it says that."""
+def test_the_command_line_reports_the_reason_in_one_line(wordy_folder: Path) -> None:
+    """Without CuPy the line names the extra; with CuPy but without a driver it names the driver."""
     if find_spec("cupy") is not None:
         import cupy
 

@@ -1,4 +1,4 @@
-"""Caches of fixed size and steps that are recorded write what growing caches write."""
+"""Static caches and recorded decode steps generate the same tokens as dynamic caches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ HOW = ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_r
 
 @pytest.fixture
 def small_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for two tokens at first, so that a few tokens fill several rooms."""
+    """Start with a capacity of two tokens, so that a few tokens exceed it several times."""
     monkeypatch.setattr(decode_step, "FIRST_CAPACITY", 2)
 
 
@@ -30,20 +30,21 @@ def written(model: Any, *args: Any, **how: Any) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_capacity")
 @pytest.mark.parametrize("backend", IN_FLOAT64)
 @pytest.mark.parametrize("how", HOW, ids=str)
 @settings(max_examples=15)
 @given(st.data())
-def test_fixed_caches_write_the_same(backend: str, how: dict[str, Any], data: st.DataObject) -> None:
+def test_static_caches_generate_the_same_tokens(backend: str, how: dict[str, Any], data: st.DataObject) -> None:
     config = data.draw(configs(init_std=0.5))
     batch = data.draw(batches(config))
     model = random_model(config, data.draw(seeds), backend)
-    fixed, growing = (written(model, *batch[:2], cache_implementation=cache, **how) for cache in ("static", "dynamic"))
-    assert fixed == growing
+    static, dynamic = (written(model, *batch[:2], cache_implementation=cache, **how) for cache in ("static", "dynamic"))
+    assert static == dynamic
 
 
-def test_room_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capacity_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def noted(ops: Any, rows_BHLF: Any, size: int) -> Any:
@@ -56,17 +57,6 @@ def test_room_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPa
     model.generate([[7, 8]], max_new_tokens=200, **how)
     keys = sizes[::2]
     assert keys == [(2, 128), (128, 256), (256, 400)]  # in rows: two beams
-
-
-def test_unfilled_room_holds_no_nan() -> None:
-    class Poisoning(GoldenBackend):
-        def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-            return np.full(shape, np.nan)
-
-    rows = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
-    room = padded(Poisoning("cpu", "float64"), rows, 5)
-    assert (room[:, :, :3] == rows).all()
-    assert (room[:, :, 3:] == 0).all()
 
 
 class CompilingBackend(GoldenBackend):
@@ -99,7 +89,7 @@ def compiling() -> PegasusXForConditionalGeneration:
 
 
 @pytest.mark.usefixtures("small_capacity")
-def test_where_compiling_pays_it_is_done_unasked(compiling: Any) -> None:
+def test_where_compiling_pays_it_is_the_default(compiling: Any) -> None:
     growing = written(compiling, [[7, 8, 9]], cache_implementation="dynamic")
     assert compiling.ops.calls == []
     assert written(compiling, [[7, 8, 9]]) == growing
@@ -148,6 +138,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     fake_cuda_graphs.Graph.recorded.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_capacity")
 @pytest.mark.parametrize("how", HOW, ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -181,19 +172,19 @@ def test_a_place_in_python_is_seen_to_fail(graphs: list[Any], monkeypatch: pytes
 
 def test_a_recorded_step_asks_the_device_for_nothing(graphs: list[Any]) -> None:
     import torch
-    from pegasusx_torch.graphs import Replayed
+    from pegasusx_torch.cuda_graph import CudaGraphStep
 
-    step = Replayed(lambda x: x * x.sum().item(), torch.device("cpu"))
+    step = CudaGraphStep(lambda x: x * x.sum().item(), torch.device("cpu"))
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         step(torch.ones(3))
 
 
 def test_a_recorded_step_keeps_its_shapes(graphs: list[Any]) -> None:
     import torch
-    from pegasusx_torch.graphs import Replayed
+    from pegasusx_torch.cuda_graph import CudaGraphStep
 
-    step = Replayed(lambda x: x + 1, torch.device("cpu"))
+    step = CudaGraphStep(lambda x: x + 1, torch.device("cpu"))
     assert step(torch.ones(3)).tolist() == [2, 2, 2]
     assert step(torch.zeros(3)).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match=r"recorded with shape \(3,\), called with \(1,\)"):
+    with pytest.raises(ValueError, match=r"called with shape \(1,\): the graph was captured with \(3,\)"):
         step(torch.zeros(1))

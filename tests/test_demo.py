@@ -1,4 +1,4 @@
-"""The embedded checkpoint: what its card says, on pairs that it has not seen."""
+"""The embedded checkpoint has the figures of its model card, on held-out pairs."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from pegasusx_ref import DEMO_CHECKPOINT, PegasusTokenizer, PegasusXForCondition
 
 HELD_OUT = Path(__file__).parent / "data" / "held_out.jsonl"
 CARD = (DEMO_CHECKPOINT / "README.md").read_text(encoding="utf-8")
-PORTABLE = 0.5  # points of ROUGE: another machine's float32 rounding may turn a close choice of a token
+PORTABLE = 0.5  # points of ROUGE: float32 rounding of another machine may change a close choice
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def pairs() -> list[Pair]:
 
 
 def figures_on_the_card(rows: str) -> list[float]:
-    """The three ROUGE means of a row of the card's table."""
+    """Read the three ROUGE means of a row of the card's table."""
     (row,) = re.findall(rf"^\| {re.escape(rows)} \|(.*)\|$", CARD, re.MULTILINE)
     return [float(cell.split()[0]) for cell in row.split("|")]
 
@@ -36,7 +36,7 @@ def figures_on_the_card(rows: str) -> list[float]:
 # --- the checkpoint --------------------------------------------------------------------------------------------------
 
 
-def test_it_is_small_and_in_bfloat16_and_the_cards() -> None:
+def test_the_checkpoint_is_small_bfloat16_and_has_the_sha256_of_the_card() -> None:
     from pegasusx_ref.checkpoint.safetensors_file import read_safetensors
 
     weights = DEMO_CHECKPOINT / "model.safetensors"
@@ -45,7 +45,7 @@ def test_it_is_small_and_in_bfloat16_and_the_cards() -> None:
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in CARD
 
 
-def test_transformers_writes_the_same_with_it(transformers: ModuleType, pairs: list[Pair]) -> None:
+def test_transformers_generates_the_same_tokens(transformers: ModuleType, pairs: list[Pair]) -> None:
     import torch
 
     tokenizer = PegasusTokenizer.from_pretrained(DEMO_CHECKPOINT)
@@ -65,8 +65,8 @@ def test_transformers_tokenizer_gives_the_same_ids(transformers: ModuleType, pai
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
 
 
-def test_staggering_and_global_tokens_matter_to_it(pairs: list[Pair]) -> None:
-    """The checkpoint is fit to study the architecture: without staggered blocks it writes something else."""
+def test_staggering_changes_its_summaries(pairs: list[Pair]) -> None:
+    """The checkpoint depends on staggered blocks, so it is suited to study the architecture."""
     model = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT)
     aligned = PegasusXForConditionalGeneration(
         model.config.replace(stagger_local_blocks=False), model.state_dict(), model.ops, model.generation_config
@@ -81,13 +81,13 @@ def test_staggering_and_global_tokens_matter_to_it(pairs: list[Pair]) -> None:
 # --- its figures -----------------------------------------------------------------------------------------------------
 
 
-def test_rouge_through_the_command_line_equals_the_cards(pairs: list[Pair], tmp_path: Path) -> None:
+def test_rouge_of_the_command_line_is_that_of_the_card(pairs: list[Pair], tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.txt" for i in range(len(pairs))]
     for file, pair in zip(files, pairs, strict=True):
         file.write_text(pair.description, encoding="utf-8")
     command = [sys.executable, "-m", "pegasusx_ref", "summarize", "--json", "--no-progress", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
-    assert done.stderr.startswith("Note: no model was given: the embedded checkpoint is used")
+    assert done.stderr.startswith("Note: no model was given: using the embedded checkpoint")
     summaries = [json.loads(line)["summary_text"] for line in done.stdout.splitlines()]
     references = [pair.synopsis for pair in pairs]
     found = evaluate.rouge(references, summaries).mean(axis=0)
@@ -96,23 +96,23 @@ def test_rouge_through_the_command_line_equals_the_cards(pairs: list[Pair], tmp_
     assert (found > lead + 5).all()
 
 
-def test_the_baseline_is_the_cards(pairs: list[Pair]) -> None:
+def test_the_baseline_has_the_figures_of_the_card(pairs: list[Pair]) -> None:
     references = [pair.synopsis for pair in pairs]
     lead = evaluate.rouge(references, [evaluate.lead(pair.description) for pair in pairs]).mean(axis=0)
     assert np.abs(lead - figures_on_the_card("first eight words, the 200")).max() < 0.006
 
 
-def test_without_a_model_the_pipeline_warns_and_uses_it(pairs: list[Pair]) -> None:
-    with pytest.warns(UserWarning, match="no model was given: the embedded checkpoint is used"):
+def test_the_pipeline_without_a_model_warns_and_uses_the_checkpoint(pairs: list[Pair]) -> None:
+    with pytest.warns(UserWarning, match="no model was given: using the embedded checkpoint"):
         summarizer = pipeline("summarization")
     found: Any = summarizer(pairs[0].description)
     assert found == pipeline(model=DEMO_CHECKPOINT)(pairs[0].description)
 
 
-def test_the_shipped_pairs_share_little_with_the_real_training_side(pairs: list[Pair]) -> None:
+def test_the_shipped_pairs_share_little_with_the_training_side(pairs: list[Pair]) -> None:
     folder = os.environ.get("PEGASUSX_REF_DEMO_CORPUS")
     if not folder:
-        pytest.skip("no corpus: set PEGASUSX_REF_DEMO_CORPUS to a folder that tools/demo/corpus.py made")
+        pytest.skip("no corpus: set PEGASUSX_REF_DEMO_CORPUS to the output folder of tools/demo/corpus.py")
     facts = json.loads((Path(folder) / "corpus.json").read_text())
     if facts["translation_sha256"] not in CARD:
         pytest.skip("Debian's descriptions have changed since the checkpoint was trained")

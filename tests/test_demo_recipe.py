@@ -1,4 +1,4 @@
-"""The recipe in tools/demo: how pairs are read and split, and how figures are made."""
+"""The recipe in tools/demo: parsing and splitting of pairs, intervals of figures, replacement of words."""
 
 import random
 
@@ -56,7 +56,7 @@ def test_shingles_are_runs_of_eight_words() -> None:
 
 @st.composite
 def corpora(draw: st.DrawFn) -> list[Pair]:
-    """Descriptions of a few sentences out of a small stock, so that many share some."""
+    """Descriptions of a few sentences from a small pool, so that many share some."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sentences = [" ".join(rng.choice(list("abcdefgh"), size=rng.integers(5, 14))) for _ in range(12)]
     texts = {" ".join(rng.choice(sentences, size=rng.integers(1, 5))) for _ in range(40)}
@@ -65,7 +65,7 @@ def corpora(draw: st.DrawFn) -> list[Pair]:
 
 @given(corpora())
 @settings(max_examples=50)
-def test_what_is_held_out_shares_little_with_the_training_side(pairs: list[Pair]) -> None:
+def test_held_out_pairs_share_little_with_the_training_side(pairs: list[Pair]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "NUM_DEV", 3)
         patch.setattr(corpus, "NUM_TEST", 4)
@@ -76,19 +76,19 @@ def test_what_is_held_out_shares_little_with_the_training_side(pairs: list[Pair]
         for seen in train:
             assert len(own & shingles(seen.description)) / len(own) <= MAX_SHARED
             assert held_out.synopsis != seen.synopsis
-    # Nothing else is lost.
+    # No other pair is removed.
     synopses = {pair.synopsis for pair in dev + test}
-    for lost in set(pairs) - {*train, *dev, *test}:
-        assert lost.synopsis in synopses or most_shared([lost], dev + test)[0] > MAX_SHARED
+    for removed in set(pairs) - {*train, *dev, *test}:
+        assert removed.synopsis in synopses or most_shared([removed], dev + test)[0] > MAX_SHARED
 
 
-def test_intervals_cover_the_mean_of_what_is_drawn() -> None:
+def test_intervals_cover_the_mean_of_the_distribution() -> None:
     rng = np.random.default_rng(0)
     inside = [low < 3 < high for low, high in (evaluate.interval(rng.normal(3, 1, 60), rng) for _ in range(200))]
     assert 0.88 < np.mean(inside) < 0.99
 
 
-def test_what_both_share_is_exchanged_for_the_same_in_both() -> None:
+def test_shared_pieces_get_the_same_replacement_in_both_texts() -> None:
     pytest.importorskip("torch")
     import sentencepiece
     from batches import NUM_COMMON, OFFSET, Renaming
@@ -103,7 +103,7 @@ def test_what_both_share_is_exchanged_for_the_same_in_both() -> None:
     drawn = [renaming(source, synopsis, rng) for _ in range(400)]
     assert 150 < sum(pair == (source, synopsis) for pair in drawn) < 300
     for new_source, new_synopsis in drawn:
-        assert new_source[20:] == source[20:]  # common pieces stay, and the end
+        assert new_source[20:] == source[20:]  # common pieces and </s> are kept
         assert [new_synopsis[0], new_synopsis[2]] == [new_source[3], new_source[5]]
         for old, new in zip(source, new_source, strict=True):
             begins = [pieces.id_to_piece(i - OFFSET).startswith("▁") for i in (old, new) if i > 1]

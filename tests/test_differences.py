@@ -1,6 +1,6 @@
 """The numbered notes of spec/17-differences.md: a test each, on what this package does and on what transformers does.
 
-What the paper's Flax code does is written out here where a line of NumPy says it.
+What the paper's Flax code does is written here in NumPy where one line is enough.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def twin(transformers: ModuleType, model: Any) -> Any:
+def hf_model(transformers: ModuleType, model: Any) -> Any:
     return hf_reference(transformers, model)
 
 
@@ -45,7 +45,7 @@ def theirs(transformers: Any, tokenizer_folder: Path) -> Any:
 # --- architecture ----------------------------------------------------------------------------------------------------
 
 
-def test_n1_eps_of_layer_norm(twin: Any, transformers: ModuleType) -> None:
+def test_n1_eps_of_layer_norm(hf_model: Any, transformers: ModuleType) -> None:
     fresh = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**TINY.to_dict()))
     assert fresh.model.encoder.layer_norm.eps == PegasusXConfig().layer_norm_eps == 1e-5
     x, ones, zeros = RNG.standard_normal((1, 3, 64)), np.ones(64), np.zeros(64)
@@ -97,20 +97,22 @@ def test_n5_attention_scales_queries(model: Any) -> None:
         assert score == pytest.approx(trace["decoder.layers.0.self_attn.scores"][0, 0, 3, 3], rel=1e-13), place
 
 
-def test_n6_masks_are_passed_and_never_read_off_the_ids(model: Any, twin: Any) -> None:
+def test_n6_masks_are_arguments_and_not_derived_from_the_ids(model: Any, hf_model: Any) -> None:
     ids = np.concatenate([SOURCE, np.zeros((1, 5), dtype=int)], axis=1)
     mask = (ids > 0).astype(int)
     for given in ({}, {"attention_mask": mask}):
         a = model(ids, decoder_input_ids=TARGET, **given).logits
-        assert relative_error(a, run(twin, input_ids=ids, decoder_input_ids=TARGET, **given).logits.numpy()) < FLOAT64
+        assert (
+            relative_error(a, run(hf_model, input_ids=ids, decoder_input_ids=TARGET, **given).logits.numpy()) < FLOAT64
+        )
     masked, bare = (model(ids, m, decoder_input_ids=TARGET).logits for m in (mask, None))
     assert relative_error(masked, model(SOURCE, decoder_input_ids=TARGET).logits) < FLOAT64
     assert relative_error(bare, masked) > 1e-4
 
 
-def test_n7_nothing_is_padded_here_and_the_tokens_are_the_same(model: Any, twin: Any) -> None:
+def test_n7_nothing_is_padded_here_and_the_tokens_are_the_same(model: Any, hf_model: Any) -> None:
     ours = model.encode(SOURCE, output_hidden_states=True).hidden_states
-    there = run(twin.model.encoder, input_ids=SOURCE, output_hidden_states=True).hidden_states
+    there = run(hf_model.model.encoder, input_ids=SOURCE, output_hidden_states=True).hidden_states
     assert [x.shape[1] for x in ours] == [21, 21, 21]
     assert [x.shape[1] for x in there[:-1]] == [24, 24]
     for a, b in zip(ours[:-1], there[:-1], strict=True):
@@ -141,27 +143,27 @@ def test_n9_rows_of_padding_hold_ordinary_attention(model: Any) -> None:
     assert probs[4].std() > 0.01  # Flax: 1/9 everywhere
 
 
-def test_n10_global_tokens_are_not_normalized_at_the_end(model: Any, twin: Any) -> None:
+def test_n10_global_tokens_are_not_normalized_at_the_end(model: Any, hf_model: Any) -> None:
     with record("encoder.layers.1.globals.output") as trace:
         ours = model.encode(SOURCE).global_hidden_state
     assert (ours == trace["encoder.layers.1.globals.output"]).all()
-    _, there = run(twin.model.encoder, input_ids=SOURCE, output_hidden_states=True).hidden_states[-1]
+    _, there = run(hf_model.model.encoder, input_ids=SOURCE, output_hidden_states=True).hidden_states[-1]
     assert relative_error(ours, there.numpy()) < FLOAT64
 
 
-def test_n11_optional_outputs(model: Any, twin: Any) -> None:
+def test_n11_optional_outputs(model: Any, hf_model: Any) -> None:
     ours = model.encode(SOURCE, output_hidden_states=True, output_attentions=True)
-    there = run(twin.model.encoder, input_ids=SOURCE, output_hidden_states=True, output_attentions=True)
+    there = run(hf_model.model.encoder, input_ids=SOURCE, output_hidden_states=True, output_attentions=True)
     assert len(ours.hidden_states) == len(there.hidden_states) == 3
     assert [len(layer["local"]) for layer in ours.attentions] == [3, 4]
     assert [tuple(layer["local"].shape) for layer in there.attentions] == [(1, 4, 3, 8, 12), (1, 4, 4, 8, 12)]
     assert isinstance(there.hidden_states[-1], tuple)
 
 
-def test_n12_the_loss_counts_padding_and_nothing_smooths_it(model: Any, twin: Any) -> None:
+def test_n12_the_loss_includes_padding_without_label_smoothing(model: Any, hf_model: Any) -> None:
     labels = np.array([[120, 130, 0, -100]])
     ours = model(SOURCE, labels=labels)
-    assert relative_error(ours.loss, run(twin, input_ids=SOURCE, labels=labels).loss.item()) < FLOAT64
+    assert relative_error(ours.loss, run(hf_model, input_ids=SOURCE, labels=labels).loss.item()) < FLOAT64
     of_labels = -log_softmax(ours.logits)[0, np.arange(3), labels[0, :3]]
     assert ours.loss == pytest.approx(of_labels.mean())
     assert ours.loss != pytest.approx(of_labels[:2].mean())  # Flax leaves out the 0
@@ -174,24 +176,24 @@ def test_n12_the_loss_counts_padding_and_nothing_smooths_it(model: Any, twin: An
 
 
 @pytest.mark.parametrize("ids", [np.empty((1, 0), dtype=int), np.empty((0, 4), dtype=int), [[5, -1]], [[5, 256]]])
-def test_n13_input_without_meaning_is_refused(model: Any, twin: Any, ids: Any) -> None:
+def test_n13_meaningless_input_is_refused(model: Any, hf_model: Any, ids: Any) -> None:
     with pytest.raises(InputError):
         model(ids, decoder_input_ids=TARGET)
     with pytest.raises((RuntimeError, IndexError)):
-        run(twin, input_ids=np.asarray(ids), decoder_input_ids=TARGET)
+        run(hf_model, input_ids=np.asarray(ids), decoder_input_ids=TARGET)
 
 
-def test_n13_masks_and_configurations_without_meaning_are_refused(model: Any, twin: Any) -> None:
+def test_n13_meaningless_masks_and_configurations_are_refused(model: Any, hf_model: Any) -> None:
     mask = np.ones((1, 20), dtype=int)
     with pytest.raises(InputError):
         model(SOURCE, mask, decoder_input_ids=TARGET)
     with pytest.raises(RuntimeError):
-        run(twin, input_ids=SOURCE, attention_mask=mask, decoder_input_ids=TARGET)
+        run(hf_model, input_ids=SOURCE, attention_mask=mask, decoder_input_ids=TARGET)
     with pytest.raises(ConfigError):
         TINY.replace(num_global_tokens=0)
 
 
-def test_n14_unusual_input_means_the_same(model: Any, twin: Any) -> None:
+def test_n14_unusual_input_means_the_same(model: Any, hf_model: Any) -> None:
     two, left = np.repeat(SOURCE, 2, axis=0), np.arange(21)[None] >= 5
     targets = np.repeat(TARGET, 2, axis=0)
     longer = np.resize(SOURCE, (1, TINY.max_position_embeddings + 3))
@@ -203,7 +205,7 @@ def test_n14_unusual_input_means_the_same(model: Any, twin: Any) -> None:
     }
     for name, (ids, mask, target) in cases.items():
         a = model(ids, mask, decoder_input_ids=target).logits
-        b = run(twin, input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits.numpy()
+        b = run(hf_model, input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits.numpy()
         assert relative_error(a, b) < FLOAT64, name
     shifted = model(SOURCE, left, decoder_input_ids=TARGET).logits
     assert relative_error(shifted, model(SOURCE[:, 5:], decoder_input_ids=TARGET).logits) > 1e-4
@@ -224,23 +226,25 @@ def steps(*wishes: list[int]) -> Any:
     return next_logits
 
 
-def generated(twin: Any, ids: np.ndarray, **more: Any) -> np.ndarray:
-    return np.asarray(twin.generate(to_torch(ids), attention_mask=to_torch(np.ones_like(ids)), do_sample=False, **more))
+def generated(hf_model: Any, ids: np.ndarray, **more: Any) -> np.ndarray:
+    return np.asarray(
+        hf_model.generate(to_torch(ids), attention_mask=to_torch(np.ones_like(ids)), do_sample=False, **more)
+    )
 
 
-def test_n15_max_length_counts_the_start_token(model: Any, twin: Any) -> None:
+def test_n15_max_length_counts_the_start_token(model: Any, hf_model: Any) -> None:
     for limits, length in (({"max_length": 7}, 7), ({"max_new_tokens": 7}, 8)):
         never: dict[str, Any] = {"min_new_tokens": length - 1, "num_beams": 1, **limits}
-        assert model.generate(SOURCE, **never).shape == generated(twin, SOURCE, **never).shape == (1, length)
+        assert model.generate(SOURCE, **never).shape == generated(hf_model, SOURCE, **never).shape == (1, length)
     assert GenerationConfig().lengths() == (0, 21)
 
 
-def test_n16_the_end_is_forced(model: Any, twin: Any) -> None:
+def test_n16_the_end_is_forced(model: Any, hf_model: Any) -> None:
     limits: dict[str, Any] = {"max_length": 6, "min_length": 6, "num_beams": 1}
-    assert model.generate(SOURCE, **limits)[0, -1] == generated(twin, SOURCE, **limits)[0, -1] == 1
+    assert model.generate(SOURCE, **limits)[0, -1] == generated(hf_model, SOURCE, **limits)[0, -1] == 1
 
 
-def test_n17_beam_scores_are_divided_by_a_power_of_the_length(model: Any, twin: Any) -> None:
+def test_n17_beam_scores_are_divided_by_a_power_of_the_length(model: Any, hf_model: Any) -> None:
     settings: dict[str, Any] = {
         "num_beams": 4,
         "length_penalty": 0.8,
@@ -249,7 +253,7 @@ def test_n17_beam_scores_are_divided_by_a_power_of_the_length(model: Any, twin: 
     }
     ours = model.generate(SOURCE, **settings)
     ids = to_torch(SOURCE)
-    there = twin.generate(ids, attention_mask=to_torch(np.ones_like(SOURCE)), output_scores=True, **settings)
+    there = hf_model.generate(ids, attention_mask=to_torch(np.ones_like(SOURCE)), output_scores=True, **settings)
     assert (ours.sequences == there.sequences.numpy()).all()
     written = ours.sequences[0, 1:].tolist()
     written = written[: written.index(1) + 1]
@@ -315,7 +319,7 @@ def test_n22_a_newline_is_a_space(tokenizer: PegasusTokenizer) -> None:
     assert tokenizer.convert_tokens_to_ids(["<n>"]) == [105]
 
 
-def test_n23_nothing_is_cut_unasked(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_n23_truncation_is_not_the_default(tokenizer_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes((tokenizer_folder / "spiece.model").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     tokenizer, text = PegasusTokenizer.from_pretrained(tmp_path), "value " * 3000
@@ -331,8 +335,8 @@ def test_n24_ids_beyond_the_vocabulary_decode_to_nothing(tokenizer: PegasusToken
         tokenizer.decode([-1])
 
 
-def test_n25_names_and_layouts_are_those_of_transformers(twin: Any) -> None:
-    there = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
+def test_n25_names_and_layouts_are_those_of_transformers(hf_model: Any) -> None:
+    there = {name: tuple(tensor.shape) for name, tensor in hf_model.state_dict().items()}
     for name, shape in parameter_shapes(TINY).items():
         assert there[f"model.{name}"] == shape, name
     # A kernel of Flax (D, H, F), q_hf = sum_d x_d kernel_dhf: reshaped and transposed it is transformers' (D, D).

@@ -1,4 +1,4 @@
-"""A candidate's tensors from files, and under other names."""
+"""A candidate's tensors from files, and the mapping of their names."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def saved(folder: Path, tensors: dict[str, np.ndarray], suffix: str) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_a_dump_is_judged_like_the_tensors_in_it(tmp_path: Path, tensors: dict[str, np.ndarray], suffix: str) -> None:
+def test_a_dump_is_verified_like_its_tensors(tmp_path: Path, tensors: dict[str, np.ndarray], suffix: str) -> None:
     dump = from_dump(saved(tmp_path, tensors | INPUTS, suffix))
     assert dump["input_ids"].tolist() == INPUTS["input_ids"].tolist()
     report = verify(MODEL, dump, INPUTS, "float32")
@@ -52,7 +52,7 @@ def test_bfloat16_comes_from_safetensors(tmp_path: Path) -> None:
     kept = {"lm_head": np.ones((1, 2, 3), dtype=ml_dtypes.bfloat16)}
     path = tmp_path / "dump.npz"
     np.savez(path, **kept)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"'lm_head': an npz file knows no bfloat16; save float32, or a safetensors"):
+    with pytest.raises(InputError, match=r"'lm_head': npz has no bfloat16; save float32, or a safetensors"):
         from_dump(path)["lm_head"]
     header = b'{"lm_head":{"dtype":"BF16","shape":[1,2,3],"data_offsets":[0,12]}}'
     path = tmp_path / "dump.safetensors"
@@ -61,7 +61,7 @@ def test_bfloat16_comes_from_safetensors(tmp_path: Path) -> None:
 
 
 def theirs(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same run with the names and layouts of someone else."""
+    """Return the same run with other names and layouts."""
     other = {}
     for name, tensor in tensors.items():
         parts = name.split(".")
@@ -92,7 +92,7 @@ def test_a_mapping_renames_reshapes_and_transposes(tmp_path: Path, tensors: dict
     assert verify(MODEL, dump, INPUTS, "float32").passed
 
 
-def test_steps_are_done_in_the_order_in_which_they_are_written(tmp_path: Path) -> None:
+def test_steps_run_in_their_written_order(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": np.arange(6.0).reshape(2, 3)}, ".npz")
     first = from_dump(path, {"lm_head": {"name": "x", "transpose": [1, 0], "reshape": [1, 2, 3]}})["lm_head"]
     other = from_dump(path, {"lm_head": {"name": "x", "reshape": [1, 2, 3], "transpose": [0, 1, 2]}})["lm_head"]
@@ -100,7 +100,7 @@ def test_steps_are_done_in_the_order_in_which_they_are_written(tmp_path: Path) -
     assert other.tolist() == [[[0, 1, 2], [3, 4, 5]]]
 
 
-def test_functions_give_mappings_or_pairs_of_any_tensors(tensors: dict[str, np.ndarray]) -> None:
+def test_functions_return_mappings_or_pairs_of_tensors(tensors: dict[str, np.ndarray]) -> None:
     torch = pytest.importorskip("torch")
     own = theirs({name: tensor for name, tensor in tensors.items() if ".local." not in name and "fc1" not in name})
     mapping = {"lm_head": "logits"}
@@ -110,19 +110,19 @@ def test_functions_give_mappings_or_pairs_of_any_tensors(tensors: dict[str, np.n
         assert len(report.table) == len(own)
 
 
-MISTAKES: dict[str, tuple[Any, str]] = {
-    "no trace point": ({"encoder.layer.0.fc1": "x"}, r"'encoder.layer.0.fc1' is no trace point; see"),
-    "nothing of that name": ({"lm_head": "y"}, r"lm_head = 'y' fits no tensor of the candidate, which has 'x'"),
+WRONG_MAPPINGS: dict[str, tuple[Any, str]] = {
+    "no trace point": ({"encoder.layer.0.fc1": "x"}, r"'encoder.layer.0.fc1' is not a trace point; see"),
+    "nothing of that name": ({"lm_head": "y"}, r"lm_head = 'y' matches no tensor of the candidate, which has 'x'"),
     "not a line": ({"lm_head": 3}, r"lm_head = 3: expected a name, or \{name = …"),
     "an unknown step": ({"lm_head": {"name": "x", "flip": [0]}}, r"expected a name"),
     "no name": ({"lm_head": {"transpose": [0]}}, r"expected a name"),
-    "numbers on one side": ({SCORES: "enc{i}"}, r"\{i\} and \{n\} have to stand on both sides"),
+    "numbers on one side": ({SCORES: "enc{i}"}, r"\{i\} and \{n\} must be on both sides"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mapping_that_does_not_fit_is_one_clear_error(tmp_path: Path, mistake: str) -> None:
-    mapping, message = MISTAKES[mistake]
+@pytest.mark.parametrize("wrong", WRONG_MAPPINGS)
+def test_a_mapping_that_does_not_fit_is_one_clear_error(tmp_path: Path, wrong: str) -> None:
+    mapping, message = WRONG_MAPPINGS[wrong]
     with pytest.raises(InputError, match=message):
         from_dump(saved(tmp_path, {"x": np.ones((2, 3))}, ".npz"), mapping)
 
@@ -137,11 +137,11 @@ def test_a_step_that_does_not_fit_names_the_shape(tmp_path: Path) -> None:
 
 def test_two_sources_of_one_tensor_are_an_error(tmp_path: Path) -> None:
     path = saved(tmp_path, {"a1": np.ones(2), "a2": np.ones(2)}, ".npz")
-    with pytest.raises(InputError, match=r"tokens.fc1 is 'a1' and 'a2': a tensor has one source"):
+    with pytest.raises(InputError, match=r"tokens.fc1 has two sources, 'a1' and 'a2': keep one"):
         from_dump(path, {"encoder.layers.{i}.tokens.fc1": "a{i}", "encoder.layers.1.tokens.fc1": "a2"})
 
 
-def test_files_that_are_no_dump_are_one_clear_error(tmp_path: Path) -> None:
+def test_other_files_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file; a dump is a \.safetensors or \.npz file"):
         from_dump(tmp_path / "none.npz")
     for name in ("dump.npz", "dump.safetensors"):
@@ -165,7 +165,7 @@ def test_a_broken_archive_is_one_clear_error(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.ones(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name in ("empty.npz", "array.npz"):
-        with pytest.raises(InputError, match=f"{name} cannot be read: it is no npz file"):
+        with pytest.raises(InputError, match=f"{name} cannot be read: not an npz file"):
             from_dump(tmp_path / name)
     for save in (np.savez, np.savez_compressed):
         path = tmp_path / f"{save.__name__}.npz"
@@ -177,7 +177,7 @@ def test_a_broken_archive_is_one_clear_error(tmp_path: Path) -> None:
             from_dump(path)["lm_head"]
 
 
-def test_ids_of_any_width_and_only_real_numbers(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_ids_have_any_width_and_tensors_are_real(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     ids = {name: array.astype(np.uint32) for name, array in INPUTS.items()}
     dump = from_dump(saved(tmp_path, tensors | ids, ".safetensors"))
     assert verify(MODEL, dump, {name: dump[name] for name in INPUTS}, "float32").passed
@@ -186,10 +186,10 @@ def test_ids_of_any_width_and_only_real_numbers(tmp_path: Path, tensors: dict[st
             verify(MODEL, tensors | {"lm_head": wrong}, INPUTS, "float32")
 
 
-def test_numbers_of_layers_are_numbers(tmp_path: Path) -> None:
+def test_layer_numbers_may_have_leading_zeros(tmp_path: Path) -> None:
     path = saved(tmp_path, {"h.01.attn.01.q": np.ones(2), "h.0.attn.1.q": np.ones(2)}, ".npz")
     name = "decoder.layers.{i}.self_attn.q_proj"
     assert set(from_dump(path, {name: "h.{i}.attn.{i}.q"})) == {"decoder.layers.1.self_attn.q_proj", "h.0.attn.1.q"}
     (tmp_path / "map.toml").write_text('encoder.embed_tokens = "wte"')
-    with pytest.raises(InputError, match="'encoder' is no trace point: a name with dots has to stand in quotes"):
+    with pytest.raises(InputError, match="'encoder' is not a trace point: put a name with dots in quotes"):
         from_dump(path, tmp_path / "map.toml")

@@ -1,4 +1,4 @@
-"""`pegasusx-ref explore`: the data equal a run that was recorded whole, and the page does what it says in Chromium."""
+"""`pegasusx-ref explore`: its data equal those of a recorded run, and its page works in Chromium."""
 
 import base64
 import html
@@ -19,13 +19,13 @@ from pegasusx_ref import DEMO_CHECKPOINT, InputError, PegasusXConfig, pipeline, 
 from pegasusx_ref.cli import main
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.model.encoder import is_staggered
-from pegasusx_ref.study.explore import Exploration, as_page, explored
-from pegasusx_ref.study.explore.exploring import Candidate, Step
+from pegasusx_ref.study.explore import Exploration, as_page, explore_text
+from pegasusx_ref.study.explore.attention_listeners import EncoderAttentionListener
+from pegasusx_ref.study.explore.exploration import DecodeStep, TokenProbability
 from pegasusx_ref.study.explore.mathml import as_mathml
-from pegasusx_ref.study.explore.sampling import Counts, Sample, counts_that_fit, quantized, strongest
-from pegasusx_ref.study.explore.stages import STAGES, folded, shape
-from pegasusx_ref.study.explore.watching import EncoderWatch
-from pegasusx_ref.study.sections import golden_source, sections
+from pegasusx_ref.study.explore.stages import STAGES, shortened, tensor_dimensions
+from pegasusx_ref.study.explore.top_keys import KeyCounts, TopKeys, key_counts_that_fit, quantize, top_keys
+from pegasusx_ref.study.spec_sections import golden_source, sections
 from pegasusx_ref.summarization import SummarizationPipeline
 from pegasusx_ref.tokenizer import PegasusTokenizer
 
@@ -44,12 +44,12 @@ def text(prose: str) -> str:
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["greedy", "beams"])
 def exploration(summarizer: SummarizationPipeline, text: str, request: pytest.FixtureRequest) -> Exploration:
-    return explored(summarizer, text, max_new_tokens=9, num_beams=request.param)
+    return explore_text(summarizer, text, max_new_tokens=9, num_beams=request.param)
 
 
 @pytest.fixture(scope="module")
 def trace(summarizer: SummarizationPipeline, exploration: Exploration) -> dict[str, Any]:
-    """The same in one run that keeps everything."""
+    """All tensors of the same run."""
     target = [0, *(step.chosen.token_id for step in exploration.steps)]
     with record() as trace:
         summarizer.model([exploration.token_ids], decoder_input_ids=[target[:-1]])
@@ -59,23 +59,23 @@ def trace(summarizer: SummarizationPipeline, exploration: Exploration) -> dict[s
 # --- the data --------------------------------------------------------------------------------------------------------
 
 
-def assert_strongest(sample: Sample, layer: int, row: int, mean_X: np.ndarray, probs_HX: np.ndarray) -> None:
-    """Keys are the strongest in order, weights theirs within a byte's rounding, heads the ones that look hardest."""
-    count = min(sample.keys.shape[2], len(mean_X))
-    keys, weights = sample.keys[layer, row, :count], (sample.weights[layer, row, :count] / 255.0) ** 2
+def assert_strongest(found: TopKeys, layer: int, row: int, mean_X: np.ndarray, probs_HX: np.ndarray) -> None:
+    """Check the order of the keys, their weights within the rounding of a byte, and the heads of largest weight."""
+    count = min(found.keys.shape[2], len(mean_X))
+    keys, weights = found.keys[layer, row, :count], (found.weights[layer, row, :count] / 255.0) ** 2
     expected = np.sort(mean_X)[::-1][:count]
     np.testing.assert_allclose(mean_X[keys], expected, rtol=0, atol=1e-6)
     assert (abs(weights - expected) <= (2 * np.sqrt(expected) + 1 / 510) / 510 + 1e-6).all()
-    np.testing.assert_array_equal(sample.heads[layer, row, :count], probs_HX[:, keys].argmax(axis=0))
+    np.testing.assert_array_equal(found.heads[layer, row, :count], probs_HX[:, keys].argmax(axis=0))
     assert len(set(keys.tolist())) == count
-    assert not sample.weights[layer, row, count:].any()
+    assert not found.weights[layer, row, count:].any()
 
 
 def assert_share(found: np.ndarray, expected: np.ndarray) -> None:
     assert (abs((found / 255.0) ** 2 - expected) <= (2 * np.sqrt(expected) + 1 / 510) / 510 + 1e-6).all()
 
 
-def test_what_tokens_attend_to_is_that_of_a_whole_run(exploration: Exploration, trace: dict[str, Any]) -> None:
+def test_keys_of_tokens_are_those_of_a_recorded_run(exploration: Exploration, trace: dict[str, Any]) -> None:
     config, encoder, num_tokens = exploration.config, exploration.encoder, len(exploration.token_ids)
     G = config.num_global_tokens
     for layer in range(config.encoder_layers):
@@ -90,7 +90,7 @@ def test_what_tokens_attend_to_is_that_of_a_whole_run(exploration: Exploration, 
                 assert_strongest(encoder.on_globals, layer, start + row, on_globals.mean(axis=0), on_globals)
 
 
-def test_what_global_tokens_and_steps_attend_to_is_that_of_a_whole_run(
+def test_keys_of_global_tokens_and_steps_are_those_of_a_recorded_run(
     exploration: Exploration, trace: dict[str, Any]
 ) -> None:
     config, encoder = exploration.config, exploration.encoder
@@ -106,35 +106,35 @@ def test_what_global_tokens_and_steps_attend_to_is_that_of_a_whole_run(
             assert_strongest(exploration.cross, layer, row, probs[:, row].mean(axis=0), probs[:, row])
 
 
-def test_candidates_are_the_softmax_of_the_logits(exploration: Exploration, trace: dict[str, Any]) -> None:
+def test_alternatives_are_the_softmax_of_the_logits(exploration: Exploration, trace: dict[str, Any]) -> None:
     logits = trace["lm_head"][0].astype(np.float64)
     probs = np.exp(logits - logits.max(axis=1, keepdims=True))
     probs /= probs.sum(axis=1, keepdims=True)
     for row, step in zip(probs, exploration.steps, strict=True):
         best = np.argsort(-row)[:8]
-        assert [candidate.token_id for candidate in step.candidates] == best.tolist()
-        np.testing.assert_allclose([candidate.probability for candidate in step.candidates], row[best], rtol=1e-4)
+        assert [token.token_id for token in step.most_likely] == best.tolist()
+        np.testing.assert_allclose([token.probability for token in step.most_likely], row[best], rtol=1e-4)
         assert step.chosen.probability == pytest.approx(row[step.chosen.token_id], rel=1e-4)
         assert step.rank == (row > row[step.chosen.token_id]).sum()
 
 
 def test_the_summary_is_what_generate_writes(summarizer: SummarizationPipeline, text: str) -> None:
     for num_beams in (1, 3):
-        found = explored(summarizer, text, max_new_tokens=9, num_beams=num_beams)
+        found = explore_text(summarizer, text, max_new_tokens=9, num_beams=num_beams)
         ids = summarizer.model.generate(**summarizer.encode(text), max_new_tokens=9, num_beams=num_beams)
         assert [step.chosen.token_id for step in found.steps] == ids[0, 1:].tolist()
 
 
-def test_strongest_keys_of_equal_weight_come_in_order() -> None:
+def test_top_keys_of_equal_weight_are_in_order() -> None:
     probs = np.random.default_rng(0).integers(1, 5, (1, 1, 200)) / 500
-    keys, weights, _ = strongest(probs, 200)
+    keys, weights, _ = top_keys(probs, 200)
     assert keys[0].tolist() == np.lexsort((np.arange(200), -probs[0, 0])).tolist()
     np.testing.assert_array_equal(weights[0], probs[0, 0, keys[0]])
 
 
-def test_bytes_hold_weights_within_their_bound() -> None:
+def test_quantization_error_is_within_its_bound() -> None:
     weights = np.concatenate([np.random.default_rng(0).random(1000) ** 4, [0, 1, 1 / 640]])
-    back = (quantized(weights) / 255.0) ** 2
+    back = (quantize(weights) / 255.0) ** 2
     assert (abs(back - weights) <= (2 * np.sqrt(weights) + 1 / 510) / 510 + 1e-12).all()
 
 
@@ -146,14 +146,14 @@ def test_shapes_are_those_of_a_run(exploration: Exploration, trace: dict[str, An
         for point in (point for tensors in points.values() for point in tensors):
             sizes = [
                 varying[letter] if size is None else size
-                for letter, size in shape(point, config, num_tokens, num_steps)
+                for letter, size in tensor_dimensions(point, config, num_tokens, num_steps)
             ]
             assert tuple(sizes) == trace[point.format(i=1, n=0)].shape, point
 
 
-def test_code_keeps_its_line_numbers_without_the_docstring() -> None:
+def test_shortened_code_keeps_its_line_numbers() -> None:
     source = golden_source("pegasusx_ref.golden.global_local.local_attention")
-    lines = folded(source)
+    lines = shortened(source)
     file = (Path(__file__).parents[1] / source.path).read_text(encoding="utf-8").splitlines()
     assert all(file[line.number - 1] == line.text for line in lines)
     code = "\n".join(line.text for line in lines)
@@ -174,45 +174,47 @@ def test_every_equation_of_the_specification_becomes_mathml() -> None:
 # --- the size --------------------------------------------------------------------------------------------------------
 
 
-def filled(sample: Sample, num_keys: int, rng: np.random.Generator) -> None:
-    sample.keys[...] = rng.integers(num_keys, size=sample.keys.shape)
-    sample.weights[...] = rng.integers(1, 256, size=sample.weights.shape)
-    sample.heads[...] = rng.integers(16, size=sample.heads.shape)
+def fill(keys: TopKeys, num_keys: int, rng: np.random.Generator) -> None:
+    keys.keys[...] = rng.integers(num_keys, size=keys.keys.shape)
+    keys.weights[...] = rng.integers(1, 256, size=keys.weights.shape)
+    keys.heads[...] = rng.integers(16, size=keys.heads.shape)
 
 
-def like_large(num_tokens: int, num_steps: int) -> Exploration:
-    """What a run of the large model may give, without running it."""
+def large_exploration(num_tokens: int, num_steps: int) -> Exploration:
+    """Random data in the shapes of the large model, without a run."""
     rng, config = np.random.default_rng(0), PegasusXConfig.preset("large", vocab_size=6103)
-    counts = counts_that_fit(config, num_tokens, num_steps)
-    encoder = EncoderWatch(config, num_tokens, counts)
-    filled(encoder.in_block, 256, rng)
-    filled(encoder.on_globals, config.num_global_tokens, rng)
-    filled(encoder.by_globals, num_tokens, rng)
+    counts = key_counts_that_fit(config, num_tokens, num_steps)
+    encoder = EncoderAttentionListener(config, num_tokens, counts)
+    fill(encoder.in_block, 256, rng)
+    fill(encoder.on_globals, config.num_global_tokens, rng)
+    fill(encoder.by_globals, num_tokens, rng)
     encoder.globals_share[...] = rng.integers(256, size=encoder.globals_share.shape)
-    cross = Sample(config.decoder_layers, num_steps, num_tokens, counts.text)
-    filled(cross, num_tokens, rng)
+    cross = TopKeys(config.decoder_layers, num_steps, num_tokens, counts.text)
+    fill(cross, num_tokens, rng)
     ids = rng.integers(106, config.vocab_size, num_tokens).tolist()
-    step = Step(Candidate(300, 0.123456), 1, [Candidate(i, 0.123456 / (i - 299)) for i in range(300, 308)])
+    step = DecodeStep(
+        TokenProbability(300, 0.123456), 1, [TokenProbability(i, 0.123456 / (i - 299)) for i in range(300, 308)]
+    )
     return Exploration(config, ids, 0, counts, encoder, [step] * num_steps, cross)
 
 
 @pytest.fixture(scope="module")
 def large_page() -> str:
-    return as_page(like_large(16384, 256), PegasusTokenizer.from_pretrained(DEMO_CHECKPOINT), "16,384 tokens")
+    return as_page(large_exploration(16384, 256), PegasusTokenizer.from_pretrained(DEMO_CHECKPOINT), "16,384 tokens")
 
 
 def test_the_page_of_16384_tokens_of_the_large_model_stays_below_10_mb(large_page: str) -> None:
     assert 6e6 < len(large_page.encode()) < 10e6
-    assert "keys in its block instead of 12, so that the page stays below 10 MB" in large_page
+    assert "of every token in its block instead of 12, so that the page stays below 10 MB" in large_page
 
 
-def test_fewer_keys_are_kept_only_where_there_is_need() -> None:
+def test_fewer_keys_are_kept_only_if_the_page_would_be_too_large() -> None:
     large, base = (PegasusXConfig.preset(name) for name in ("large", "base"))
-    assert counts_that_fit(base, 4096, 128) == Counts(12, 3, 48)
-    kept = [counts_that_fit(large, num_tokens, 256).block for num_tokens in (2048, 8192, 16384)]
+    assert key_counts_that_fit(base, 4096, 128) == KeyCounts(12, 3, 48)
+    kept = [key_counts_that_fit(large, num_tokens, 256).block for num_tokens in (2048, 8192, 16384)]
     assert kept[0] == 12 > kept[1] > kept[2] >= 4
     with pytest.raises(InputError, match="2000000 tokens in 16 layers do not fit on a page of 10 MB: explore fewer"):
-        counts_that_fit(large, 2_000_000, 256)
+        key_counts_that_fit(large, 2_000_000, 256)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def data_of(page: str) -> dict[str, Any]:
     return found
 
 
-def test_the_page_holds_the_data(exploration: Exploration, summarizer: SummarizationPipeline) -> None:
+def test_the_page_contains_the_data(exploration: Exploration, summarizer: SummarizationPipeline) -> None:
     page = as_page(exploration, summarizer.tokenizer)
     data = data_of(page)
     assert (
@@ -241,7 +243,7 @@ def test_the_page_holds_the_data(exploration: Exploration, summarizer: Summariza
 
 
 def test_texts_are_escaped(summarizer: SummarizationPipeline) -> None:
-    page = as_page(explored(summarizer, NASTY, max_new_tokens=2), summarizer.tokenizer, NASTY)
+    page = as_page(explore_text(summarizer, NASTY, max_new_tokens=2), summarizer.tokenizer, NASTY)
     assert len(re.findall("</script>", page)) == 2
     assert "<b>bold" not in page
     assert "&lt;/script&gt;&lt;b&gt;bold" in page
@@ -267,7 +269,7 @@ def test_the_command_writes_a_page(tmp_path: Path, wordy_folder: Path, text: str
     assert (len(data["tokens"]), len(data["written"])) == (20, 4)
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+def test_an_unwritable_output_file_is_reported_before_the_run(tmp_path: Path) -> None:
     result = run("--out", str(tmp_path / "missing" / "page.html"), input="A text.")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--out" in result.stderr
@@ -277,7 +279,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -
     assert not (tmp_path / "page.html").exists()
 
 
-def test_without_latex2mathml_the_remedy_is_told_before_the_run(tmp_path: Path) -> None:
+def test_missing_latex2mathml_is_reported_before_the_run(tmp_path: Path) -> None:
     code = "import sys; sys.modules['latex2mathml.converter'] = None; from pegasusx_ref.cli import main; main()"
     command = [sys.executable, "-c", code, "explore", "--out", str(tmp_path / "page.html")]
     result = subprocess.run(command, input="A text.", capture_output=True, text=True, check=False)
@@ -301,7 +303,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_page(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
-    """The page that the command makes of 3,000 words."""
+    """The page of the command for 3,000 words."""
     folder = tmp_path_factory.mktemp("explored")
     (folder / "text.txt").write_text(" ".join(prose.split()[:3000]), encoding="utf-8")
     arguments = ("--out", str(folder / "page.html"), "--tokens", "16384", "--num-beams", "2", "--max-new-tokens", "12")
@@ -324,7 +326,7 @@ class Page:
         return self.browser.execute_script(code, *arguments)
 
     def click(self, identifier: str) -> None:
-        """Click like a mouse: what lies elsewhere is brought in sight first."""
+        """Scroll an element into view and click it."""
         element = self.browser.find_element("id", identifier)
         self.script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
@@ -339,15 +341,15 @@ class Page:
         return found
 
     def neighbours(self) -> set[int]:
-        """The tokens that are listed as keys in the layer shown."""
+        """The tokens that are listed as keys in the selected layer."""
         code = "return [...document.querySelectorAll('#keys [data-go=token]')].map(b => Number(b.dataset.at))"
         return set(self.script(code))
 
     def assert_quiet(self) -> None:
-        """No errors on the console, and nothing asked for but the page itself."""
+        """Check that the console has no errors and that only the page itself was requested."""
         assert [entry for entry in self.browser.get_log("browser") if entry["level"] != "DEBUG"] == []
-        asked = [url for url in chromium.requests_of(self.browser) if not url.startswith("data:")]
-        assert [url for url in asked if not url.startswith("file://")] == []
+        requested = [url for url in chromium.requests_of(self.browser) if not url.startswith("data:")]
+        assert [url for url in requested if not url.startswith("file://")] == []
 
 
 @pytest.fixture
@@ -362,7 +364,7 @@ def test_a_token_at_an_edge_has_other_neighbours_on_even_and_staggered_layers(pa
     assert [row[1] for row in page.rows()] == ["[96, 128)", "[80, 112)", "[96, 128)"]
     page.click("token-95")
     blocks = [row[:2] for row in page.rows()]
-    assert page.text("h1") == "text.txt"  # and not where it lies
+    assert page.text("h1") == "text.txt"  # without its folder
     assert blocks == [["0 even", "[64, 96)"], ["1 staggered", "[80, 112)"], ["2 even", "[64, 96)"]]
     even = page.neighbours()
     page.browser.find_element("css selector", "#layers tr[data-layer='1'] button").click()
@@ -372,10 +374,12 @@ def test_a_token_at_an_edge_has_other_neighbours_on_even_and_staggered_layers(pa
     assert staggered <= set(range(80, 112))
     assert any(token < 80 for token in even)
     assert any(token >= 96 for token in staggered)
-    lit = page.script("return [...document.querySelectorAll('#source .lit')].map(t => Number(t.dataset.at))")
-    assert set(lit) == staggered
+    highlighted = page.script(
+        "return [...document.querySelectorAll('#source .highlighted')].map(t => Number(t.dataset.at))"
+    )
+    assert set(highlighted) == staggered
     shares = page.script(
-        "return [...document.querySelectorAll('.lit')].map(t => Number(t.style.getPropertyValue('--share')))"
+        "return [...document.querySelectorAll('.highlighted')].map(t => Number(t.style.getPropertyValue('--share')))"
     )
     assert max(shares) == 1  # one scale for tokens and global tokens
     assert shares.count(1) == 1
@@ -406,7 +410,7 @@ def test_the_page_shows_the_weights_of_its_data(page: Page, long_page: Path) -> 
     assert (abs(np.array([weight for _, weight in shown]) - expected) <= np.where(expected < 10, 0.051, 0.51)).all()
 
 
-def test_a_global_token_shows_what_it_reads(page: Page, pictures: Path) -> None:
+def test_a_global_token_shows_its_keys_in_the_whole_text(page: Page, pictures: Path) -> None:
     page.click("global-3")
     assert page.text("#what") == "Global token 3"
     assert len(page.neighbours()) == 48
@@ -425,7 +429,7 @@ def test_the_summary_is_stepped_through(page: Page, pictures: Path, long_page: P
         assert len(page.script("return document.querySelectorAll('#candidates li')")) >= 8
         unwritten = page.script("return document.querySelectorAll('#summary .unwritten').length")
         assert unwritten == len(data["written"]) - 1 - n
-        assert page.script("return document.querySelectorAll('#source .lit').length") > 10
+        assert page.script("return document.querySelectorAll('#source .highlighted').length") > 10
         page.press("summary", " ")
     page.browser.save_screenshot(str(pictures / "step.png"))
     page.click("play")
@@ -434,7 +438,7 @@ def test_the_summary_is_stepped_through(page: Page, pictures: Path, long_page: P
     assert page.script("return document.getElementById('play').ariaPressed") == "false"
 
 
-def test_everything_can_be_done_by_keyboard(page: Page) -> None:
+def test_every_action_has_a_key(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
     page.press("source", Keys.HOME)
@@ -497,14 +501,14 @@ def test_a_page_of_16384_tokens_is_interactive(browser: Any, large_page: str, tm
     )
     print(f"16,384 tokens, {len(large_page) / 1e6:.1f} MB: loaded in {loaded:.0f} ms, a click {milliseconds[7]:.0f} ms")
     page.browser.save_screenshot(str(pictures / "16384-tokens.png"))
-    assert milliseconds[7] < 500  # a machine under load; 25 where it is idle
+    assert milliseconds[7] < 500  # 25 on an idle machine
     page.assert_quiet()
 
 
 def test_markup_in_a_text_is_text(browser: Any, summarizer: SummarizationPipeline, tmp_path: Path) -> None:
     file = tmp_path / "nasty.html"
     file.write_text(
-        as_page(explored(summarizer, NASTY, max_new_tokens=2), summarizer.tokenizer, NASTY), encoding="utf-8"
+        as_page(explore_text(summarizer, NASTY, max_new_tokens=2), summarizer.tokenizer, NASTY), encoding="utf-8"
     )
     page = Page(browser, file)
     assert page.script("return document.querySelectorAll('b:not(.dimension b)').length") == 0

@@ -1,4 +1,4 @@
-"""`verify` finds each fault of the suite where it is, and names it where its mistake is known; spec/faults.md."""
+"""`verify` flags each fault of the suite at the right tensor and diagnoses it; spec/faults.md is up to date."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import suffixes
-from fault_table import COMMAND, NOTHING, Found, fault_table, found, found_in
+from fault_table import COMMAND, NO_FAULT, Finding, fault_table, finding, verify_fault
 from faults import FAULTS
 
 PAGE = Path(__file__).parents[1] / "spec" / "faults.md"
@@ -28,8 +28,8 @@ def cases(dtypes: tuple[str, ...]) -> list[Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _names_are_watched_elsewhere() -> Iterator[None]:
-    """The same code runs some three hundred times here, and in half the time if nobody looks at its names."""
+def _unwatched_suffixes() -> Iterator[None]:
+    """Skip the check of dimension suffixes: other tests run the same code, and it doubles the time."""
     with suffixes.unwatched():
         yield
 
@@ -40,28 +40,28 @@ def test_the_suite_is_large() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_without_a_fault_all_is_right(dtype: str) -> None:
+def test_without_a_fault_everything_passes(dtype: str) -> None:
     for config in {str(fault.config): fault.config for fault in FAULTS}.values():
-        assert found_in(NOTHING._replace(config=config), dtype) == Found(None, 0.0, ())
+        assert verify_fault(NO_FAULT._replace(config=config), dtype) == Finding(None, 0.0, ())
 
 
 @pytest.mark.parametrize(("number", "dtype"), cases(DTYPES))
-def test_a_fault_is_flagged_where_it_is(number: int, dtype: str) -> None:
+def test_a_fault_is_flagged_at_the_right_tensor(number: int, dtype: str) -> None:
     fault = FAULTS[number]
-    assert found(number, dtype).where == (fault.where if dtype in fault.seen_in else None)
+    assert finding(number, dtype).where == (fault.where if dtype in fault.seen_in else None)
 
 
 @pytest.mark.parametrize(("number", "dtype"), cases(DTYPES[:2]))
-def test_a_mistake_that_is_known_is_named_and_no_other(number: int, dtype: str) -> None:
+def test_a_known_bug_is_the_first_diagnosis(number: int, dtype: str) -> None:
     fault = FAULTS[number]
-    expected = (fault.mistake,) if fault.mistake and dtype in fault.seen_in else ()
-    assert found(number, dtype).mistakes[:1] == expected
+    expected = (fault.diagnosis,) if fault.diagnosis and dtype in fault.seen_in else ()
+    assert finding(number, dtype).diagnoses[:1] == expected
 
 
-def test_the_page_is_what_a_run_finds() -> None:
-    """To the letter, but for ρ: rounding differs between backend_parameters."""
+def test_the_page_equals_a_new_run() -> None:
+    """Exactly, except for ρ: rounding differs between machines."""
     written, ran = PAGE.read_text(encoding="utf-8"), fault_table()
-    assert re.split(RHO, written) == re.split(RHO, ran), f"what is found has changed: {COMMAND}"
+    assert re.split(RHO, written) == re.split(RHO, ran), f"the findings have changed: {COMMAND}"
     sizes = [[float(rho) for rho in re.findall(RHO, page)] for page in (written, ran)]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.3), f"what is found has changed: {COMMAND}"
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.3), f"the findings have changed: {COMMAND}"
     assert len(sizes[0]) > 150

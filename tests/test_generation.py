@@ -72,11 +72,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def their_generate(transformers: ModuleType, case: Case, **more: Any) -> Any:
-    twin = hf_reference(transformers, case.model)
+    hf_model = hf_reference(transformers, case.model)
     ids, mask, _ = case.batch
     mask = np.ones_like(ids) if mask is None else mask
     settings = {"num_beams": 1, "do_sample": False} | case.settings | more
-    return twin.generate(to_torch(ids), attention_mask=to_torch(mask), **settings)
+    return hf_model.generate(to_torch(ids), attention_mask=to_torch(mask), **settings)
 
 
 def quietly(case: Case, **more: Any) -> Any:
@@ -97,6 +97,7 @@ def test_greedy_tokens_equal_transformers(transformers: ModuleType, case: Case) 
     assert ours.tolist() == their_generate(transformers, case).tolist()
 
 
+@pytest.mark.slow
 @many
 @given(cases(), st.data())
 def test_beam_search_equals_transformers(transformers: ModuleType, case: Case, data: st.DataObject) -> None:
@@ -116,6 +117,7 @@ def test_beam_search_equals_transformers(transformers: ModuleType, case: Case, d
     np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.8, 3.0])
 def test_beam_search_stops_where_transformers_stops(
@@ -170,7 +172,7 @@ def test_beams_share_the_source_and_keep_their_own_history() -> None:
 
 
 def fixed_logits(rows: list[list[int]], vocab_size: int = 9) -> Any:
-    """A model that says row[t] at step t, whatever it is told."""
+    """A model that predicts row[t] at step t for every input."""
     step = iter(range(100))
 
     def next_logits(ids_BL: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
@@ -333,8 +335,8 @@ def test_ids_that_the_file_lacks(transformers: ModuleType, tmp_path: Path, writt
     assert again.shape[1] == (early.shape[1] if written.get("eos_token_id") else 9)
 
     (tmp_path / "generation_config.json").write_text(json.dumps(written | {"decoder_start_token_id": 7}))
-    twin = transformers.PegasusXForConditionalGeneration.from_pretrained(tmp_path)
-    theirs = twin.generate(to_torch(np.array([[7, 8, 9]])), max_new_tokens=8)
+    hf_model = transformers.PegasusXForConditionalGeneration.from_pretrained(tmp_path)
+    theirs = hf_model.generate(to_torch(np.array([[7, 8, 9]])), max_new_tokens=8)
     assert again.tolist() == theirs.tolist()
 
 
@@ -348,14 +350,14 @@ def test_settings_that_are_not_followed_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),
-        ({"num_beams": 2.0}, "num_beams=2.0 must be a whole number"),
+        ({"num_beams": 0}, "num_beams=0 must be an integer of at least 1"),
+        ({"num_beams": 2.0}, "num_beams=2.0 must be an integer"),
         ({"num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=1"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 is more than num_beams=2"),
         ({"do_sample": True, "num_beams": 2}, "do_sample with num_beams=2"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"top_p": 1.5}, "top_p=1.5 is a probability"),
-        ({"top_k": -1}, "top_k=-1 must be a whole number of at least 0"),
+        ({"top_p": 1.5}, "top_p=1.5 must be at most 1"),
+        ({"top_k": -1}, "top_k=-1 must be an integer of at least 0"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty=nan must be a number"),
         ({"length_penalty": "long"}, "length_penalty='long' must be a number"),
         ({"early_stopping": "maybe"}, "early_stopping='maybe': choose True, False or 'never'"),

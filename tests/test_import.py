@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("scipy", "sentencepiece", "torch", "cupy", "transformers", "jinja2", "matplotlib")
-LIMIT = 3  # times `import numpy`, which is a part of it
+LIMIT = 3  # times `import numpy`, which it includes
 
 
 def run(code: str) -> str:
@@ -12,7 +14,7 @@ def run(code: str) -> str:
 
 
 def seconds(module: str) -> float:
-    """Take the processor's time, which another program beside changes less than the clock's."""
+    """Measure CPU time, on which other programs have less influence than on wall time."""
     return float(run(f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"))
 
 
@@ -23,6 +25,7 @@ def test_import_leaves_heavy_packages_alone() -> None:
     assert not set(HEAVY) & set(loaded)
 
 
+@pytest.mark.slow
 def test_import_costs_little_more_than_numpy() -> None:
     times: dict[str, list[float]] = {"numpy": [], "pegasusx_ref": []}
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""What users pass in: odd but fine, or one clear error before anything is computed."""
+"""Inputs of users: unusual ones that are accepted, and one clear error before anything is computed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def message_of(call: Callable[[], Any]) -> str:
 
 
 def early_message_of(call: Callable[[], Any]) -> str:
-    """The message of an error that comes before the encoder has cost anything."""
+    """Return the message of an error that is raised before the encoder runs."""
     with record("encoder.layers.*") as trace:
         message = message_of(call)
     assert not trace, f"computed {list(trace)[:3]} before the error"
@@ -94,7 +94,7 @@ def test_torch_masks_may_be_boolean(model: Any) -> None:
     assert np.array_equal(model(SOURCE, torch.tensor(MASK), TARGET).logits, expected)
 
 
-def test_a_mask_of_ones_is_no_mask(either: Any) -> None:
+def test_a_mask_of_ones_equals_no_mask(either: Any) -> None:
     ones = (np.ones((2, 21), dtype=np.int64), None, np.ones((2, 5), dtype=bool))
     assert np.array_equal(either(SOURCE, ones[0], TARGET, ones[2])[0], either(SOURCE, None, TARGET)[0])
 
@@ -143,18 +143,18 @@ def test_any_source_length_is_fine(model: Any, length: int) -> None:
     output = model(ids, decoder_input_ids=TARGET[:1])
     assert output.encoder_last_hidden_state.shape == (1, length, D)
     assert np.isfinite(output.logits).all()
-    # What the last token says reaches the logits.
+    # The last token changes the logits.
     other = ids.copy()
     other[0, -1] = (other[0, -1] + 1) % V
     assert not np.allclose(model(other, decoder_input_ids=TARGET[:1]).logits, output.logits, rtol=0, atol=1e-9)
 
 
-def test_the_ends_of_the_vocabulary_are_in_it(model: Any) -> None:
+def test_the_first_and_last_id_of_the_vocabulary_are_valid(model: Any) -> None:
     logits = model([[0, V - 1]], decoder_input_ids=[[V - 1, 0]], labels=[[V - 1, 0]]).logits
     assert logits.shape == (1, 2, V)
 
 
-def test_arguments_are_left_alone(model: Any) -> None:
+def test_arguments_are_not_changed(model: Any) -> None:
     labels = np.where(np.arange(5) > 2, -100, TARGET)
     given = [SOURCE.copy(), MASK.copy(), labels.copy(), EMBEDS.copy()]
     model(given[0], given[1], labels=given[2])
@@ -171,7 +171,7 @@ def test_every_spelling_of_encoder_outputs_gives_the_same_numbers(either: Any) -
     for outputs in (last, (last,), [last], encoded.to_tuple()):
         found = either(encoder_outputs=outputs, attention_mask=MASK, decoder_input_ids=TARGET)
         assert np.array_equal(found[0], expected[0])
-    # The mask goes along with the encoder's own output, and only with it.
+    # The mask belongs to the encoder's own output.
     assert not np.allclose(either(encoder_outputs=last, decoder_input_ids=TARGET)[0], expected[0])
 
 
@@ -256,10 +256,10 @@ BAD_MASKS: dict[str, tuple[Any, str]] = {
     "too long": (np.ones((2, 22)), "has shape (2, 22): expected (2, 21)"),
     "one row": (MASK[:1], "has shape (1, 21): expected (2, 21)"),
     "flat": (MASK[0], "has shape (21,): expected (2, 21)"),
-    "additive": (np.where(MASK, 0.0, -1e9), "holds values besides 0 (padding) and 1"),
-    "two": (np.where(MASK, 2, 0), "holds values besides 0 (padding) and 1"),
-    "half": (np.where(MASK, 0.5, 0), "holds values besides 0 (padding) and 1"),
-    "nan": (np.where(MASK, 1, np.nan), "holds values besides 0 (padding) and 1"),
+    "additive": (np.where(MASK, 0.0, -1e9), "has values other than 0 (padding) and 1"),
+    "two": (np.where(MASK, 2, 0), "has values other than 0 (padding) and 1"),
+    "half": (np.where(MASK, 0.5, 0), "has values other than 0 (padding) and 1"),
+    "nan": (np.where(MASK, 1, np.nan), "has values other than 0 (padding) and 1"),
     "ragged": ([[1, 0], [1]], "has rows of different lengths"),
     "text": ("mask", "has shape (): expected (2, 21)"),
 }
@@ -276,7 +276,7 @@ def test_bad_source_masks_are_named(either: Any, case: str) -> None:
 
 def test_bad_target_mask_is_named(either: Any) -> None:
     message = message_of(lambda: either(SOURCE, None, TARGET, np.ones((2, 4))))
-    assert message == "decoder_attention_mask has shape (2, 4): expected (2, 5), a value for every token"
+    assert message == "decoder_attention_mask has shape (2, 4): expected (2, 5), one value for each token"
     past = either(SOURCE, None, TARGET).past_key_values
     message = message_of(lambda: either(SOURCE, None, TARGET, np.ones((2, 5)), past_key_values=past))
     assert "expected (2, 10)" in message  # tokens of the cache count too
@@ -296,7 +296,7 @@ BAD_STATES: dict[str, tuple[Any, str]] = {
     "too narrow": (EMBEDS[:, :, :-1], "has shape (2, 21, 31): expected (batch, tokens, d_model=32)"),
     "too wide": (np.concatenate([EMBEDS, EMBEDS], axis=2), "has shape (2, 21, 64): expected (batch, tokens, d_model"),
     "one sequence": (EMBEDS[0], "has shape (21, 32): expected (batch, tokens, d_model=32)"),
-    "no tokens": (EMBEDS[:, :0], "has shape (2, 0, 32): expected (batch, tokens, d_model=32), none of them 0"),
+    "no tokens": (EMBEDS[:, :0], "has shape (2, 0, 32): expected (batch, tokens, d_model=32), each at least 1"),
     "no rows": (EMBEDS[:0], "has shape (0, 21, 32): expected"),
     "integers": (RNG.integers(0, 9, (2, 21, D)), "has dtype int64: expected floating-point numbers"),
     "booleans": (EMBEDS > 0, "has dtype bool: expected floating-point numbers"),
@@ -370,7 +370,7 @@ def test_two_targets_or_none_are_an_error(either: Any) -> None:
 def test_batches_of_different_sizes_are_an_error(either: Any, rows: int) -> None:
     target = RNG.integers(0, V, (rows, 5))
     message = message_of(lambda: either(SOURCE, decoder_input_ids=target))
-    assert message == f"batch sizes differ (encoder: 2, decoder: {rows}): pass equally many sequences"
+    assert message == f"batch sizes differ (encoder: 2, decoder: {rows}): pass the same number of sequences"
 
 
 def test_labels_of_another_batch_size_are_an_error(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values grow by doubling, and what someone holds never changes."""
+"""Dynamic caches grow by doubling and never change the rows of an earlier step; padding is zero."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -7,11 +7,11 @@ from strategies import batches, configs, seeds
 
 from pegasusx_ref import PegasusXForConditionalGeneration
 from pegasusx_ref.backend import GoldenBackend
-from pegasusx_ref.model.kv_cache import DynamicKV
+from pegasusx_ref.model.kv_cache import DynamicKV, padded
 
 
 class PoisoningBackend(GoldenBackend):
-    """Room is full of NaN, so that nothing can be read from it that was not written."""
+    """Fill new arrays with NaN, so that reading a position that is not written is found."""
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.full(shape, np.nan, dtype=self.dtype)
@@ -23,17 +23,17 @@ def test_rows_are_all_that_was_appended(sizes: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     pieces = [rng.standard_normal((2, 3, n, 4)) for n in sizes]
     rows = DynamicKV.of(pieces[0])
-    rooms = {id(rows.buffer)}
+    buffers = {id(rows.buffer)}
     for piece in pieces[1:]:
         rows = rows.append(ops, piece)
-        rooms.add(id(rows.buffer))
+        buffers.add(id(rows.buffer))
     assert (rows.array == np.concatenate(pieces, axis=2)).all()
-    assert len(rooms) <= 2 + np.log2(sum(sizes))
+    assert len(buffers) <= 2 + np.log2(sum(sizes))
 
 
 @given(st.data(), seeds)
-def test_what_someone_holds_stays(data: st.DataObject, seed: int) -> None:
-    """Go on from any earlier rows, many times: all keep what they had."""
+def test_earlier_rows_never_change(data: st.DataObject, seed: int) -> None:
+    """Append to any earlier rows, many times: the earlier rows keep their values."""
     ops = PoisoningBackend("cpu", "float64")
     rng = np.random.default_rng(seed)
     held = [DynamicKV.of(rng.standard_normal((1, 1, 2, 3)))]
@@ -47,9 +47,16 @@ def test_what_someone_holds_stays(data: st.DataObject, seed: int) -> None:
         assert (rows.array == content).all()
 
 
+def test_padding_is_zero() -> None:
+    rows = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
+    buffer = padded(PoisoningBackend("cpu", "float64"), rows, 5)
+    assert (buffer[:, :, :3] == rows).all()
+    assert (buffer[:, :, 3:] == 0).all()
+
+
 @settings(max_examples=20)
 @given(st.data())
-def test_nothing_is_read_from_unwritten_room(data: st.DataObject) -> None:
+def test_nothing_is_read_beyond_the_written_positions(data: st.DataObject) -> None:
     config = data.draw(configs(decoder_layers=2, init_std=1.0))
     batch, seed = data.draw(batches(config)), data.draw(seeds)
     golden = PegasusXForConditionalGeneration.from_random(config, seed, dtype="float64")

@@ -1,4 +1,4 @@
-"""The remaining golden functions, each against an independent computation."""
+"""Golden functions other than attention, each against an independent computation."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ by_definition |= {"gelu_pytorch_tanh": by_definition["gelu_new"], "swish": by_de
 def test_activations_by_their_definitions(name: str) -> None:
     x = np.random.default_rng(0).uniform(-5, 5, (7, 31))
     expected = np.vectorize(by_definition[name])(x)
-    # Near -5 the textbook forms lose digits to 1 + erf: compare on the scale of x.
+    # Near -5 the textbook forms lose digits in 1 + erf: compare on the scale of x.
     assert np.abs(activation(x, name) - expected).max() <= 1e-14
 
 
@@ -80,7 +80,7 @@ def test_layer_norm_by_its_definition(seed: int, eps: float, offset: float) -> N
     mean = math.fsum(row) / 10
     variance = math.fsum((v - mean) ** 2 for v in row) / 10
     expected = [(v - mean) / math.sqrt(variance + eps) * w + b for v, w, b in zip(row, weight, bias, strict=True)]
-    # An offset of 100 takes three digits off x - mean.
+    # With an offset of 100, x - mean loses three digits.
     assert_close("row", normed[1, 2], expected, OPERATION * (1 + 100 * offset))
 
 
@@ -120,7 +120,7 @@ def test_padding_counts_in_the_loss_and_minus_100_does_not() -> None:
 def test_labels_shift_right_behind_the_start_token() -> None:
     labels = np.array([[5, 6, -100, -100], [7, -100, 8, 1]])
     assert shift_tokens_right(labels, pad_token_id=0, decoder_start_token_id=3).tolist() == [[3, 5, 6, 0], [3, 7, 0, 8]]
-    assert labels[0, 2] == -100  # the caller's labels stay
+    assert labels[0, 2] == -100  # the caller's labels are unchanged
 
 
 def test_the_loss_keeps_the_dtype() -> None:

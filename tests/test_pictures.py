@@ -1,4 +1,4 @@
-"""The pictures draw what is so: index maps against the oracle, spread against models, blocks against their sums."""
+"""Pictures: index maps agree with the oracle, reach with changed tokens, block coordinates with the probabilities."""
 
 import sys
 from pathlib import Path
@@ -11,15 +11,18 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pegasusx_ref import DEMO_CHECKPOINT, ExtraError, InputError, PegasusXConfig, listen, record
+from pegasusx_ref import ExtraError, InputError, PegasusXConfig, listen, record
 from pegasusx_ref.cli import main
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.model.encoder import is_staggered
-from pegasusx_ref.study.pictures import looks
-from pegasusx_ref.study.pictures.areas import areas
-from pegasusx_ref.study.pictures.blocks import in_block_coordinates
-from pegasusx_ref.study.pictures.reach import reached_from, runs
-from pegasusx_ref.study.pictures.words import by_word
+from pegasusx_ref.study.pictures.attention_probabilities import (
+    average_by_word,
+    cross_attention_probs,
+    local_attention_probs,
+)
+from pegasusx_ref.study.pictures.block_coordinates import in_block_coordinates
+from pegasusx_ref.study.pictures.index_map_areas import index_map_areas
+from pegasusx_ref.study.pictures.reach import runs, token_reach
 from pegasusx_ref.verification import visible_keys
 
 TEXT = "Starling is a desktop program that draws maps of the night sky. It shows stars for any place and time."
@@ -43,30 +46,30 @@ def configs_and_lengths(draw: st.DrawFn) -> tuple[PegasusXConfig, int]:
 
 
 @given(st.data())
-def test_areas_of_the_index_map_cover_what_is_visible_and_nothing_else(data: st.DataObject) -> None:
+def test_areas_of_the_index_map_cover_exactly_the_visible_keys(data: st.DataObject) -> None:
     config, T = data.draw(configs_and_lengths())
     layer = data.draw(st.integers(0, config.encoder_layers - 1))
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=T, max_size=T)))
     G = config.num_global_tokens
     seen = np.zeros((G + T, G + T), dtype=bool)
-    for kind, key, query, num_keys, num_queries in areas(config, T, layer, mask):
+    for kind, key, query, num_keys, num_queries in index_map_areas(config, T, layer, mask):
         seen[query : query + num_queries, key : key + num_keys] = kind != "padding"
     blocks = block_bounds(T, config.block_size, is_staggered(config, layer))
     assert (seen == (visible_keys(T, G, blocks) & np.pad(mask, (G, 0), constant_values=True))).all()
 
 
-def test_stretches_of_true() -> None:
+def test_runs_of_true() -> None:
     assert runs(np.array([True, True, False, True])) == [(0, 2), (3, 4)]
     assert runs(np.zeros(3, dtype=bool)) == []
 
 
-# --- spread ----------------------------------------------------------------------------------------------------------
+# --- reach -----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40)
 @given(st.data())
-def test_spread_is_what_a_changed_token_changes(data: st.DataObject) -> None:
-    """Random weights let everything through that may pass, so what can be reached is what is reached."""
+def test_reach_is_the_positions_that_change_with_a_token(data: st.DataObject) -> None:
+    """Random weights cancel nothing, so every position that can depend on the token changes."""
     config, T = data.draw(configs_and_lengths())
     token, seed = data.draw(st.integers(0, T - 1)), data.draw(st.integers(0, 99))
     model = random_model(config, seed)
@@ -78,27 +81,27 @@ def test_spread_is_what_a_changed_token_changes(data: st.DataObject) -> None:
         states = model.encode(before, output_hidden_states=True).hidden_states
     assert states is not None
     changed = model.encode(after, output_hidden_states=True).hidden_states
-    with listen(lambda name, _: originals[name], "*.globals.input"):  # the global tokens hear of nothing
+    with listen(lambda name, _: originals[name], "*.globals.input"):  # global tokens without the change
         without = model.encode(after, output_hidden_states=True).hidden_states
     for others, through_globals in ((changed, True), (without, False)):
         assert others is not None
         differs = [(a != b).any(axis=(0, 2)) for a, b in zip(states, others, strict=True)]
-        reached = reached_from(config, T, token, through_globals)
-        assert (np.array(differs) == reached.tokens).all()
+        reached = token_reach(config, T, token, through_globals)
+        assert (np.array(differs) == reached).all()
 
 
 def test_the_base_model_needs_global_tokens_to_cross_a_long_text() -> None:
-    """The numbers that chapter 8 tells."""
+    """Check the numbers of chapter 8."""
     base = PegasusXConfig.preset("base")
-    alone, both = (reached_from(base, 16384, 8000, g).tokens.sum(axis=1) for g in (False, True))
+    alone, both = (token_reach(base, 16384, 8000, g).sum(axis=1) for g in (False, True))
     assert list(alone) == [1, *(512 * layer for layer in range(1, 13))]
     assert list(both) == [1, 512, *[16384] * 11]
 
 
 @pytest.mark.parametrize("token", [-1, 8])
-def test_a_token_outside_the_text_is_refused(token: int) -> None:
+def test_a_token_outside_the_text_is_rejected(token: int) -> None:
     with pytest.raises(InputError, match=rf"token={token} is outside the text: positions lie in \[0, 8\)"):
-        reached_from(PegasusXConfig.preset("tiny"), 8, token)
+        token_reach(PegasusXConfig.preset("tiny"), 8, token)
 
 
 # --- block coordinates -----------------------------------------------------------------------------------------------
@@ -136,10 +139,10 @@ def test_16384_tokens_fit_on_a_screen() -> None:
     assert (stack.queries, stack.keys) == (32, 2)
 
 
-def test_probabilities_of_other_blocks_are_refused() -> None:
+def test_probabilities_of_other_blocks_are_rejected() -> None:
     blocks = block_bounds(10, 4, staggered=False)
     probs = random_probs(blocks, 2, num_heads=2, seed=0)
-    with pytest.raises(InputError, match="not those of blocks of"):
+    with pytest.raises(InputError, match="do not fit blocks of"):
         in_block_coordinates(probs, block_bounds(10, 4, staggered=True))
     with pytest.raises(InputError, match="those of one text"):
         in_block_coordinates([p[None] for p in probs], blocks)
@@ -150,32 +153,32 @@ def test_probabilities_of_other_blocks_are_refused() -> None:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def test_words_are_the_means_of_their_pieces() -> None:
+def test_rows_of_words_are_the_means_of_their_pieces() -> None:
     rows = np.arange(12.0).reshape(6, 2)
-    means, words = by_word(rows, ["▁draw", "s", "▁maps", "</s>", "x", "▁"])
+    means, words = average_by_word(rows, ["▁draw", "s", "▁maps", "</s>", "x", "▁"])
     assert words == ["draws", "maps", "</s>", "x", ""]
     assert means[:, 0].tolist() == [1.0, 4.0, 6.0, 8.0, 10.0]
     with pytest.raises(InputError, match="6 rows for 1 tokens"):
-        by_word(rows, ["▁draw"])
+        average_by_word(rows, ["▁draw"])
 
 
 # --- attention of a model --------------------------------------------------------------------------------------------
 
 
-def test_attention_is_what_the_model_gives() -> None:
+def test_recorded_attention_is_that_of_the_model_outputs() -> None:
     model = random_model(PegasusXConfig.preset("tiny"), seed=3)
     ids, target = np.arange(110, 131)[None], np.array([[0, 150, 160, 1]])
     output = model(ids, decoder_input_ids=target[:, :-1], output_attentions=True)
     assert output.encoder_attentions is not None
     assert output.cross_attentions is not None
     for layer in range(2):
-        probs, blocks = looks.local_attention_of(model, ids, layer)
+        probs, blocks = local_attention_probs(model, ids, layer)
         assert blocks == block_bounds(21, 8, staggered=layer == 1)
         for ours, theirs in zip(probs, output.encoder_attentions[layer]["local"], strict=True):
             assert (ours == theirs[0]).all()
         of_heads = output.cross_attentions[layer][0]
-        assert (looks.cross_attention_of(model, ids, target, layer, head=2) == of_heads[2]).all()
-        assert (looks.cross_attention_of(model, ids, target, layer) == of_heads.mean(axis=0)).all()
+        assert (cross_attention_probs(model, ids, target, layer, head=2) == of_heads[2]).all()
+        assert (cross_attention_probs(model, ids, target, layer) == of_heads.mean(axis=0)).all()
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ def test_the_index_map_draws_cells_of_short_texts_and_areas_of_long_ones(picture
     assert len(axes.patches) == 33 + 2
 
 
-def test_words_and_pieces_have_to_fit_the_probabilities(pictures: Any) -> None:
+def test_words_and_pieces_must_fit_the_probabilities(pictures: Any) -> None:
     with pytest.raises(InputError, match=r"shape \(2, 3\): 2 words over 4 pieces are expected"):
         pictures.cross_attention(np.zeros((2, 3)), list("abcd"), ["a", "b"])
 
@@ -250,12 +253,12 @@ def test_the_command_writes_a_picture(
     pictures: Any, tmp_path: Path, arguments: tuple[object, ...], suffix: str
 ) -> None:
     out = tmp_path / f"picture.{suffix}"
-    result = run(*arguments, "--model", DEMO_CHECKPOINT, "--out", out)
+    result = run(*arguments, "--out", out)
     assert (result.exit_code, result.output) == (0, "")
     assert out.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
 
 
-def test_the_command_says_what_it_leaves_out(pictures: Any, tmp_path: Path) -> None:
+def test_the_command_notes_dropped_tokens(pictures: Any, tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text("maps " * 1100)
     result = run("attention", text, "--out", tmp_path / "picture.png")
@@ -271,10 +274,12 @@ def test_the_command_says_what_it_leaves_out(pictures: Any, tmp_path: Path) -> N
         (("attention", "-", "--head", 4), "head=4 does not exist: heads are 0 to 3"),
         (("cross-attention", "-", "--layer", 3), "layer=3 does not exist: the decoder's layers are 0 to 2"),
         (("cross-attention", "-", "--head", 4), "head=4 does not exist: heads are 0 to 3"),
+        (("spread", "--preset", "base", "--model", "x"), "--preset base and --model x exclude each other"),
+        (("index-map", "--tokens", 9, "--padding", 9), "--padding 9 must be less than --tokens 9"),
     ],
     ids=str,
 )
-def test_the_command_refuses_in_one_line(
+def test_the_command_reports_errors_in_one_line(
     pictures: Any, tmp_path: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     out = tmp_path / "picture.png"
@@ -283,9 +288,11 @@ def test_the_command_refuses_in_one_line(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("suffix", [".doc", ""])
-def test_the_command_refuses_other_formats(pictures: Any, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "problem"), [(".doc", "extension '.doc' is not an image format"), ("", "the extension is missing")]
+)
+def test_the_command_rejects_other_formats(pictures: Any, tmp_path: Path, suffix: str, problem: str) -> None:
     out = tmp_path / f"picture{suffix}"
     result = run("spread", "--out", out)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"Error: --out {out}: '{suffix}' is no format of pictures, take .png, .svg or .pdf\n"
+    assert result.stderr == f"Error: --out {out}: {problem}: use .png, .svg or .pdf\n"

@@ -1,4 +1,4 @@
-"""What must hold of the whole model whatever its weights: masks, order, causality, caches, batches."""
+"""Properties of the whole model with any weights: masks, order, causality, caches, batches."""
 
 from typing import Any
 
@@ -15,6 +15,14 @@ from pegasusx_ref.golden.global_local import block_bounds
 
 some = settings(max_examples=40)
 on_every_backend = pytest.mark.parametrize("backend", IN_FLOAT64)
+# Tests that draw many models: the fast subset (-m "not slow") has them on numpy only.
+draws_on_every_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(*b.values, id=b.id, marks=[*b.marks, *([] if b.id == "numpy" else [pytest.mark.slow])])
+        for b in IN_FLOAT64
+    ],
+)
 
 
 def draw_model(data: st.DataObject, backend: str, **fixed: object) -> tuple[PegasusXForConditionalGeneration, Batch]:
@@ -22,10 +30,10 @@ def draw_model(data: st.DataObject, backend: str, **fixed: object) -> tuple[Pega
     return random_model(config, seed, backend), data.draw(batches(config))
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
-def test_real_tokens_do_not_depend_on_what_padding_holds(backend: str, data: st.DataObject) -> None:
+def test_real_tokens_do_not_depend_on_the_ids_of_padding(backend: str, data: st.DataObject) -> None:
     model, batch = draw_model(data, backend)
     rng = np.random.default_rng(data.draw(seeds))
     mask = rng.random(batch.input_ids.shape) < 0.6
@@ -36,7 +44,7 @@ def test_real_tokens_do_not_depend_on_what_padding_holds(backend: str, data: st.
     assert (a == b)[mask.any(axis=1)].all()
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
 def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
@@ -50,10 +58,10 @@ def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
     assert_close("globals", padded.global_hidden_state, alone.global_hidden_state, CACHED)
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
-def test_texts_of_a_batch_do_not_meet(backend: str, data: st.DataObject) -> None:
+def test_batch_rows_are_independent(backend: str, data: st.DataObject) -> None:
     model, batch = draw_model(data, backend)
     order = np.random.default_rng(data.draw(seeds)).permutation(len(batch.input_ids))
     whole = model(**batch._asdict()).logits
@@ -64,7 +72,7 @@ def test_texts_of_a_batch_do_not_meet(backend: str, data: st.DataObject) -> None
         assert_close(f"text {i} alone", alone, whole[i : i + 1], CACHED)
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
 def test_the_decoder_is_causal(backend: str, data: st.DataObject) -> None:
@@ -81,7 +89,7 @@ def test_the_decoder_is_causal(backend: str, data: st.DataObject) -> None:
     assert (before[:, position] != after[:, position]).any()
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
 def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> None:
@@ -98,7 +106,7 @@ def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> N
     assert_close("logits", np.concatenate(pieces, axis=1), whole, CACHED)
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
 def test_a_cache_can_be_continued_twice(backend: str, data: st.DataObject) -> None:
@@ -124,7 +132,7 @@ def test_float32_stays_close_to_float64(data: st.DataObject) -> None:
 
 
 def reached(model: PegasusXForConditionalGeneration, ids: np.ndarray, token: int, globals_: bool) -> list[set[int]]:
-    """Which tokens the input token has reached after each layer; optionally with global tokens cut off."""
+    """Return the tokens that depend on an input token after each layer; optionally with constant global tokens."""
     rng = np.random.default_rng(0)
 
     def freeze_globals(name: str, value: Any) -> Any:
@@ -150,18 +158,18 @@ def test_information_crosses_block_edges_on_staggered_layers_and_through_globals
     assert first == set(range(8))
     assert second == set(range(12))  # [0, 4) and [4, 12): its own block's tokens lie in both
     first, second = reached(model, ids, token=7, globals_=True)
-    assert first == set(range(8))  # global tokens pass on what they saw one layer later
+    assert first == set(range(8))  # global tokens pass information on one layer later
     assert second == set(range(30))
 
     still = PegasusXForConditionalGeneration(config.replace(stagger_local_blocks=False), model.state_dict(), model.ops)
     assert reached(still, ids, token=7, globals_=False)[1] == set(range(8))
 
 
-@on_every_backend
+@draws_on_every_backend
 @some
 @given(st.data())
-def test_a_token_sees_the_keys_of_the_index_map_and_no_others(backend: str, data: st.DataObject) -> None:
-    """Move one token's key: the rows that may see it move, all of them, and no other row does."""
+def test_a_token_attends_to_exactly_the_keys_of_the_index_map(backend: str, data: st.DataObject) -> None:
+    """Change one token's key: exactly the rows that may attend to it change."""
     block_size, B = 2 * data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
     T = data.draw(lengths(block_size))
     blocks = block_bounds(T, block_size, data.draw(st.booleans()))
@@ -191,8 +199,8 @@ def test_a_token_sees_the_keys_of_the_index_map_and_no_others(backend: str, data
 
 
 @on_every_backend
-def test_beams_share_the_source(backend: str) -> None:
-    """The cross-attention keys of a source are there once, however many beams read them."""
+def test_beams_share_the_cross_attention_keys(backend: str) -> None:
+    """The cross-attention keys of a source are computed once for all its beams."""
     config = PegasusXConfig.preset("tiny")
     model = random_model(config, 0, backend)
     shapes: set[tuple[int, ...]] = set()

@@ -1,4 +1,4 @@
-"""What a verification is written down as: the HTML page with its pictures, and JUnit's XML."""
+"""Reports of a verification: the HTML page with its heatmaps, and JUnit XML."""
 
 import re
 from html.parser import HTMLParser
@@ -13,12 +13,12 @@ from backend_parameters import random_model
 from pegasusx_ref import PegasusXConfig, verify
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
-from pegasusx_ref.verification.checking import ALONE, FAIL, Rows
+from pegasusx_ref.verification.checker import ELEMENT_FAIL
 from pegasusx_ref.verification.reports import as_html, as_junit
-from pegasusx_ref.verification.reports.cells import FIRST_FAILING, LEVELS, binned
-from pegasusx_ref.verification.reports.drawing import drawn
 from pegasusx_ref.verification.reports.heatmaps import Heatmap, Strip, worst_spots
+from pegasusx_ref.verification.reports.svg import FIRST_FAILING, LEVELS, binned, draw
 from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.verdicts import FAIL, RowErrors
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)  # blocks of 8, 4 global tokens, 4 heads
 _rng = np.random.default_rng(0)
@@ -38,14 +38,14 @@ def report_of(**changed: np.ndarray) -> Report:
 
 
 def off_by(name: str, index: tuple[int, ...], error: float) -> dict[str, np.ndarray]:
-    """One element of a tensor, off by some part of its size."""
+    """Return a tensor with one wrong element, off by a fraction of its size."""
     tensor = TENSORS[name].astype(np.float64)
     tensor[index] += error * max(1.0, abs(tensor[index]))
     return {name: tensor}
 
 
 class Page(HTMLParser):
-    """A page, read: whether its tags match, what it refers to, its pictures."""
+    """A parsed page: checks that tags match, and collects ids, links and pictures."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 
 def cells(picture: ET.Element, axis: str) -> np.ndarray:
-    """Read the levels back from the paths; -1 where nothing is drawn."""
+    """Parse the levels from the paths; -1 where nothing is drawn."""
     (strip,) = picture.findall(f".//g[@data-axis='{axis}']")
     found = np.full((64, 600), -1)
     for path in strip.findall("path"):
@@ -88,7 +88,7 @@ def cells(picture: ET.Element, axis: str) -> np.ndarray:
 
 
 def edges(picture: ET.Element, kind: str) -> list[float]:
-    """Read where lines are drawn, in positions."""
+    """Parse the positions of the lines."""
     (strip,) = picture.findall(".//g[@data-axis='position']")
     rows = int(strip.get("data-rows-per-cell", ""))
     drawn_edges = [path.get("d", "") for path in strip.findall("path") if path.get("class") == kind]
@@ -102,7 +102,7 @@ REPORTS = {"passing": report_of(), "failing": report_of(**WRONG)}
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_the_page_is_whole_and_needs_nothing_else(report: Report) -> None:
+def test_the_page_is_complete_and_self_contained(report: Report) -> None:
     html = as_html(report, "candidate")
     assert html.startswith("<!DOCTYPE html>")
     page = Page(html)
@@ -163,12 +163,12 @@ def test_one_wrong_element_is_one_cell(name: str, index: tuple[int, ...], axis: 
 @pytest.mark.parametrize(
     ("name", "is_beyond_bound"), [("encoder.embed_tokens", True), ("encoder.layers.1.tokens.fc2", False)]
 )
-def test_an_element_that_is_wrong_alone_is_seen_though_its_row_is_right(name: str, is_beyond_bound: bool) -> None:
+def test_one_wrong_element_in_a_right_row_is_drawn(name: str, is_beyond_bound: bool) -> None:
     row = (0, 13)
     failure = report_of(**{name: TENSORS[name] + 1}).failure
     assert failure is not None
     variance, bound = (array[row] for array in failure.estimate.allowed())
-    alone = ALONE * np.sqrt(variance + variance.mean())
+    alone = ELEMENT_FAIL * np.sqrt(variance + variance.mean())
     column = int(np.argmax(alone - bound if is_beyond_bound else bound - alone))
     off = failure.estimate.value.copy()
     off[*row, column] += 1.001 * (bound if is_beyond_bound else alone)[column]
@@ -182,7 +182,7 @@ def test_an_element_that_is_wrong_alone_is_seen_though_its_row_is_right(name: st
     assert found[0, 13] == FIRST_FAILING
 
 
-def test_nan_is_drawn_where_it_is() -> None:
+def test_nan_is_drawn_in_its_cell() -> None:
     nan = {"decoder.layers.0.fc1": TENSORS["decoder.layers.0.fc1"].copy()}
     nan["decoder.layers.0.fc1"][0, 2, 1] = np.nan
     report = report_of(**nan)
@@ -195,12 +195,12 @@ def test_nan_is_drawn_where_it_is() -> None:
 
 def test_a_tensor_of_another_shape_has_no_picture() -> None:
     html = as_html(report_of(lm_head=np.zeros((2, 6, 7))))
-    assert "There is nothing to draw: shape (2, 6, 7) where (2, 6, 256) is expected." in html
+    assert "No heatmap: shape (2, 6, 7) where (2, 6, 256) is expected." in html
     assert Page(html).pictures == []
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_edges_of_blocks_are_where_blocks_meet(layer: int) -> None:
+def test_block_edges_are_drawn_between_blocks(layer: int) -> None:
     name = f"encoder.layers.{layer}.self_attn.local.1.scores"
     picture = Page(as_html(report_of(**off_by(name, (0, 1, 2, 3), 1e-3)))).pictures[0]
     assert edges(picture, "edge") == EDGES[layer]
@@ -220,20 +220,20 @@ def test_padding_is_blank() -> None:
         assert (cells(picture, "global token")[:4, :4] >= 0).all()
 
 
-def test_what_is_pointed_at_says_what_it_is() -> None:
+def test_tooltips_describe_their_rows() -> None:
     titles = [title.text for title in Page(as_html(REPORTS["failing"])).pictures[0].iter("title")]
     (wrong,) = (title for title in titles if title and "wrong" in title)
     assert re.fullmatch(r"head 3, position 17, block 2: ρ [\d.e+]+, 1 wrong", wrong)
     assert len(titles) == 4 * (4 + 29)
 
 
-def test_of_a_large_batch_the_worst_texts_are_drawn() -> None:
+def test_the_worst_rows_of_a_large_batch_are_drawn() -> None:
     inputs = {"input_ids": np.tile(INPUTS["input_ids"][:1], (6, 1)), "decoder_input_ids": np.zeros((6, 2), int)}
     tensors = {name: array.copy() for name, array in from_backend(MODEL)(inputs).items()}
     tensors["encoder.layers.1.tokens.fc1"][4, 8, 0] += 1e-2
     tensors["decoder.layers.1.fc1"][3, 1, 0] += 1e-2
     page = as_html(verify(MODEL, tensors, inputs, "float32"))
-    assert "Of 6 texts the 4 that are furthest off." in page
+    assert "The worst 4 of 6 batch rows." in page
     first, *_, last = Page(page).pictures
     assert len(Page(page).pictures) == 5
     assert cells(first, "position")[0, 8] >= FIRST_FAILING
@@ -253,17 +253,17 @@ def test_bins_keep_their_largest_value() -> None:
             expected = [[max((x for x in line[p] if x == x), default=np.nan) for p in parts] for line in rho]
         np.testing.assert_array_equal(binned(rho, width, np.nan), expected)
     edge_list = tuple(range(8, 700, 8))
-    drawing = drawn(Heatmap("place", 0, True, [Strip("position", Rows(rho, is_wrong), edge_list)]), 512, 64)
+    drawing = draw(Heatmap("place", 0, True, [Strip("position", RowErrors(rho, is_wrong), edge_list)]), 512, 64)
     (strip,) = drawing.strips
     assert (strip.num_cells, strip.bin_width) == (350, 2)
     assert [float(x) * 2 for x in re.findall(r"M([\d.]+) 0v3", strip.edges)] == list(edge_list)
-    # Tiles cover each line without gaps but for what is blank, and name the largest rho of theirs.
+    # Tooltips cover each line except for blank cells, and name their largest rho.
     for head in range(3):
-        pieces = [(x, x + width) for x, line, width, _ in strip.tiles if line == head]
+        pieces = [(x, x + width) for x, line, width, _ in strip.tooltips if line == head]
         assert all(stop <= start for (_, stop), (start, _) in pairwise(pieces))
         blank = set(range(350)) - {x for start, stop in pieces for x in range(start, stop)}
         assert all(np.isnan(rho[head, 2 * x : 2 * x + 2]).all() for x in blank)
-    for x, head, width, text in strip.tiles:
+    for x, head, width, text in strip.tooltips:
         largest = np.nanmax(rho[head, 2 * x : 2 * (x + width)])
         at = int(re.findall(r" at (\d+)", text)[0])
         assert rho[head, at] == largest
@@ -271,10 +271,12 @@ def test_bins_keep_their_largest_value() -> None:
         assert ("wrong" in text) == is_wrong[head, 2 * x : 2 * (x + width)].any()
 
 
-def test_the_worst_rows_are_told_in_words() -> None:
+def test_the_worst_rows_are_in_a_table() -> None:
     rng = np.random.default_rng(0)
     strips = [
-        Strip(axis, Rows(rho := 10 ** rng.uniform(-1, 2, (3, 20)), (rho > FAIL) & (rng.random((3, 20)) < 0.1)), edges)
+        Strip(
+            axis, RowErrors(rho := 10 ** rng.uniform(-1, 2, (3, 20)), (rho > FAIL) & (rng.random((3, 20)) < 0.1)), edges
+        )
         for axis, edges in (("global token", ()), ("position", (8, 16)))
     ]
     strips[0].rows.rho[1, :] = np.nan
@@ -290,8 +292,8 @@ def test_the_worst_rows_are_told_in_words() -> None:
     assert [(spot.is_wrong, spot.rho, spot.axis, spot.head, spot.row) for spot in found] == expected
     for spot in found:
         assert spot.block == ((spot.row >= 8) + (spot.row >= 16) if spot.axis == "position" else None)
-    told = '<tr><th scope="row">position 17</th><td>3</td><td>2</td><td>[\\d.e+]+</td><td>wrong</td></tr>'
-    assert len(re.findall(told, as_html(REPORTS["failing"]))) == 2  # scores, and the probabilities of the right ones
+    row = '<tr><th scope="row">position 17</th><td>3</td><td>2</td><td>[\\d.e+]+</td><td>wrong</td></tr>'
+    assert len(re.findall(row, as_html(REPORTS["failing"]))) == 2  # scores, and the probabilities of right scores
 
 
 def test_a_candidate_may_show_few_tensors() -> None:
@@ -299,7 +301,7 @@ def test_a_candidate_may_show_few_tensors() -> None:
     wrong = off_by("encoder.layers.1.self_attn.local.2.context", (0, 3, 5, 1), 1.0)
     html = as_html(verify(MODEL, shown | wrong, INPUTS, "float32"))
     assert "fail (wide)" in html
-    assert "from tensors that were not shown" in html
+    assert "from tensors that the candidate does not show" in html
     assert cells(Page(html).pictures[0], "position")[3, 17] >= FIRST_FAILING
 
 
@@ -316,17 +318,17 @@ def test_names_are_escaped() -> None:
 
 @pytest.mark.parametrize("wrong", [True, False])
 def test_the_page_of_a_published_shape_stays_small(wrong: bool) -> None:
-    """926 tensors; in the worst case everything is wrong, in another way everywhere."""
+    """926 tensors; in the worst case, each row of each tensor is wrong to another degree."""
     report = base_like(wrong)
     html = as_html(report)
     assert len(report.table) == 926
     assert len(html.encode()) < 2e6
     assert len(Page(html).pictures) == (21 if wrong else 1)
-    assert ("more are not drawn" in html) == wrong
+    assert ("more have no heatmap here" in html) == wrong
 
 
 def base_like(wrong: bool) -> Report:
-    """What a verification of the base model over 4096 tokens may give, without running it."""
+    """Build a report like that of the base model over 4096 tokens, without a run."""
     rng = np.random.default_rng(0)
     blocks = [[(s, s + 512) for s in range(0, 4096, 512)], [(s, s + 512) for s in range(0, 4608, 512)]] * 6
     table, rows = [], {}
@@ -339,7 +341,7 @@ def base_like(wrong: bool) -> Report:
                     length = 256
                 shape = (1, 12, length) if "H" in letters else (1, length)
                 rho = 10 ** rng.uniform(-1, 8 if wrong else 0.4, shape)
-                rows[name] = Rows(rho.astype(np.float32), rho > FAIL)
+                rows[name] = RowErrors(rho.astype(np.float32), rho > FAIL)
                 verdict = "fail" if wrong else "pass"
                 table.append(Check(name, "linear", verdict, rho.max(), 1e-3, 1e-7, 1e-6, (0, 9, 99), 1e-5, True))
     for staggered in blocks[1::2]:
@@ -357,7 +359,7 @@ def base_like(wrong: bool) -> Report:
 # --- JUnit -----------------------------------------------------------------------------------------------------------
 
 
-def test_junit_has_a_case_a_tensor() -> None:
+def test_junit_has_one_case_per_tensor() -> None:
     name = "encoder.layers.1.tokens.activation"
     report = report_of(**{name: TENSORS["encoder.layers.1.tokens.fc1"]}, **off_by("lm_head", (0, 2, 3), 1e-2))
     root = ET.fromstring(as_junit(report, "mine"))
@@ -375,12 +377,12 @@ def test_junit_has_a_case_a_tensor() -> None:
     assert (parts[name], parts["lm_head"]) == ("encoder.layers.1", "head")
     assert (parts["decoder.embeddings"], parts["decoder.layers.0.fc1"]) == ("decoder", "decoder.layers.0")
     texts = [failure.text or "" for failure in failures.values() if failure is not None]
-    assert "the first tensor that is wrong\nlooks like: the activation is missing" in texts[0]
-    assert "looks like" not in texts[2]
+    assert "the first wrong tensor\nlikely bug: the activation is missing" in texts[0]
+    assert "likely bug" not in texts[2]
     assert re.match(r"linear at \[0, 2, 3\]: rho \S+, error \S+, sigma \S+, bound \S+\n", texts[2])
 
 
-def test_junit_tells_what_is_no_failure() -> None:
+def test_junit_has_warnings_in_system_out() -> None:
     report = report_of()
     report.table[:3] = [
         report.table[0]._replace(verdict="warn", rho=4.2),
@@ -389,13 +391,13 @@ def test_junit_tells_what_is_no_failure() -> None:
     ]
     (suite,) = ET.fromstring(as_junit(report))
     assert suite.get("failures") == "0"
-    told = [case.findtext("system-out") for case in suite.findall("testcase")]
-    assert [str(text).partition(": rho")[0] for text in told[:3]] == [
+    notes = [case.findtext("system-out") for case in suite.findall("testcase")]
+    assert [str(text).partition(": rho")[0] for text in notes[:3]] == [
         "warn",
         "blind",
-        "wide: what goes into it was not shown",
+        "wide: the candidate does not show all inputs of the operation",
     ]
-    assert set(told[3:]) == {None}
+    assert set(notes[3:]) == {None}
 
 
 def test_junit_holds_odd_characters() -> None:
@@ -403,7 +405,7 @@ def test_junit_holds_odd_characters() -> None:
     report.table[0] = report.table[0]._replace(name="a<b\x07", note="\x01&", verdict="fail")
     (suite,) = ET.fromstring(as_junit(report, "]]>\x0c"))
     assert suite.get("name") == "verify ]]>\ufffd"
-    assert suite.findtext("system-out") == "not known here: <&'\"\ufffd\ufffd\ufffd ä"
+    assert suite.findtext("system-out") == "unknown names: <&'\"\ufffd\ufffd\ufffd ä"
     case = suite.find("testcase")
     assert case is not None
     assert case.get("name") == "a<b\ufffd"

@@ -100,7 +100,7 @@ def test_every_note_on_a_difference_has_its_test() -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "spec").glob("*.md")), ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
         path, _, anchor = "".join(target).partition("#")

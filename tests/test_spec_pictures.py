@@ -1,4 +1,4 @@
-"""The pictures of the specification are those that the code draws now."""
+"""The committed pictures of the specification are up to date."""
 
 import re
 import struct
@@ -12,7 +12,7 @@ FOLDER = ROOT / "spec" / "pictures"
 
 
 def descriptions(png: bytes) -> list[str]:
-    """Read the texts that a PNG file carries under the name Description."""
+    """Read the "Description" texts of a PNG file."""
     found, position = [], 8
     while position < len(png):
         (length,) = struct.unpack(">I", png[position : position + 4])
@@ -31,13 +31,13 @@ def spec_pictures() -> Any:
     return {name: spec_pictures.fingerprint(figure) for name, figure in spec_pictures.figures().items()}
 
 
-def test_the_pictures_show_what_the_code_draws_now(spec_pictures: dict[str, str]) -> None:
+def test_pictures_have_the_fingerprints_of_the_current_figures(spec_pictures: dict[str, str]) -> None:
     stored = {path.name: descriptions(path.read_bytes()) for path in FOLDER.iterdir()}
-    remedy = "look at what has changed, then: python tools/spec_pictures.py"
+    remedy = "review the difference, then run: python tools/spec_pictures.py"
     assert stored == {name: [fingerprint] for name, fingerprint in spec_pictures.items()}, remedy
 
 
-def test_every_picture_is_small_and_stands_in_a_page() -> None:
+def test_every_picture_is_small_and_shown_on_a_page() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "spec").glob("*.md"))
     shown = set(re.findall(r'src="pictures/([\w.-]+)"', pages))
     assert shown == {path.name for path in FOLDER.iterdir()}

@@ -1,4 +1,4 @@
-"""Tokens handed out while a text is being written."""
+"""A streamer receives tokens during generation."""
 
 from pathlib import Path
 from types import ModuleType
@@ -67,8 +67,8 @@ def test_the_text_streamer_of_transformers_prints_what_is_written(
     assert capsys.readouterr().out.strip() == tokenizer.decode(ids[0], skip_special_tokens=True).strip() != ""
 
 
-def test_what_cannot_stream_is_refused(model: PegasusXForConditionalGeneration) -> None:
-    with pytest.raises(InputError, match=r"but 4 beams may still change all of them: pass num_beams=1"):
+def test_beams_and_several_sequences_cannot_stream(model: PegasusXForConditionalGeneration) -> None:
+    with pytest.raises(InputError, match=r"with 4 beams all of them may still change: pass num_beams=1"):
         model.generate([[110, 1]], num_beams=4, streamer=Collect())
     with pytest.raises(InputError, match=r"streamer=<built-in function print> needs the methods put\(ids\) and end"):
         model.generate([[110, 1]], streamer=print)  # type: ignore[arg-type]

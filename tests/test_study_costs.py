@@ -1,4 +1,4 @@
-"""Costs that are worked out from shapes are those of the model that runs."""
+"""Costs derived from shapes are those of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,18 +24,18 @@ from pegasusx_ref.study.costs import (
     part_of,
     token_flops,
 )
-from pegasusx_ref.study.steps import steps, weights_of
+from pegasusx_ref.study.shape_inference import steps, weights_of
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
 class Counter:
-    """How many FLOPs matrix products took so far."""
+    """The FLOPs of matrix products so far."""
 
     flops = 0
 
 
 class Counted(np.ndarray):
-    """An array that counts what `@` computes with it or with anything made of it."""
+    """An array that counts the FLOPs of `@` with it or with arrays derived from it."""
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
         plain = [np.asarray(x) if isinstance(x, Counted) else x for x in inputs]
@@ -47,7 +47,7 @@ class Counted(np.ndarray):
         return result.view(Counted) if isinstance(result, np.ndarray) else result
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
-        """Also what `where` and `concatenate` make of it."""
+        """Results of `where` and `concatenate` count too."""
         result = super().__array_function__(function, types, arguments, keywords)
         return result.view(Counted) if isinstance(result, np.ndarray) else result
 
@@ -76,9 +76,9 @@ def test_steps_are_those_of_a_run(data: st.DataObject) -> None:
     (B, T), L = batch.input_ids.shape, batch.decoder_input_ids.shape[1]
     with record() as trace:
         PegasusXForConditionalGeneration.from_random(config)(*batch)
-    worked_out = list(steps(config, T, L, B))
-    assert {step.name: step.shape for step in worked_out} == {name: value.shape for name, value in trace.items()}
-    assert len(worked_out) == len(trace)
+    inferred = list(steps(config, T, L, B))
+    assert {step.name: step.shape for step in inferred} == {name: value.shape for name, value in trace.items()}
+    assert len(inferred) == len(trace)
 
 
 @settings(max_examples=40)
@@ -111,15 +111,15 @@ def test_parameters_are_those_of_the_model(config: PegasusXConfig) -> None:
     assert sum(part.parameters for part in part_costs(config, 7, 3)) == model.num_parameters()
 
 
-def test_every_step_finds_the_weights_that_it_takes() -> None:
+def test_steps_read_every_weight() -> None:
     config = PegasusXConfig.preset("tiny")
     shapes = parameter_shapes(config)
-    taken = {weight for step in steps(config, 9, 2) for weight in weights_of(step.name, shapes)}
-    assert taken == set(shapes)
+    read = {weight for step in steps(config, 9, 2) for weight in weights_of(step.name, shapes)}
+    assert read == set(shapes)
     where = "encoder.layers.1"
     bias = f"{where}.global_self_attn_layer_norm.bias"
-    takers = [step.name for step in steps(config, 9, 2) if bias in weights_of(step.name, shapes)]
-    assert takers == [f"{where}.globals.self_attn_layer_norm"]
+    readers = [step.name for step in steps(config, 9, 2) if bias in weights_of(step.name, shapes)]
+    assert readers == [f"{where}.globals.self_attn_layer_norm"]
     members = [step for step in steps(config, 9, 2) if step.name.startswith(f"{where}.self_attn.")]
     assert cost("", config, members).parameters == 4 * 32 * 32
 
@@ -134,7 +134,7 @@ def test_every_trace_point_belongs_to_one_part() -> None:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_attention_is_dense_if_a_block_holds_everything_and_there_were_no_globals(data: st.DataObject) -> None:
+def test_one_block_of_the_whole_text_costs_dense_attention_plus_global_tokens(data: st.DataObject) -> None:
     config = data.draw(configs(encoder_layers=2))
     B, T, G = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9)), config.num_global_tokens
     wide = config.replace(block_size=20, stagger_local_blocks=False)
@@ -150,7 +150,7 @@ def test_the_published_shapes(name: str) -> None:
     config = PegasusXConfig.preset(name)
     T, K, G, H, F = 16384, 512, 128, config.encoder_attention_heads, 64
     ours, dense = block_local_attention(config, T), dense_attention(config, T)
-    assert ours.scores == H * (T * (G + K) + G * (G + T))  # the layers that are not staggered: those have half blocks
+    assert ours.scores == H * (T * (G + K) + G * (G + T))  # even layers; staggered ones have less
     assert ours.largest == H * G * (G + T) > H * K * (G + K)
     assert dense.flops == config.encoder_layers * 4 * H * F * T * T
     assert 20 < dense.flops / ours.flops < 22

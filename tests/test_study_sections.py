@@ -1,4 +1,4 @@
-"""The specification by section and by place: all of it is found, and every place has its sections."""
+"""The specification by section and by place: every section is found, and every place has sections."""
 
 import shutil
 import tomllib
@@ -8,8 +8,7 @@ import pytest
 
 import pegasusx_ref
 from pegasusx_ref.errors import InputError
-from pegasusx_ref.study import sections as module
-from pegasusx_ref.study.sections import SCOPES, TENSORS, golden_source, places, sections, sections_at, spec_folder
+from pegasusx_ref.study.spec_sections import SCOPES, TENSORS, golden_source, places, sections, sections_at, spec_folder
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
@@ -39,7 +38,7 @@ def test_a_section_has_title_text_equations_and_function() -> None:
 
 
 @pytest.mark.parametrize("number", [number for number in sections() if "." in number])
-def test_every_function_has_its_code(number: str) -> None:
+def test_golden_source_is_the_code_of_the_function(number: str) -> None:
     (name,) = sections()[number].functions
     source = golden_source(name)
     text = (Path(pegasusx_ref.__file__).parents[1] / source.path).read_text(encoding="utf-8").splitlines()
@@ -56,7 +55,7 @@ def test_every_trace_point_and_every_scope_has_sections() -> None:
         assert sections_at(place), place
 
 
-def test_the_sections_of_a_place_start_with_the_closest() -> None:
+def test_the_most_specific_section_of_a_place_comes_first() -> None:
     def numbers(place: str) -> list[str]:
         return [section.number for section in sections_at(place)]
 
@@ -66,12 +65,12 @@ def test_the_sections_of_a_place_start_with_the_closest() -> None:
     assert numbers("lm_head")[0] == "11"
 
 
-def test_an_unknown_place_is_refused_with_the_nearest() -> None:
+def test_an_unknown_place_suggests_similar_ones() -> None:
     with pytest.raises(InputError, match=r"did you mean encoder\.layers\.3\.self_attn"):
         sections_at("encoder.layers.3.self_atn")
     with pytest.raises(InputError, match="pegasusx-ref explain lists all"):
         sections_at("xyzzy")
-    with pytest.raises(InputError, match="no function or class"):
+    with pytest.raises(InputError, match="not a function or class"):
         golden_source("pegasusx_ref.golden.global_local.no_such_function")
 
 
@@ -80,12 +79,12 @@ def test_the_specification_is_found_inside_an_installed_package(
 ) -> None:
     monkeypatch.setattr(pegasusx_ref, "__file__", str(tmp_path / "pegasusx_ref" / "__init__.py"))
     with pytest.raises(InputError, match="the specification is neither in"):
-        module.spec_folder()
+        spec_folder()
     shutil.copytree(Path(__file__).parents[1] / "spec", tmp_path / "pegasusx_ref" / "spec")
-    assert module.spec_folder() == tmp_path / "pegasusx_ref" / "spec"
+    assert spec_folder() == tmp_path / "pegasusx_ref" / "spec"
 
 
-def test_the_wheel_holds_every_page() -> None:
+def test_the_wheel_contains_every_page() -> None:
     root = Path(__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]

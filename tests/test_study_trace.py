@@ -1,4 +1,4 @@
-"""A run as a table, as numbers, as a file: what is shown is what was computed."""
+"""`pegasusx-ref trace`: its statistics, values and file are those of the recorded tensors."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from pegasusx_ref import PegasusTokenizer, PegasusXConfig, PegasusXForConditiona
 from pegasusx_ref.cli import main
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.rendering.tables import Table, as_lines, count, counted, size
-from pegasusx_ref.study.saving import layout_of, saving
-from pegasusx_ref.study.step_table import as_table, rows_of
-from pegasusx_ref.study.steps import steps, steps_at
-from pegasusx_ref.study.tensor_values import Pieces, attended, queries_and_keys, values
-from pegasusx_ref.study.watching import Watch, joined, summary_of
+from pegasusx_ref.study.safetensors_writer import file_layout, safetensors_writer
+from pegasusx_ref.study.shape_inference import steps, steps_at
+from pegasusx_ref.study.step_table import as_table, table_rows
+from pegasusx_ref.study.tensor_statistics import StatisticsListener, combined, statistics_of
+from pegasusx_ref.study.tensor_values import Pieces, attention_lines, format_values, queries_and_keys
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -36,71 +36,71 @@ def text(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-# --- summaries and rows ---------------------------------------------------------------------------------------------
+# --- statistics and rows ---------------------------------------------------------------------------------------------
 
 
 @given(seeds, st.integers(1, 4), st.booleans())
-def test_parts_that_are_summarized_and_joined_are_as_summarized_whole(seed: int, num_parts: int, masked: bool) -> None:
+def test_combined_statistics_of_parts_are_those_of_the_whole(seed: int, num_parts: int, masked: bool) -> None:
     rng = np.random.default_rng(seed)
     whole = rng.standard_normal((12, 5)) * 10 ** rng.uniform(-5, 5)
     if masked:
         whole[rng.random(whole.shape) < 0.5] = np.finfo(whole.dtype).min
-        whole[0] = np.finfo(whole.dtype).min  # a part without any number
-    expected = summary_of(whole, is_scores=True)
-    found = joined(summary_of(part, is_scores=True) for part in np.split(whole, [1, *range(4, 4 + num_parts)]))
+        whole[0] = np.finfo(whole.dtype).min  # a part that is masked entirely
+    expected = statistics_of(whole, is_scores=True)
+    found = combined(statistics_of(part, is_scores=True) for part in np.split(whole, [1, *range(4, 4 + num_parts)]))
     np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-12)
     seen = whole[whole > np.finfo(whole.dtype).min]
     assert (expected.counted, expected.masked) == (seen.size, whole.size - seen.size)
     np.testing.assert_allclose(expected[1:4], (seen.min(), seen.max(), np.sqrt(np.mean(seen**2))), rtol=1e-12)
 
 
-def test_nothing_but_masked_scores_and_nan_are_told() -> None:
+def test_statistics_of_masked_scores_and_nan() -> None:
     lowest = np.full((2, 3), np.finfo(np.float32).min)
-    assert summary_of(lowest, is_scores=True).masked == 6
-    assert np.isnan(joined([summary_of(lowest, is_scores=True)] * 2).rms)
-    assert summary_of(lowest, is_scores=False).masked == 0
+    assert statistics_of(lowest, is_scores=True).masked == 6
+    assert np.isnan(combined([statistics_of(lowest, is_scores=True)] * 2).rms)
+    assert statistics_of(lowest, is_scores=False).masked == 0
     wrong = np.array([1.0, np.nan, 2.0])
-    assert np.isnan(joined([summary_of(np.ones(3), False), summary_of(wrong, False)])[1:4]).all()
+    assert np.isnan(combined([statistics_of(np.ones(3), False), statistics_of(wrong, False)])[1:4]).all()
 
 
 @settings(max_examples=20)
 @given(st.data())
-def test_the_table_adds_up(data: st.DataObject) -> None:
+def test_rows_of_every_folding_have_the_totals_of_the_run(data: st.DataObject) -> None:
     config = data.draw(configs())
     batch = data.draw(batches(config))
     (B, T), L = batch.input_ids.shape, batch.decoder_input_ids.shape[1]
-    watch = Watch()
-    with record() as trace, listen(watch):
+    listener = StatisticsListener()
+    with record() as trace, listen(listener):
         PegasusXForConditionalGeneration.from_random(config)(*batch)
     made = list(steps(config, T, L, B))
     for fold in ("blocks", "layers", "nothing"):
-        rows = rows_of(made, watch.summaries, fold)
+        rows = table_rows(made, listener.statistics, fold)
         assert sum(row.tensors for row in rows) == len(trace)
         assert sum(row.size for row in rows) == sum(value.size for value in trace.values())
         assert sum(row.flops for row in rows) == sum(step.flops for step in made)
         for row in rows:
-            assert row.summary is not None
-            assert row.summary.counted + row.summary.masked == row.size
+            assert row.statistics is not None
+            assert row.statistics.counted + row.statistics.masked == row.size
         table = as_table(rows, "float32")
         assert len({len(line) for line in [table.header, *table.rows]}) == 1
         assert len(table.rows) == len(rows) + len(table.headings)
-    unfolded = {row.name: row.summary for row in rows_of(made, watch.summaries, "nothing")}
+    unfolded = {row.name: row.statistics for row in table_rows(made, listener.statistics, "nothing")}
     assert list(unfolded) == [step.name for step in made]
     for name, value in trace.items():
-        assert unfolded[name] == summary_of(value, name.endswith("scores"))
+        assert unfolded[name] == statistics_of(value, name.endswith("scores"))
 
 
-def test_slices_of_different_sizes_are_one_row() -> None:
+def test_blocks_of_different_sizes_share_one_row() -> None:
     config = PegasusXConfig.preset("tiny")
-    (row,) = rows_of(steps_at("encoder.layers.1.self_attn.local", steps(config, 21, 2)))[:1]
+    (row,) = table_rows(steps_at("encoder.layers.1.self_attn.local", steps(config, 21, 2)))[:1]
     assert (row.name, row.shape, row.tensors) == ("encoder.layers.1.self_attn.local.*.scores", (1, 4, "1-8", "5-12"), 4)
     lines = as_lines(as_table([row], "float32"))
     assert lines[-1].split() == ["local.*.scores", "×", "4", "BHSX", "1×4×1-8×5-12", "14.7", "k", "3.58", "KiB"]
 
 
-def test_a_heading_has_the_sums_of_what_is_in_it() -> None:
+def test_a_heading_has_the_sums_of_its_rows() -> None:
     made = list(steps(PegasusXConfig.preset("tiny"), 21, 2))
-    table = as_table(rows_of(made), "float32")
+    table = as_table(table_rows(made), "float32")
     headings = [list(table.rows[i]) for i in sorted(table.headings)]
     layer = ["layers.0", "self_attn", "layers.1", "self_attn"]
     cross = ["layers.0", "self_attn", "encoder_attn", "layers.1", "self_attn", "encoder_attn"]
@@ -110,7 +110,7 @@ def test_a_heading_has_the_sums_of_what_is_in_it() -> None:
     assert headings[-1] == ["    encoder_attn", "", *sums]
 
 
-def test_figures() -> None:
+def test_numbers_and_tables_are_formatted() -> None:
     assert [count(n) for n in (0, 7, 999, 1000, 12345, 999_950, 3 * 10**12)] == [
         "-", "7", "999", "1.00 k", "12.3 k", "1.00 M", "3.00 T",
     ]  # fmt: skip
@@ -119,10 +119,10 @@ def test_figures() -> None:
     assert as_lines(Table(("a", "bb"), [("ccc", "d")])) == ["a    bb", "ccc   d"]
 
 
-# --- numbers at a place ---------------------------------------------------------------------------------------------
+# --- values at a place ---------------------------------------------------------------------------------------------
 
 
-def test_what_attends_to_what_is_named() -> None:
+def test_queries_and_keys_are_named() -> None:
     config = PegasusXConfig.preset("tiny")
     pieces = Pieces([f"s{t}" for t in range(21)], ["t0", "t1"])
     queries, keys = queries_and_keys("encoder.layers.1.self_attn.local.1.probs", config, pieces)
@@ -134,23 +134,23 @@ def test_what_attends_to_what_is_named() -> None:
     assert queries_and_keys("decoder.layers.0.self_attn.probs", config, pieces)[1][1] == "target 1 't1'"
 
 
-def test_the_strongest_keys_come_first_and_masked_ones_not_at_all() -> None:
+def test_the_strongest_keys_come_first_and_masked_keys_are_omitted() -> None:
     config, pieces = PegasusXConfig.preset("tiny"), Pieces(["a", "b", "c"], ["x", "y", "z"])
     probs = np.zeros((1, 4, 3, 3))
     probs[0, :, 1] = [0.25, 0.75, 0.0]
-    lines = attended("decoder.layers.0.encoder_attn.probs", probs, config, pieces, 2)
-    assert lines[2:] == ["target 1 'y' sees token 1 'b' 0.75, token 0 'a' 0.25", "… and 1 more"]
+    lines = attention_lines("decoder.layers.0.encoder_attn.probs", probs, config, pieces, 2)
+    assert lines[2:] == ["target 1 'y' attends to token 1 'b' 0.75, token 0 'a' 0.25", "… and 1 more"]
     lowest = np.finfo(np.float64).min
     scores = np.array([[-3.0, lowest, lowest], [1.0, 2.0, lowest], [1.0, 2.0, -5.0]])
     scores = np.broadcast_to(scores, (1, 4, 3, 3))
-    lines = attended("decoder.layers.0.self_attn.scores", scores, config, pieces, 3)
-    assert lines[1] == "target 0 'x' sees target 0 'x' -3"
-    assert lines[2] == "target 1 'y' sees target 1 'y' 2, target 0 'x' 1"
-    assert "-inf" in values(scores)
-    assert "e+308" not in values(scores)
+    lines = attention_lines("decoder.layers.0.self_attn.scores", scores, config, pieces, 3)
+    assert lines[1] == "target 0 'x' attends to target 0 'x' -3"
+    assert lines[2] == "target 1 'y' attends to target 1 'y' 2, target 0 'x' 1"
+    assert "-inf" in format_values(scores)
+    assert "e+308" not in format_values(scores)
 
 
-def test_an_unknown_place_names_the_nearest() -> None:
+def test_an_unknown_place_suggests_similar_ones() -> None:
     made = list(steps(PegasusXConfig.preset("tiny"), 21, 2))
     assert [step.name for step in steps_at("lm_head", made)] == ["lm_head"]
     assert len(steps_at("encoder.layers.1.self_attn", made)) == 6 + 3 * 4 + 3 + 2
@@ -165,14 +165,14 @@ def test_an_unknown_place_names_the_nearest() -> None:
 
 @settings(max_examples=20)
 @given(st.data())
-def test_a_saved_run_is_read_back_bit_by_bit(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_saved_run_is_read_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     config = data.draw(configs())
     batch = data.draw(batches(config))
     dtype = data.draw(st.sampled_from(["float32", "float64"]))
     (B, T), L = batch.input_ids.shape, batch.decoder_input_ids.shape[1]
     path = tmp_path_factory.mktemp("saved") / "trace.safetensors"
-    layout = layout_of({step.name: (step.shape, dtype) for step in steps(config, T, L, B)})
-    with saving(path, layout) as tensors, listen(tensors), record() as trace:
+    layout = file_layout({step.name: (step.shape, dtype) for step in steps(config, T, L, B)})
+    with safetensors_writer(path, layout) as writer, listen(writer), record() as trace:
         PegasusXForConditionalGeneration.from_random(config, dtype=dtype)(*batch)
     assert path.stat().st_size == layout.size
     found = load_file(path)
@@ -182,11 +182,12 @@ def test_a_saved_run_is_read_back_bit_by_bit(tmp_path_factory: pytest.TempPathFa
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_a_file_that_is_not_finished_is_not_left(tmp_path: Path) -> None:
+def test_an_unfinished_file_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "trace.safetensors"
-    with pytest.raises(KeyError), saving(path, layout_of({"x": ((2,), "float32")})):
+    layout = file_layout({"x": ((2,), "float32")})
+    with pytest.raises(KeyError), safetensors_writer(path, layout):
         raise KeyError
-    with pytest.raises(AssertionError, match="never written: x"), saving(path, layout_of({"x": ((2,), "float32")})):
+    with pytest.raises(AssertionError, match="never written: x"), safetensors_writer(path, layout):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +195,7 @@ def test_a_file_that_is_not_finished_is_not_left(tmp_path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_trace_prints_a_line_for_every_kind_of_tensor(text: Path, model_folder: Path) -> None:
+def test_trace_prints_a_row_for_every_kind_of_tensor(text: Path, model_folder: Path) -> None:
     result = run(text, "--model", model_folder, "--target", "of the class")
     assert (result.exit_code, result.stderr) == (0, "")
     header, *lines = result.stdout.splitlines()
@@ -207,7 +208,7 @@ def test_trace_prints_a_line_for_every_kind_of_tensor(text: Path, model_folder: 
     assert "local.*" not in everything
 
 
-def test_trace_follows_the_summary_that_summarize_prints(text: Path, wordy_folder: Path) -> None:
+def test_trace_uses_the_summary_that_summarize_prints(text: Path, wordy_folder: Path) -> None:
     words = ("--model", wordy_folder, "--max-new-tokens", 6)
     summary = CliRunner().invoke(main, ["summarize", str(text), *map(str, words), "--no-progress"]).stdout
     result = run(*words, "--json", stdin=text.read_text(encoding="utf-8"))
@@ -221,14 +222,14 @@ def test_trace_follows_the_summary_that_summarize_prints(text: Path, wordy_folde
     assert any(step["name"] == "encoder.layers.1.self_attn.local.0.probs" for step in found["steps"])
 
 
-def test_trace_shows_the_numbers_at_a_place(text: Path, model_folder: Path, tokenizer: PegasusTokenizer) -> None:
+def test_trace_shows_the_values_at_a_place(text: Path, model_folder: Path, tokenizer: PegasusTokenizer) -> None:
     place = "encoder.layers.1.self_attn.local.1"
     result = run(text, "--model", model_folder, "--at", place, "--target", "of")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == f"{place}.scores  BHSX 1×4×8×12  float32"
     pieces = tokenizer.tokenize(text.read_text(encoding="utf-8"))
-    assert any(line.startswith(f"token 4 {pieces[4]!r} sees ") for line in lines)
+    assert any(line.startswith(f"token 4 {pieces[4]!r} attends to ") for line in lines)
     assert sum(line.startswith("token 4 ") for line in lines) == 2  # scores and probs
     folded = run(text, "--model", model_folder, "--at", "encoder.layers.1.self_attn.local", "--target", "of").stdout
     assert "more encoder.layers.1.self_attn.local.*.probs: --all)" in folded
@@ -249,14 +250,14 @@ def test_verify_accepts_what_trace_saved(text: Path, model_folder: Path, tmp_pat
     assert checked.stdout.startswith(f"{num_tensors - 2} tensors in {dtype}: ")
 
 
-def test_trace_refuses_in_a_line(
+def test_trace_reports_errors_in_one_line(
     text: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments, message in (
         (["nowhere.txt"], "nowhere.txt: No such file or directory"),
         ([text, "--at", "encoder.layers.7.self_attn"], "did you mean encoder.layers.1.self_attn"),
         ([text, "--target", " "], "--target is empty"),
-        ([text, "--at", "lm_head", "--json"], "--at shows numbers to a person"),
+        ([text, "--at", "lm_head", "--json"], "--at and --json exclude each other"),
         ([text, "--save", tmp_path], "Is a directory"),
         ([text, "--dtype", "float16"], "'float16' is not one of"),
     ):
@@ -269,7 +270,7 @@ def test_trace_refuses_in_a_line(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2048}))
     result = run(text, "--model", model_folder, "--save", tmp_path / "x.safetensors")
     assert result.exit_code == 2
-    assert "KiB, but 2.00 KiB are free: take a shorter text" in result.stderr
+    assert "KiB, but only 2.00 KiB are free: use a shorter text" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

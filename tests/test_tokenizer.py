@@ -90,7 +90,7 @@ def test_tokens_outside_the_vocabulary_are_105(tokenizer: PegasusTokenizer) -> N
 
 @pytest.mark.parametrize("token_id", [-1, 500, 10**9])
 def test_ids_outside_the_vocabulary_have_no_token(tokenizer: PegasusTokenizer, token_id: int) -> None:
-    with pytest.raises(InputError, match=rf"{token_id} lies outside the vocabulary \[0, 500\)"):
+    with pytest.raises(InputError, match=rf"{token_id} is outside the vocabulary \[0, 500\)"):
         tokenizer.convert_ids_to_tokens([110, token_id])
 
 
@@ -101,6 +101,7 @@ def as_defined(pieces: Any, text: str) -> list[int]:
     return [i + OFFSET if i > 1 else i for i in pieces.encode_as_ids(text)] + [1]
 
 
+@pytest.mark.slow
 @given(text=st.text())
 def test_encoding_any_text_is_sentencepiece_moved_and_ended(
     tokenizer: PegasusTokenizer, pieces: Any, text: str
@@ -110,7 +111,7 @@ def test_encoding_any_text_is_sentencepiece_moved_and_ended(
     assert min([*ids[:-1], 105]) == 105  # nothing typed in a text becomes a special token
 
 
-@given(start=st.integers(0, 400_000), length=st.integers(1, 3000))
+@given(start=st.integers(0, 77_000), length=st.integers(1, 3000))
 def test_encoding_real_prose_is_sentencepiece_moved_and_ended(
     tokenizer: PegasusTokenizer, pieces: Any, prose: str, start: int, length: int
 ) -> None:
@@ -172,7 +173,7 @@ def test_padding_to_max_length_reaches_it(tokenizer: PegasusTokenizer) -> None:
     assert batch.attention_mask.sum(axis=1).tolist() == [len(ids), len(tokenizer.encode("of"))]
 
 
-def test_arrays_are_padded_without_being_asked(tokenizer: PegasusTokenizer) -> None:
+def test_arrays_are_padded_by_default(tokenizer: PegasusTokenizer) -> None:
     texts = ["the list of names", "the"]
     batch = tokenizer(texts, return_tensors="np")
     assert isinstance(batch.input_ids, np.ndarray)
@@ -253,7 +254,7 @@ def test_truncation_true_uses_the_tokenizers_own_limit(tokenizer_folder: Path, w
     assert short(text, truncation=False, max_length=8).num_truncated_tokens == [0]
 
 
-def test_pairs_stand_one_after_the_other(tokenizer: PegasusTokenizer, theirs: Any) -> None:
+def test_pairs_are_concatenated(tokenizer: PegasusTokenizer, theirs: Any) -> None:
     first, second = "the list of names", "every other value"
     expected = [*tokenizer.text_to_ids(first), *tokenizer.text_to_ids(second), 1]
     assert tokenizer(first, second).input_ids == tokenizer.encode(first, second) == expected
@@ -291,7 +292,8 @@ def test_decoding_ordinary_text_equals_transformers(
 
 
 def test_decoding_real_prose_equals_transformers(tokenizer: PegasusTokenizer, theirs: Any, prose: str) -> None:
-    rows = [tokenizer.encode(line) for line in prose.splitlines()[300:700] if line.strip()]
+    (space,) = tokenizer.convert_tokens_to_ids(["▁"])  # at the start it is decoded differently: see below
+    rows = [ids for line in prose.splitlines() if line.strip() and (ids := tokenizer.encode(line))[0] != space]
     assert len(rows) > 200
     for skip in (False, True):
         ours = tokenizer.batch_decode(rows, skip_special_tokens=skip)
@@ -324,7 +326,7 @@ def test_ids_beyond_the_vocabulary_decode_to_nothing(tokenizer: PegasusTokenizer
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_ids_to_decode_may_be_anything_that_holds_integers(tokenizer: PegasusTokenizer, skip: bool) -> None:
+def test_ids_to_decode_may_be_any_kind_of_integers(tokenizer: PegasusTokenizer, skip: bool) -> None:
     torch = pytest.importorskip("torch")
     ids = tokenizer.encode("every other value")
     text = "every other value" + ("" if skip else "</s>")
@@ -349,7 +351,7 @@ def test_a_single_id_is_decoded_too(tokenizer: PegasusTokenizer, kind: str) -> N
 
 
 @pytest.mark.parametrize("text", ["every other value ", "every other value  ", "every other value\n", " \t\n"])
-def test_trailing_whitespace_is_no_token_here(tokenizer: PegasusTokenizer, pieces: Any, theirs: Any, text: str) -> None:
+def test_trailing_whitespace_is_not_a_token(tokenizer: PegasusTokenizer, pieces: Any, theirs: Any, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids == as_defined(pieces, text) == tokenizer.encode(text.strip())
     space = tokenizer.convert_tokens_to_ids(["▁"])
@@ -357,7 +359,7 @@ def test_trailing_whitespace_is_no_token_here(tokenizer: PegasusTokenizer, piece
 
 
 @pytest.mark.parametrize("token", ["</s>", "<pad>", "<mask_1>", "<mask_2>", "<unk_7>", "<unk>"])
-def test_special_tokens_typed_in_a_text_are_text_here(
+def test_special_tokens_typed_in_a_text_are_text(
     tokenizer: PegasusTokenizer, pieces: Any, theirs: Any, token: str
 ) -> None:
     text = f"the {token} list"
@@ -369,8 +371,10 @@ def test_special_tokens_typed_in_a_text_are_text_here(
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_equally_probable_cuts_are_sentencepieces_choice(tokenizer: PegasusTokenizer, pieces: Any, theirs: Any) -> None:
-    text = "=" * 26  # a rule of a table: several ways to cut it have the same probability
+def test_equally_probable_segmentations_are_sentencepieces_choice(
+    tokenizer: PegasusTokenizer, pieces: Any, theirs: Any
+) -> None:
+    text = "=" * 20  # a rule of a table: several ways to cut it have the same probability
     ids, other = tokenizer.encode(text), theirs(text)["input_ids"]
     assert ids == as_defined(pieces, text)
     assert ids != other
@@ -431,7 +435,8 @@ def test_transformers_loads_what_is_saved(
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert "Pegasus" in type(loaded).__name__
     assert len(loaded) == tokenizer.vocab_size
-    lines = [line.strip() for line in prose.splitlines()[1000:1300] if line.strip()]
+    lines = [line.strip() for line in prose.splitlines() if line.strip()]
+    assert len(lines) > 500
     assert loaded(lines)["input_ids"] == tokenizer(lines).input_ids
     tokens = tokenizer.convert_ids_to_tokens(range(500))
     assert loaded.convert_ids_to_tokens(list(range(500))) == tokens
@@ -491,7 +496,7 @@ def test_another_layout_is_refused_with_the_remedy(tmp_path: Path, prose: str) -
         PegasusTokenizer.from_pretrained(tmp_path)
     message = str(caught.value)
     assert str(tmp_path / "spiece.model") in message
-    assert "eos and unk have the ids (2, 0), but in a Pegasus model (1, 2)" in message
+    assert "eos and unk have the ids (2, 0), but a Pegasus model has (1, 2)" in message
     assert "eos_id=1, unk_id=2" in message
 
 
@@ -546,19 +551,19 @@ def test_no_texts_are_an_error(tokenizer: PegasusTokenizer) -> None:
         tokenizer([])
 
 
-def test_unequally_many_pairs_are_an_error(tokenizer: PegasusTokenizer) -> None:
-    with pytest.raises(InputError, match="text has 2 texts, text_pair 1: pass equally many"):
+def test_different_numbers_of_texts_and_pairs_are_an_error(tokenizer: PegasusTokenizer) -> None:
+    with pytest.raises(InputError, match="text has 2 texts, text_pair 1: pass the same number"):
         tokenizer(["the", "list"], "of")
 
 
 @pytest.mark.parametrize("limit", [0, -4])
-def test_max_length_needs_room_for_the_end(tokenizer: PegasusTokenizer, limit: int) -> None:
+def test_max_length_must_fit_the_end_token(tokenizer: PegasusTokenizer, limit: int) -> None:
     with pytest.raises(InputError, match=f"max_length={limit} leaves no room for </s>: it must be at least 1"):
         tokenizer("the list", max_length=limit)
 
 
 @pytest.mark.parametrize("limit", ["5", 2.5, [3], True])
-def test_max_length_must_be_a_whole_number(tokenizer: PegasusTokenizer, limit: Any) -> None:
+def test_max_length_must_be_an_integer(tokenizer: PegasusTokenizer, limit: Any) -> None:
     with pytest.raises(InputError, match="max_length="):
         tokenizer("the list of names", max_length=limit)
 
@@ -581,11 +586,11 @@ def test_unknown_tensors_are_an_error_that_lists_the_choices(tokenizer: PegasusT
 
 
 def test_ragged_arrays_are_an_error_with_the_remedy(tokenizer: PegasusTokenizer) -> None:
-    with pytest.raises(InputError, match="texts of different lengths make no array: pass padding=True"):
+    with pytest.raises(InputError, match="texts of different lengths cannot form an array: pass padding=True"):
         tokenizer(["the list of names", "the"], return_tensors="np", padding=False)
 
 
-def test_torch_tensors_without_torch_say_what_to_install(
+def test_torch_tensors_without_torch_name_the_package_to_install(
     tokenizer: PegasusTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -609,5 +614,5 @@ def test_padding_to_no_limit_is_an_error(tokenizer: PegasusTokenizer) -> None:
         tokenizer("the list", truncation=True, padding="max_length")
 
 
-def test_numpys_integers_are_lengths_too(tokenizer: PegasusTokenizer) -> None:
+def test_numpy_integers_are_valid_lengths(tokenizer: PegasusTokenizer) -> None:
     assert len(tokenizer("the list of names", max_length=np.int64(3))["input_ids"]) == 3  # type: ignore[arg-type]

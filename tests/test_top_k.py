@@ -1,22 +1,21 @@
-"""The best few scores of each row, on every backend, against a stable sort of all of them."""
+"""Stable top-k on every backend, against a stable sort of all scores."""
 
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import check_ranking
+from agreement import check_top_k
 from backend_parameters import IN_FLOAT64, backend_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pegasusx_numpy import top_k
 from strategies import seeds
-
-from pegasusx_ref.golden import top_k as ranking
 
 
 @st.composite
 def score_tables(draw: st.DrawFn) -> np.ndarray:
-    """Draw float32 scores of few values, many of them what is ruled out or what no beam has reached."""
+    """Draw float32 scores with many ties, including those of excluded tokens and of beams that do not exist yet."""
     rng = np.random.default_rng(draw(seeds))
     values = np.append(rng.standard_normal(draw(st.sampled_from([0, 1, 2, 5, 500]))), [0, -1e9, -np.inf])
     weights = np.full(len(values), 1 / len(values))
@@ -28,19 +27,19 @@ def score_tables(draw: st.DrawFn) -> np.ndarray:
 @pytest.mark.parametrize("backend", IN_FLOAT64)
 @settings(max_examples=100)
 @given(score_tables(), st.integers(1, 20), st.sampled_from([2, 3, 8]))
-def test_the_best_are_those_of_a_stable_sort(backend: str, scores: np.ndarray, count: int, run: int) -> None:
-    """Runs are short, so that few columns make runs of runs."""
+def test_top_k_agrees_with_a_stable_sort(backend: str, scores: np.ndarray, count: int, chunk: int) -> None:
+    """Chunks are small, so that few columns make chunks of chunks."""
     ops = backend_on_cpu(backend, "float64")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules.get(f"pegasusx_{backend}.ranking", ranking), "RUN", run)
-        check_ranking(ops, scores, count)
+        patch.setattr(sys.modules.get(f"pegasusx_{backend}.top_k", top_k), "CHUNK", chunk)
+        check_top_k(ops, scores, count)
 
 
 @pytest.mark.parametrize("backend", IN_FLOAT64)
 @pytest.mark.parametrize("beams", [1, 8])
 @pytest.mark.parametrize("case", ["drawn", "first step", "forced end", "all ruled out", "rising", "falling"])
-def test_a_real_vocabulary(backend: str, beams: int, case: str) -> None:
-    """As many columns as the published checkpoints have tokens, for each beam."""
+def test_top_k_of_a_vocabulary_of_published_size(backend: str, beams: int, case: str) -> None:
+    """As many columns per beam as the published checkpoints have tokens."""
     scores = -np.random.default_rng(beams).gamma(2, 5, (2, beams, 96103)).astype(np.float32)
     match case:
         case "first step":
@@ -54,18 +53,18 @@ def test_a_real_vocabulary(backend: str, beams: int, case: str) -> None:
             scores.sort(axis=2)
         case "falling":
             scores = -np.sort(-scores, axis=2)
-    check_ranking(backend_on_cpu(backend, "float32"), scores.reshape(2, -1), 2 * beams)
+    check_top_k(backend_on_cpu(backend, "float32"), scores.reshape(2, -1), 2 * beams)
 
 
-def test_no_long_row_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the scores are, equal ones too: sorting is what would take long."""
+def test_only_short_rows_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorting is the slow part: its length must not depend on the scores, even if all are equal."""
     lengths = []
     argsort = np.argsort
 
-    def noted(scores: np.ndarray, **how: Any) -> np.ndarray:
+    def record_length(scores: np.ndarray, **how: Any) -> np.ndarray:
         lengths.append(scores.shape[1])
         return argsort(scores, **how)
 
-    monkeypatch.setattr(np, "argsort", noted)
-    ranking.stable_top_k(np.zeros((1, 8 * 96103), dtype=np.float32), 16)
-    assert max(lengths) < 17 * ranking.RUN
+    monkeypatch.setattr(np, "argsort", record_length)
+    top_k.stable_top_k(np.zeros((1, 8 * 96103), dtype=np.float32), 16)
+    assert max(lengths) < 17 * top_k.CHUNK

@@ -66,7 +66,7 @@ def test_values_at_the_trace_points_are_those_of_the_outputs() -> None:
     assert trace["encoder.layer_norm"] is output.encoder_last_hidden_state
 
 
-def test_a_replacement_goes_on_into_the_computation() -> None:
+def test_a_replacement_is_used_by_later_operations() -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
     rng = np.random.default_rng(0)
     ids, other = rng.integers(0, 256, (2, 1, 19))
@@ -77,14 +77,14 @@ def test_a_replacement_goes_on_into_the_computation() -> None:
     assert (actual == expected).all()
 
 
-def test_a_listener_that_returns_nothing_only_looks() -> None:
+def test_a_listener_that_returns_none_changes_nothing() -> None:
     seen = []
     with listen(lambda name, value: seen.append(value)):
         assert tap("x", 3) == 3
     assert seen == [3]
 
 
-def test_inner_listeners_see_what_outer_ones_made() -> None:
+def test_inner_listeners_see_the_replacements_of_outer_ones() -> None:
     seen = []
 
     def see(name: str, value: int) -> int:

@@ -1,4 +1,4 @@
-"""`verify`: no false alarm on correct implementations, and a fault is found where it is."""
+"""`verify`: no false alarm on correct implementations, and faults are flagged at the right tensor."""
 
 from types import ModuleType
 from typing import Any
@@ -58,7 +58,7 @@ def test_our_backends_pass(backend: str, dtype: str, data: st.DataObject) -> Non
 
 
 class Reordered(np.ndarray):
-    """An array whose products are summed in pieces, the last one first, and whose rows are summed backwards."""
+    """An array whose products are sums of pieces in reverse order, and whose rows are summed in reverse order."""
 
     piece = 1
 
@@ -82,7 +82,7 @@ class ByThrees(Reordered):
 
 
 class InAnotherOrder(GoldenBackend):
-    """The golden functions, on arrays that are summed in another order."""
+    """The golden functions on arrays that sum in another order."""
 
     def __init__(self, kind: type[Reordered]) -> None:
         super().__init__("cpu", "float32")
@@ -108,7 +108,7 @@ def test_sums_in_another_order_pass(kind: type[Reordered], data: st.DataObject) 
 
 
 class BiasFirst(GoldenBackend):
-    """The golden functions, but that products are added to the bias one after another, as some libraries do."""
+    """The golden functions, except that sums of products start at the bias, as in some libraries."""
 
     def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
         y = np.zeros((*x.shape[:-1], len(weight)), x.dtype) + (0 if bias is None else bias)
@@ -133,8 +133,8 @@ def test_sums_that_start_at_the_bias_pass(dtype: str, data: st.DataObject) -> No
     assert failed(report) == []
 
 
-def test_another_order_is_another_result() -> None:
-    """So that the test above is of something."""
+def test_another_order_changes_the_result() -> None:
+    """Otherwise the test above would test nothing."""
     model = random_model(CONFIG, 0, "numpy", "float32")
     other = PegasusXForConditionalGeneration(CONFIG, model.state_dict(), InAnotherOrder(Reordered))
     right, wrong = (from_backend(m)(INPUTS) for m in (model, other))
@@ -145,8 +145,8 @@ def test_another_order_is_another_result() -> None:
 
 @settings(max_examples=25)
 @given(st.data())
-def test_what_a_fused_implementation_does_not_show_is_allowed_for(data: st.DataObject) -> None:
-    """Any tensors may be missing; the rest is judged by what is known."""
+def test_any_tensors_may_be_missing(data: st.DataObject) -> None:
+    """As in a fused implementation; the others are checked with wider tolerances."""
     config, seed = data.draw(configs()), data.draw(seeds)
     inputs = data.draw(batches(config))._asdict()
     tensors = from_backend(random_model(config, seed, "numpy", "float32"))(inputs)
@@ -165,11 +165,11 @@ def test_every_trace_point_is_checked(transformers: ModuleType) -> None:
         assert all(check.is_direct for check in report.table)
 
 
-# --- single numbers and rows; whole faults are in test_faults.py -----------------------------------------------------
+# --- single elements and rows; the suite of faults is in test_faults.py ----------------------------------------------
 
 
 @pytest.mark.parametrize("number", range(40))
-def test_any_element_that_is_changed_is_found(number: int) -> None:
+def test_any_changed_element_is_found(number: int) -> None:
     rng = np.random.default_rng(number)
     model = reference(CONFIG, number, "float32")
     tensors = dict(from_backend(random_model(CONFIG, number, "numpy", "float32"))(INPUTS))
@@ -177,7 +177,7 @@ def test_any_element_that_is_changed_is_found(number: int) -> None:
     assert right.passed
     check = right.table[rng.integers(len(right.table))]
     tensor = tensors[check.name].copy()
-    real = INPUTS["attention_mask"].all(axis=1).nonzero()[0][0]  # the text without padding
+    real = INPUTS["attention_mask"].all(axis=1).nonzero()[0][0]  # the batch row without padding
     index = tuple(int(rng.integers(size)) if axis else int(real) for axis, size in enumerate(tensor.shape))
     tensor[index] += np.float32(1e-3 * max(abs(float(tensor[index])), 1.0))
     tensors[check.name] = tensor
@@ -186,7 +186,7 @@ def test_any_element_that_is_changed_is_found(number: int) -> None:
     assert report.first_failure.name == check.name
 
 
-def test_a_row_that_is_off_everywhere_is_found_though_no_element_is() -> None:
+def test_a_wrong_row_is_found_though_no_element_is_wrong() -> None:
     name = "encoder.layers.1.tokens.fc2"
     model = reference(CONFIG, 0, "float32")
     tensors = dict(from_backend(random_model(CONFIG, 0, "numpy", "float32"))(INPUTS))
@@ -201,14 +201,14 @@ def test_a_row_that_is_off_everywhere_is_found_though_no_element_is() -> None:
     assert 7.9 < found.rho < 8.1
 
 
-def test_what_is_captured_is_copied(transformers: ModuleType) -> None:
+def test_captured_tensors_are_copies(transformers: ModuleType) -> None:
     import torch
 
     model = reference(CONFIG, 0, "float64")
-    twin = eager_hf_reference(transformers, model, "float64")
-    for layer in (*twin.model.encoder.layers, *twin.model.decoder.layers):
+    hf_model = eager_hf_reference(transformers, model, "float64")
+    for layer in (*hf_model.model.encoder.layers, *hf_model.model.decoder.layers):
         layer.activation_fn = torch.nn.ReLU(inplace=True)  # writes into fc1's result
-    assert verify(model, from_transformers(twin), INPUTS, "float64").passed
+    assert verify(model, from_transformers(hf_model), INPUTS, "float64").passed
 
 
 def test_padding_rows_may_hold_anything() -> None:
@@ -221,10 +221,10 @@ def test_padding_rows_may_hold_anything() -> None:
     assert verify(model, tensors, INPUTS, "float64").passed
 
 
-# --- what else may come -----------------------------------------------------------------------------------------------
+# --- unusual candidates ----------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_of_another_shape_is_a_finding() -> None:
+def test_a_wrong_shape_fails() -> None:
     model = reference(CONFIG, 0, "float64")
     tensors = dict(from_backend(model)(INPUTS)) | {"lm_head": np.zeros((2, 6, 7))}
     found = verify(model, tensors, INPUTS, "float64").first_failure
@@ -232,7 +232,7 @@ def test_a_tensor_of_another_shape_is_a_finding() -> None:
     assert (found.name, found.note) == ("lm_head", "shape (2, 6, 7) where (2, 6, 256) is expected")
 
 
-def test_nan_is_a_finding() -> None:
+def test_nan_fails() -> None:
     model = reference(CONFIG, 0, "float64")
     tensors = {name: array.copy() for name, array in from_backend(model)(INPUTS).items()}
     tensors["decoder.layers.0.fc1"][0, 0, 0] = np.nan
@@ -241,11 +241,11 @@ def test_nan_is_a_finding() -> None:
     assert report.table[-1].verdict == "pass"
 
 
-def test_what_cannot_be_verified_is_refused() -> None:
+def test_wrong_arguments_are_errors() -> None:
     model = reference(CONFIG, 0, "float64")
     with pytest.raises(InputError, match="arithmetic='int8' is not known: pass one of float64, float32"):
         verify(model, {}, INPUTS, "int8")
-    with pytest.raises(InputError, match="there are no decoder_input_ids"):
+    with pytest.raises(InputError, match="decoder_input_ids is missing: a run takes"):
         verify(model, {}, {"input_ids": [[7]]})
     with pytest.raises(
         InputError, match="inputs have labels: a run takes input_ids, decoder_input_ids and their masks"
@@ -253,11 +253,11 @@ def test_what_cannot_be_verified_is_refused() -> None:
         verify(model, {}, {"input_ids": [[7]], "labels": [[7]]})
     with pytest.raises(InputError, match=r"attention_mask has shape \(1, 2\): expected \(1, 1\)"):
         verify(model, {}, {"input_ids": [[7]], "attention_mask": [[1, 1]], "decoder_input_ids": [[0]]})
-    with pytest.raises(InputError, match=r"no tensor of a trace point's name: it has 'logits'"):
+    with pytest.raises(InputError, match=r"no tensor with a trace point's name: it has 'logits'"):
         verify(model, {"logits": np.zeros((2, 6, 256))}, INPUTS)
 
 
-def test_names_that_are_not_known_are_listed() -> None:
+def test_unknown_names_are_listed() -> None:
     model = reference(CONFIG, 0, "float64")
     report = verify(
         model, dict(from_backend(model)(INPUTS)) | {"encoder.layers.7.tokens.fc1": np.zeros(3)}, INPUTS, "float64"

@@ -17,8 +17,8 @@ from pegasusx_ref.model.weights import Weights, parameter_shapes, random_weights
 @given(st.data())
 def test_names_and_shapes_are_those_of_transformers(transformers: ModuleType, data: st.DataObject) -> None:
     config = data.draw(configs())
-    twin = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**config.to_dict()))
-    theirs = {name.removeprefix("model."): tuple(p.shape) for name, p in twin.named_parameters()}
+    hf_model = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**config.to_dict()))
+    theirs = {name.removeprefix("model."): tuple(p.shape) for name, p in hf_model.named_parameters()}
     assert parameter_shapes(config) == theirs
     count = sum(int(np.prod(shape)) for shape in theirs.values())
     assert PegasusXForConditionalGeneration.from_random(config).num_parameters() == count

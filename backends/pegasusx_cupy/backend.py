@@ -1,4 +1,4 @@
-"""The model's operations on CuPy arrays: golden functions by NumPy's dispatch protocols, and a core of its own."""
+"""The model's operations on CuPy arrays: golden functions by NumPy's dispatch protocols, and its own attention core."""
 
 import math
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import cupy
 import numpy as np
 from cupyx.scipy.special import erf
+from pegasusx_numpy.top_k import stable_top_k
 
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
 from pegasusx_ref.backend import GoldenBackend, is_core_traced
@@ -14,14 +15,14 @@ from pegasusx_ref.golden.global_local import Blocks
 
 
 class CupyBackend(GoldenBackend):
-    """CuPy on one CUDA device, which becomes the current device of the thread that makes the backend.
+    """CuPy on one CUDA device, which becomes the current device of the thread that creates the backend.
 
     Args:
-        device: "cuda:0", …, or a number; None and "auto" are the first one.
+        device: "cuda:0", …, or a number; None and "auto" mean the first one.
         dtype: one of `dtypes`.
 
     Raises:
-        BackendError: no such device here, or none at all.
+        BackendError: the device is not available.
     """
 
     name = "cupy"
@@ -29,41 +30,43 @@ class CupyBackend(GoldenBackend):
     dtypes = ("float32", "float64")
 
     def __init__(self, device: str | int | None = None, dtype: str = "float32") -> None:
-        here = self.devices()
-        wished = here[0] if device in (None, "auto", "cuda", 0) else device
-        wished = f"cuda:{wished}" if isinstance(wished, int) else wished
-        if wished not in here:
-            raise BackendError(f"backend 'cupy' has no device {device!r}: here are {', '.join(here)}")
-        self.device = str(wished)
+        available = self.devices()
+        requested = available[0] if device in (None, "auto", "cuda", 0) else device
+        requested = f"cuda:{requested}" if isinstance(requested, int) else requested
+        if requested not in available:
+            raise BackendError(f"backend 'cupy' has no device {device!r}: available here: {', '.join(available)}")
+        self.device = str(requested)
         self.dtype = dtype
         cupy.cuda.Device(int(self.device.removeprefix("cuda:"))).use()
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Name the CUDA devices.
+        """List the CUDA devices.
 
         Raises:
-            BackendError: CuPy finds none.
+            BackendError: CuPy finds no CUDA device.
         """
         if not cupy.cuda.is_available():
             raise BackendError("CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver")
         return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
 
     def asarray(self, array: np.ndarray) -> Any:
-        """Bring an array to the device, half precision up-cast exactly."""
+        """Copy an array to the device; half precision is up-cast exactly."""
         return cupy.asarray(super().asarray(array))
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        """Bring an array back."""
-        found: np.ndarray = cupy.asnumpy(array)
-        return found
+        """Copy an array to the host."""
+        on_host: np.ndarray = cupy.asnumpy(array)
+        return on_host
 
     def empty(self, shape: tuple[int, ...]) -> Any:
-        """Make an uninitialized array."""
+        """Allocate an uninitialized array."""
         return cupy.empty(shape, dtype=self.dtype)
 
+    stable_top_k = staticmethod(stable_top_k)
+
     def activation(self, x: Any, name: str) -> Any:
-        """Take CuPy's own erf: SciPy's does not dispatch."""
+        """Compute gelu with CuPy's erf: SciPy's does not dispatch."""
         if name == "gelu":
             return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
         return super().activation(x, name)
@@ -79,7 +82,7 @@ class CupyBackend(GoldenBackend):
         key_mask_BT: Any,
         blocks: Blocks,
     ) -> tuple[Any, Any]:
-        """Run the kernels; the golden functions where someone listens, or where heads are too wide for a tile."""
+        """Run the kernels; call the golden function if it is traced, or if heads are too wide for a tile."""
         keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
         if is_core_traced(blocks) or tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize) is None:
             return super().global_local_attention(

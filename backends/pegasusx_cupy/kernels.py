@@ -1,4 +1,4 @@
-"""The kernels of attention.cu: compiled when first needed, launched on CuPy arrays."""
+"""The kernels of attention.cu: compiled at their first launch, launched on CuPy arrays."""
 
 from functools import cache
 from pathlib import Path
@@ -11,13 +11,13 @@ from pegasusx_ref.golden.global_local import Blocks
 
 SOURCE = Path(__file__).with_name("attention.cu")
 THREADS = 128
-SHARED_MEMORY = 48 * 1024  # bytes that every CUDA device gives a block without asking
-TILES = ((64, 32), (32, 16), (16, 8))  # queries by keys, the largest that fits is taken
-REALS = {"float32": ("float", "3.402823466e38f"), "float64": ("double", "1.7976931348623157e308")}
+SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
+TILES = ((64, 32), (32, 16), (16, 8))  # queries by keys; the largest that fits is used
+C_TYPES = {"float32": ("float", "3.402823466e38f"), "float64": ("double", "1.7976931348623157e308")}
 
 
 def tile_for(head_dim: int, item_size: int) -> tuple[int, int] | None:
-    """Choose the tile, queries by keys, whose arrays fit into shared memory; None where none does.
+    """Return the largest tile, queries by keys, whose arrays fit into shared memory, or None.
 
     Args:
         head_dim: F.
@@ -31,8 +31,8 @@ def tile_for(head_dim: int, item_size: int) -> tuple[int, int] | None:
 
 
 def macros(dtype: str, head_dim: int) -> dict[str, str]:
-    """Give the macros that attention.cu is compiled with."""
-    real, largest = REALS[dtype]
+    """Return the macros that attention.cu is compiled with."""
+    real, largest = C_TYPES[dtype]
     tile = tile_for(head_dim, 4 if dtype == "float32" else 8)
     assert tile is not None, f"no tile for heads of {head_dim}"
     return {
@@ -45,14 +45,14 @@ def macros(dtype: str, head_dim: int) -> dict[str, str]:
 
 
 @cache
-def compiled(dtype: str, head_dim: int) -> Any:
+def compile_kernels(dtype: str, head_dim: int) -> Any:
     """Compile attention.cu for a dtype and a head size."""
     options = tuple(f"-D{name}={value}" for name, value in macros(dtype, head_dim).items())
     return cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=("--std=c++14", *options))
 
 
-def side_by_side(x_BHTF: Any) -> Any:
-    """Lay heads side by side in memory (B, T, H, F); those cut out of a projection do already."""
+def contiguous_BTHF(x_BHTF: Any) -> Any:
+    """Lay out as (B, T, H, F) in memory; heads split from a projection already are."""
     return cupy.ascontiguousarray(x_BHTF.swapaxes(1, 2))
 
 
@@ -65,8 +65,8 @@ def local_attention(
     queries = tile_for(q_BHTF.shape[3], q_BHTF.dtype.itemsize)[0]  # type: ignore[index]
     tiles = -(-max(stop - start for start, stop in blocks) // queries)
     sizes = (q_BHTF.shape[2], global_k_BHGF.shape[2], first_stop, block_size, tiles)
-    streams = (q_BHTF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-    return _launch("local_attention", len(blocks) * tiles, streams, key_mask_BT, sizes)
+    qkv = (q_BHTF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
+    return _launch("local_attention", len(blocks) * tiles, qkv, key_mask_BT, sizes)
 
 
 def global_attention(
@@ -76,18 +76,18 @@ def global_attention(
     queries = tile_for(k_BHTF.shape[3], k_BHTF.dtype.itemsize)[0]  # type: ignore[index]
     tiles = -(-global_k_BHGF.shape[2] // queries)
     sizes = (k_BHTF.shape[2], global_k_BHGF.shape[2])
-    streams = (global_q_BHGF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-    return _launch("global_attention", tiles, streams, key_mask_BT, sizes)
+    qkv = (global_q_BHGF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
+    return _launch("global_attention", tiles, qkv, key_mask_BT, sizes)
 
 
-def _launch(name: str, num_tiles: int, streams: tuple[Any, ...], key_mask_BT: Any, sizes: tuple[int, ...]) -> Any:
-    """Run a kernel; the first stream are the queries, whose shape the result has."""
-    B, H, L, F = streams[0].shape
-    inputs = tuple(side_by_side(x) for x in streams)
+def _launch(name: str, num_tiles: int, qkv: tuple[Any, ...], key_mask_BT: Any, sizes: tuple[int, ...]) -> Any:
+    """Launch a kernel; its result has the shape of the queries, which are the first array of `qkv`."""
+    B, H, L, F = qkv[0].shape
+    inputs = tuple(contiguous_BTHF(x) for x in qkv)
     context_BLHF = cupy.empty((B, L, H, F), dtype=inputs[0].dtype)
-    # Bytes of 1 and 0; a null pointer where every token is real.
+    # Bytes of 1 and 0; a null pointer if every token is real.
     is_real = np.intp(0) if key_mask_BT is None else cupy.ascontiguousarray(key_mask_BT).view(cupy.uint8)
-    kernel = compiled(str(context_BLHF.dtype), F).get_function(name)
+    kernel = compile_kernels(str(context_BLHF.dtype), F).get_function(name)
     arguments = (*inputs, is_real, context_BLHF, *(np.int32(size) for size in sizes))
     kernel((num_tiles, H, B), (THREADS,), arguments)
     return context_BLHF.swapaxes(1, 2)

@@ -1,6 +1,6 @@
-"""The attention core: fused attention over blocks, so that scores are never kept for all heads at once.
+"""The attention core: fused attention over blocks, so that scores never exist for all heads at once.
 
-Padding is cut off, not masked: fused kernels are fastest, and on CUDA often only to be had, without a mask.
+Padding is cut off instead of masked: fused kernels are fastest, and on CUDA often only available, without a mask.
 """
 
 from itertools import groupby
@@ -13,13 +13,13 @@ from torch import Tensor
 from pegasusx_ref.backend import is_core_traced
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import scope
-from pegasusx_torch.attention import attend, attend_unmasked, like_heads
-from pegasusx_torch.products import IS_MKL_SLOW
+from pegasusx_torch.attention import attention, attention_unmasked, empty_context
+from pegasusx_torch.linear import IS_MKL_SLOW
 
-BLOCKS_AT_A_TIME = 4  # blocks whose keys are laid out together with the global ones: bounds what that takes
+MAX_BATCHED_BLOCKS = 4  # computed in one call: bounds the memory of their keys joined with the global ones
 
 
-class Streams(NamedTuple):
+class QKV(NamedTuple):
     """Queries, keys and values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F)."""
 
     q_BHTF: Tensor
@@ -29,78 +29,78 @@ class Streams(NamedTuple):
     global_k_BHGF: Tensor
     global_v_BHGF: Tensor
 
-    def of_texts(self, texts: slice) -> "Streams":
-        """Take some texts of the batch."""
-        return Streams(*(x[texts] for x in self))
+    def batch_rows(self, rows: slice) -> "QKV":
+        """Return some rows of the batch."""
+        return QKV(*(x[rows] for x in self))
 
     def keys_and_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Put those of the global tokens in front of those of a slice."""
+        """Concatenate keys and values of the global tokens and of the tokens [start, stop)."""
         k_BHXF = torch.cat([self.global_k_BHGF, self.k_BHTF[:, :, start:stop]], dim=2)
         v_BHXF = torch.cat([self.global_v_BHGF, self.v_BHTF[:, :, start:stop]], dim=2)
         return k_BHXF, v_BHXF
 
 
-def global_local_attend(
-    streams: Streams, key_mask_BT: Tensor | None, lengths: list[int] | None, blocks: Blocks
+def global_local_attention(
+    qkv: QKV, key_mask_BT: Tensor | None, lengths: list[int] | None, blocks: Blocks
 ) -> tuple[Tensor, Tensor]:
     """Compute `pegasusx_ref.golden.global_local.global_local_attention`.
 
     Args:
-        streams: what attends and what is attended to.
+        qkv: the projected tokens and global tokens.
         key_mask_BT: True where a token is real (B, T); None means everywhere.
-        lengths: real tokens of each text where padding only follows them; None where it stands elsewhere.
-        blocks: the blocks.
+        lengths: real tokens of each batch row; None if padding precedes a real token.
+        blocks: (start, stop) of each block.
 
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
     """
     if is_core_traced(blocks):
-        return _block_by_block(streams, key_mask_BT, blocks)
-    if IS_MKL_SLOW and streams.q_BHTF.device.type == "cpu" and streams.q_BHTF.dtype.itemsize >= 4:
-        return _by_numpy(streams, key_mask_BT, blocks)
+        return _attention_block_by_block(qkv, key_mask_BT, blocks)
+    if IS_MKL_SLOW and qkv.q_BHTF.device.type == "cpu" and qkv.q_BHTF.dtype.itemsize >= 4:
+        return _numpy_attention(qkv, key_mask_BT, blocks)
     if lengths is None:
-        return _block_by_block(streams, key_mask_BT, blocks)
-    context_BHTF, context_BHGF = like_heads(streams.q_BHTF), like_heads(streams.global_q_BHGF)
+        return _attention_block_by_block(qkv, key_mask_BT, blocks)
+    context_BHTF, context_BHGF = empty_context(qkv.q_BHTF), empty_context(qkv.global_q_BHGF)
     first = 0
     for length, group in groupby(lengths):
-        texts = slice(first, first := first + len(list(group)))
-        _attend_texts(streams.of_texts(texts), length, blocks, context_BHTF[texts], context_BHGF[texts])
+        rows = slice(first, first := first + len(list(group)))
+        _attend_equal_lengths(qkv.batch_rows(rows), length, blocks, context_BHTF[rows], context_BHGF[rows])
     return context_BHTF, context_BHGF
 
 
-def _by_numpy(streams: Streams, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Let NumPy's backend compute on the same memory, on torch's threads, or BLAS's where these are fewer."""
+def _numpy_attention(qkv: QKV, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Run the NumPy backend on the same memory, with torch's number of threads or BLAS's, whichever is smaller."""
     mask = None if key_mask_BT is None else key_mask_BT.numpy()
-    arrays = {name: x.numpy() for name, x in streams._asdict().items()}
-    threads = torch.get_num_threads()
-    found = numpy_global_local.global_local_attend(**arrays, key_mask_BT=mask, blocks=blocks, threads=threads)
-    context_BHTF, context_BHGF = map(torch.from_numpy, found)
+    arrays = {name: x.numpy() for name, x in qkv._asdict().items()}
+    max_threads = torch.get_num_threads()
+    contexts = numpy_global_local.global_local_attention(
+        **arrays, key_mask_BT=mask, blocks=blocks, max_threads=max_threads
+    )
+    context_BHTF, context_BHGF = map(torch.from_numpy, contexts)
     return context_BHTF, context_BHGF
 
 
-def _attend_texts(streams: Streams, length: int, blocks: Blocks, context_BHTF: Tensor, context_BHGF: Tensor) -> None:
-    """Fill in the attended values of texts that are equally long: whole blocks together, the rest one by one."""
+def _attend_equal_lengths(qkv: QKV, length: int, blocks: Blocks, context_BHTF: Tensor, context_BHGF: Tensor) -> None:
+    """Write the attended values of batch rows of one length: whole blocks in batches, the others one by one."""
     size = max(stop - start for start, stop in blocks)
     whole = [(start, stop) for start, stop in blocks if stop - start == size and stop <= length]
-    for i in range(0, len(whole), BLOCKS_AT_A_TIME):
-        some = whole[i : i + BLOCKS_AT_A_TIME]
-        _attend_blocks(streams, some[0][0], some[-1][1], len(some), context_BHTF)
+    for i in range(0, len(whole), MAX_BATCHED_BLOCKS):
+        batched = whole[i : i + MAX_BATCHED_BLOCKS]
+        _attend_equal_blocks(qkv, batched[0][0], batched[-1][1], len(batched), context_BHTF)
 
-    # Short blocks, blocks that padding cuts short, and all padding blocks at once: they see only the global tokens.
-    rest = [(start, stop) for start, stop in blocks if start < length and (start, stop) not in whole]
+    # Short blocks, blocks that end in padding, and all blocks of padding at once: those see the global tokens only.
+    others = [(start, stop) for start, stop in blocks if start < length and (start, stop) not in whole]
     padding = [(start, context_BHTF.shape[2]) for start, _ in blocks if start >= length][:1]
-    for start, stop in [*rest, *padding]:
+    for start, stop in [*others, *padding]:
         keys_stop = max(start, min(stop, length))
-        k_BHXF, v_BHXF = streams.keys_and_values(start, keys_stop)
-        found_BHSF = attend_unmasked(streams.q_BHTF[:, :, start:stop], k_BHXF, v_BHXF)
-        context_BHTF[:, :, start:stop] = found_BHSF
+        keys_and_values = qkv.keys_and_values(start, keys_stop)
+        context_BHTF[:, :, start:stop] = attention_unmasked(qkv.q_BHTF[:, :, start:stop], *keys_and_values)
 
-    k_BHXF, v_BHXF = streams.keys_and_values(0, length)
-    context_BHGF[:] = attend_unmasked(streams.global_q_BHGF, k_BHXF, v_BHXF)
+    context_BHGF[:] = attention_unmasked(qkv.global_q_BHGF, *qkv.keys_and_values(0, length))
 
 
-def _attend_blocks(streams: Streams, start: int, stop: int, num_blocks: int, context_BHTF: Tensor) -> None:
-    """Fill in the attended values of neighbouring blocks of one size, as so many more texts of a batch."""
+def _attend_equal_blocks(qkv: QKV, start: int, stop: int, num_blocks: int, context_BHTF: Tensor) -> None:
+    """Write the attended values of adjacent blocks of one size, which become additional batch rows."""
 
     def blocks(x_BHTF: Tensor) -> Tensor:
         return x_BHTF[:, :, start:stop].unflatten(2, (num_blocks, -1)).transpose(1, 2)  # (B, blocks, H, K, F)
@@ -109,29 +109,26 @@ def _attend_blocks(streams: Streams, start: int, stop: int, num_blocks: int, con
         repeated = global_BHGF[:, None].expand(-1, num_blocks, -1, -1, -1)
         return torch.cat([repeated, blocks(x_BHTF)], dim=3).flatten(0, 1)
 
-    queries = blocks(streams.q_BHTF).flatten(0, 1)
-    keys = with_globals(streams.global_k_BHGF, streams.k_BHTF)
-    values = with_globals(streams.global_v_BHGF, streams.v_BHTF)
-    found = attend_unmasked(queries, keys, values)
-    blocks(context_BHTF).copy_(found.unflatten(0, (-1, num_blocks)))
+    queries = blocks(qkv.q_BHTF).flatten(0, 1)
+    keys = with_globals(qkv.global_k_BHGF, qkv.k_BHTF)
+    values = with_globals(qkv.global_v_BHGF, qkv.v_BHTF)
+    contexts = attention_unmasked(queries, keys, values)
+    blocks(context_BHTF).copy_(contexts.unflatten(0, (-1, num_blocks)))
 
 
-def _block_by_block(streams: Streams, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Go the way of the golden functions, with their masks and names: for the trace, and for padding anywhere."""
-    context_BHTF, always = like_heads(streams.q_BHTF), streams.global_k_BHGF.shape[2]
+def _attention_block_by_block(qkv: QKV, key_mask_BT: Tensor | None, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Compute as the golden functions do, with masks and trace points: for listeners and for padding anywhere."""
+    context_BHTF = empty_context(qkv.q_BHTF)
+    num_tokens, num_globals = context_BHTF.shape[2], qkv.global_k_BHGF.shape[2]
 
-    def visible(start: int, stop: int) -> Tensor | None:
-        if key_mask_BT is None:
-            return None
-        seen_BX = torch.nn.functional.pad(key_mask_BT[:, start:stop], (always, 0), value=True)
-        return seen_BX[:, None]
+    def attend(queries: Tensor, start: int, stop: int) -> Tensor:
+        visible = None
+        if key_mask_BT is not None:  # global tokens are always visible
+            visible = torch.nn.functional.pad(key_mask_BT[:, start:stop], (num_globals, 0), value=True)[:, None]
+        return attention(queries, *qkv.keys_and_values(start, stop), visible)
 
     for n, (start, stop) in enumerate(blocks):
-        keys_and_values = streams.keys_and_values(start, stop)
         with scope(f"local.{n}"):
-            found_BHSF = attend(streams.q_BHTF[:, :, start:stop], *keys_and_values, visible(start, stop))
-        context_BHTF[:, :, start:stop] = found_BHSF
-    everything = context_BHTF.shape[2]
+            context_BHTF[:, :, start:stop] = attend(qkv.q_BHTF[:, :, start:stop], start, stop)
     with scope("global"):
-        keys_and_values = streams.keys_and_values(0, everything)
-        return context_BHTF, attend(streams.global_q_BHGF, *keys_and_values, visible(0, everything))
+        return context_BHTF, attend(qkv.global_q_BHGF, 0, num_tokens)

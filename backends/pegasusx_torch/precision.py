@@ -1,47 +1,47 @@
-"""What a product is rounded to."""
+"""The precision of matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import functional as F
 
-from pegasusx_torch.products import Products
+from pegasusx_torch.linear import PackedWeights, linear
 
 
 @contextmanager
-def exact_float32(tf32: bool) -> Iterator[None]:
-    """Keep CUDA from rounding float32 operands to TF32 inside the block, or let it, whatever the program's setting."""
+def allow_tf32(is_allowed: bool) -> Iterator[None]:
+    """Set whether CUDA may round float32 operands to TF32 inside the block, whatever the program's setting is."""
     settings = torch.backends.cuda.matmul
     before = settings.allow_tf32
-    if before == tf32:
+    if before == is_allowed:
         yield
         return
-    settings.allow_tf32 = tf32
+    settings.allow_tf32 = is_allowed
     try:
         yield
     finally:
         settings.allow_tf32 = before
 
 
-def full_precision_product(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> Tensor:
-    """Multiply halves and give the float32 sum, where rounding it to a half would overflow or lose digits.
+def linear_full_precision(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: PackedWeights) -> Tensor:
+    """Multiply in half precision and return the float32 sum, which rounding might overflow or strip of digits.
 
     Args:
-        x: halves (..., in).
-        weight: halves (out, in).
+        x: bfloat16 or float16 (..., in).
+        weight: in the dtype of x (out, in).
         bias: float32 (out,), or None.
-        products: multiplies bfloat16 on a CPU.
+        packed_weights: for bfloat16 on a CPU.
 
     Returns:
         float32 (..., out).
     """
     if x.device.type == "cuda":
-        product = torch.mm(x.reshape(-1, x.shape[-1]), weight.T, out_dtype=torch.float32)
-        product = product.reshape(*x.shape[:-1], weight.shape[0])
-    elif x.dtype == torch.bfloat16:  # cannot overflow, and CPUs multiply it fast only into itself
-        product = products.linear(x, weight, None).float()
+        y = torch.mm(x.reshape(-1, x.shape[-1]), weight.T, out_dtype=torch.float32)
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
+    elif x.dtype == torch.bfloat16:  # it cannot overflow, and CPUs are fast only if the result is bfloat16 too
+        y = linear(x, weight, None, packed_weights).float()
     else:
-        product = linear(x.float(), weight.float())
-    return product if bias is None else product + bias
+        y = F.linear(x.float(), weight.float())
+    return y if bias is None else y + bias

@@ -1,26 +1,27 @@
-"""The best few of very many scores, the lower column first among equals, which `torch.topk` leaves open."""
+"""Stable top-k over large vocabularies: `torch.topk` does not define which of several equal scores comes first."""
 
 import torch
 from torch import Tensor
 
-RUN = 64  # columns: the fastest on a CPU among powers of 2
+CHUNK = 64  # columns: the fastest on a CPU among powers of 2
 
 
 def stable_top_k(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Compute `golden.top_k.stable_top_k` by the same algorithm: shapes are fixed, so nothing waits for the device.
+    """Compute `golden.top_k.stable_top_k` by the same algorithm; shapes are fixed, so it never waits for the device.
 
     Args:
-        scores: (B, n), no NaN among them.
-        count: how many.
+        scores: (B, n), without NaN.
+        count: number of scores to return.
     """
-    num_runs = scores.shape[1] // RUN
-    if num_runs <= count:
+    num_chunks = scores.shape[1] // CHUNK
+    if num_chunks <= count:
         best, columns = scores.sort(dim=1, descending=True, stable=True)
         return best[:, :count], columns[:, :count]
-    in_runs = scores[:, : num_runs * RUN].unflatten(1, (num_runs, RUN))
-    _, runs = stable_top_k(in_runs.amax(dim=2), count)
-    runs = runs.sort(dim=1).values
-    candidates = torch.cat([in_runs.take_along_dim(runs[:, :, None], 1).flatten(1), scores[:, num_runs * RUN :]], dim=1)
+    in_chunks = scores[:, : num_chunks * CHUNK].unflatten(1, (num_chunks, CHUNK))
+    _, chunks = stable_top_k(in_chunks.amax(dim=2), count)
+    chunks = chunks.sort(dim=1).values
+    candidates = in_chunks.take_along_dim(chunks[:, :, None], 1).flatten(1)
+    candidates = torch.cat([candidates, scores[:, num_chunks * CHUNK :]], dim=1)  # always with the remainder
     best, places = stable_top_k(candidates, count)
-    runs = torch.cat([runs, torch.full_like(runs[:, :1], num_runs)], dim=1)
-    return best, runs.gather(1, places // RUN) * RUN + places % RUN
+    chunks = torch.cat([chunks, torch.full_like(chunks[:, :1], num_chunks)], dim=1)
+    return best, chunks.gather(1, places // CHUNK) * CHUNK + places % CHUNK

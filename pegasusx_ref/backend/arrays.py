@@ -1,4 +1,4 @@
-"""What NumPy lacks of torch: bfloat16, and taking its tensors."""
+"""Conversions to NumPy: bfloat16 dtypes and torch tensors."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Find a dtype by name; bfloat16 is that of ml_dtypes.
+    """Return the NumPy dtype of a name; bfloat16 is the one of ml_dtypes.
 
     Args:
         name: "float64", "float32", "bfloat16" or "float16".
@@ -16,21 +16,21 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def to_numpy(values: Any) -> np.ndarray:
-    """Turn what a user has into an array: a torch tensor of any device and dtype, an array, nested lists, a number.
+    """Convert a torch tensor of any device and dtype, an array, nested lists or a number to an array.
 
     Args:
-        values: a torch tensor (bfloat16 and gradients included), or whatever `numpy.asarray` takes.
+        values: a torch tensor (also in bfloat16, also with gradients), or what `numpy.asarray` accepts.
 
     Returns:
-        An array; bfloat16 is that of ml_dtypes. CPU tensors and arrays are not copied.
+        An array; bfloat16 is the one of ml_dtypes. CPU tensors and arrays are not copied.
 
     Raises:
-        TypeError: a torch tensor of a dtype or layout that NumPy does not have.
+        TypeError: a torch tensor whose dtype or layout NumPy does not have.
         ValueError: nested lists of different lengths.
     """
     if not hasattr(values, "detach"):
         return np.asarray(values)
-    import torch  # only here: whoever has a tensor has torch
+    import torch  # only here: torch is optional, and whoever has a tensor has it
 
     tensor = values.detach().cpu()
     if tensor.dtype == torch.bfloat16:

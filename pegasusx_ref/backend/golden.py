@@ -25,11 +25,11 @@ class GoldenBackend:
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Name the CPU."""
+        """List the CPU."""
         return ["cpu"]
 
     def compile(self, step: Step) -> Step:
-        """Return the step itself: NumPy has nothing to record."""
+        """Return the step itself: NumPy has nothing to capture."""
         return step
 
     def asarray(self, array: np.ndarray) -> np.ndarray:
@@ -43,19 +43,19 @@ class GoldenBackend:
         return array
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Make an uninitialized array."""
+        """Allocate an uninitialized array."""
         return np.empty(shape, dtype=self.dtype)
 
     def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
-        """Take all tokens at once."""
+        """Call the function once, with all tokens."""
         return function(x_BTD)
 
     def contiguous(self, array: np.ndarray) -> np.ndarray:
-        """Leave the array as it is."""
+        """Return the array itself."""
         return array
 
     def to_float32(self, array: np.ndarray) -> np.ndarray:
-        """Copy an array by way of `asarray`, which would round: backends that compute in halves replace this."""
+        """Copy an array through `asarray`; backends with half precision, to which that rounds, override this."""
         return self.asarray(array).astype(np.float32)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -13,28 +13,28 @@ Step = Callable[..., Array]  # arrays in, an array out, of the same shapes at ev
 
 
 class Backend(Protocol):
-    """What the model needs of an array library: each operation means what the golden function of its name says.
+    """What the model needs from an array library; each operation computes the golden function of its name.
 
-    Arrays stay on the device from one operation to the next; only ids go in, and ids or results come out. Besides the
-    operations the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape`, `swapaxes`,
-    and searches arithmetic, `argmax`, `clip`, reading and writing at arrays of indices.
-    A backend is constructed with the keywords `device`, as users give it to `get_backend`, `dtype`, one of the `dtypes`
-    that its class declares, and options of its own. [spec 15.1]
+    Arrays stay on the device between operations; only ids and masks are copied to it, and ids or results back. Besides
+    the operations, the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape` and
+    `swapaxes`. Searches also use arithmetic, `argmax`, `clip`, and indexing with arrays of integers.
+    A backend is constructed with the keywords `device`, as users pass it to `get_backend`, `dtype`, one of the `dtypes`
+    that its class declares, and its own options. [spec 15.1]
     """
 
     @property
     def name(self) -> str: ...
     @property
     def version(self) -> str:
-        """Version of the array library; declared by the class, like `name` and `dtypes`."""
+        """The version of the array library; declared by the class, like `name` and `dtypes`."""
 
     @property
     def dtypes(self) -> Sequence[str]:
-        """What it can compute in."""
+        """The dtypes that it can compute in."""
 
     @classmethod
     def devices(cls) -> Sequence[str]:
-        """Name the devices that it finds here, the first one first; a `BackendError` says why there is none."""
+        """List the available devices, the default first; raise a `BackendError` with the reason if there is none."""
 
     @property
     def dtype(self) -> str: ...
@@ -42,38 +42,38 @@ class Backend(Protocol):
     def device(self) -> str: ...
     @property
     def compiles(self) -> bool:
-        """Whether `compile` gains anything here; then decoding keeps its caches at fixed sizes."""
+        """Whether `compile` makes steps faster on this device; decoding then uses a static cache by default."""
 
     def compile(self, step: Step) -> Step:
-        """Make a step that is taken again and again cheaper, or return it as it is.
+        """Make a step that is called repeatedly faster, or return it unchanged.
 
-        CUDA records what a step does at its first call and repeats it on the same memory. So whatever changes from call
-        to call must come as an argument, not as a number in Python, and what the step keeps it must write in place. The
-        result may be written over by the next call.
+        CUDA captures the operations of the first call and repeats them on the same memory. So whatever changes between
+        calls must be an argument, not a Python number, and the step must update its state in place. The next call may
+        overwrite the result.
         """
 
     def asarray(self, array: np.ndarray) -> Array:
-        """Bring an array to the device: floating-point ones in the compute dtype, integers and booleans as they are."""
+        """Copy an array to the device: floating point in the compute dtype, integers and booleans unchanged."""
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        """Bring an array back."""
+        """Copy an array to the host."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """Make room for an array in the compute dtype; what it holds is arbitrary."""
+        """Allocate an uninitialized array in the compute dtype."""
 
     def apply_in_chunks(self, function: Callable[[Array], Array], x_BTD: Array) -> Array:
-        """Call a function that treats every token on its own, `function(x_BTD)`, all at once or some tokens at a time.
+        """Call a position-wise function, `function(x_BTD)`, on all tokens at once or on chunks of tokens.
 
-        In pieces what lies between input and result stays in the cache, and never needs room for all tokens at once.
+        Intermediate results of a chunk stay in the cache, and never need memory for all tokens at once.
         """
 
     def contiguous(self, array: Array) -> Array:
-        """Lay out in the order of its axes what is read again and again."""
+        """Lay out an array that is read repeatedly in the order of its axes."""
 
     def to_float32(self, array: Array) -> Array:
-        """Copy an array, of the device or of the host, to the device in float32, whatever the compute dtype.
+        """Copy an array of the device or of the host to the device in float32, whatever the compute dtype.
 
-        It is what searches compare. They write into the copy, and into what `log_softmax` makes of it.
+        Searches compare scores in float32. They write into this copy, and into the result of `log_softmax`.
         """
 
     def embed_tokens(self, ids_BT: Array, table_VD: Array, scale: float) -> Array: ...
@@ -81,7 +81,7 @@ class Backend(Protocol):
     def layer_norm(self, x_BTD: Array, weight_D: Array, bias_D: Array, eps: float) -> Array: ...
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array: ...
     def linear_full_precision(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """Compute `linear` for the residual stream or the logits: in half precision the result is not rounded to it."""
+        """Compute `linear` for the residual stream or the logits; its result is not rounded to half precision."""
 
     def activation(self, x: Array, name: str) -> Array: ...
     def add(self, x: Array, y: Array) -> Array: ...
@@ -98,17 +98,17 @@ class Backend(Protocol):
         blocks: Blocks,
     ) -> tuple[Array, Array]: ...
     def log_softmax(self, logits: Array) -> Array:
-        """Compute in the dtype of the logits, halves in float32; the result is a new array."""
+        """Compute in the dtype of the logits, half precision in float32; the result is a new array."""
 
     def cross_entropy(self, logits_BLV: Array, labels_BL: Array) -> Array: ...
     def stable_top_k(self, scores: Array, count: int) -> tuple[Array, Array]: ...
 
 
 def is_core_traced(blocks: Blocks) -> bool:
-    """Tell whether someone listens inside `global_local_attention`, so that it must not be fused.
+    """Return whether a listener records a tensor inside `global_local_attention`, so that it must not be fused.
 
     Args:
-        blocks: the layer's blocks, each of which has trace points of its own.
+        blocks: the layer's blocks, each of which has its own trace points.
     """
     places = [*(f"local.{n}" for n in range(len(blocks))), "global"]
     return any(wanted(f"{place}.{tensor}") for place in places for tensor in ("scores", "probs", "context"))

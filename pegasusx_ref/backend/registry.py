@@ -1,4 +1,4 @@
-"""Which backends there are, and how to get one. [spec 15]"""
+"""The installed backends, and how to get one. [spec 15]"""
 
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -17,13 +17,13 @@ BUILT_IN = {
 
 
 class BackendInfo(NamedTuple):
-    """What is known of an installed backend.
+    """A description of an installed backend.
 
     Attributes:
-        version: of its array library; empty where it cannot be loaded.
-        devices: what it finds here; none where it cannot run.
-        dtypes: what it computes in.
-        problem: why it cannot run here; None where it can.
+        version: of its array library; empty if it cannot be loaded.
+        devices: that are available; empty if it cannot run.
+        dtypes: that it computes in.
+        problem: why it cannot run here; None if it can.
     """
 
     version: str
@@ -33,12 +33,12 @@ class BackendInfo(NamedTuple):
 
 
 def backend_names() -> list[str]:
-    """Name the installed backends without loading them, the golden one first."""
+    """List the installed backends without loading them, the golden one first."""
     return [*BUILT_IN, *sorted(_announced().keys() - BUILT_IN.keys())]
 
 
 def available_backends() -> dict[str, BackendInfo]:
-    """Describe every installed backend by name, the golden one first, also those that cannot run here. [spec 15.3]"""
+    """Describe every installed backend by name, the golden one first, including those that cannot run. [spec 15.3]"""
     found = {}
     for name in backend_names():
         try:
@@ -58,17 +58,17 @@ def available_backends() -> dict[str, BackendInfo]:
 def get_backend(
     name: str = "numpy", device: str | int | None = None, dtype: Any = "float32", **options: Any
 ) -> Backend:
-    """Make a backend ready to compute. [spec 15.4]
+    """Create a backend. [spec 15.4]
 
     Args:
-        name: one of `available_backends()`; nothing is ever chosen in its place.
-        device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
-        dtype: what it computes in, as the backend declares: "float64", "float32", …, or NumPy's or torch's own.
-        options: of the backend itself, such as `tf32=True` for torch.
+        name: one of `available_backends()`; there is no automatic fallback.
+        device: "cpu", "cuda:0", or the number of a device; None, "auto" and 0 mean the backend's first one.
+        dtype: one that the backend declares: "float64", "float32", …, or a NumPy or torch dtype.
+        options: of this backend, such as `tf32=True` for torch.
 
     Raises:
-        BackendError: an unknown backend, a device that it does not run on, or a dtype that it does not compute in.
-        TypeError: an option that the backend does not have.
+        BackendError: the backend is unknown, does not run on the device, or does not compute in the dtype.
+        TypeError: the backend does not have the option.
     """
     backend_class = _load(name)
     dtype = dtype_name(dtype)
@@ -82,20 +82,20 @@ def get_backend(
 
 
 def dtype_name(dtype: Any) -> str:
-    """Spell a dtype as backends do.
+    """Return the name of a dtype as backends declare it.
 
     Args:
         dtype: a name, a NumPy dtype or scalar type, or a torch dtype.
 
     Raises:
-        BackendError: it is none of these.
+        BackendError: it is not a dtype.
     """
     if isinstance(dtype, str) or str(dtype).startswith("torch."):
         return str(dtype).removeprefix("torch.")
     try:
         return str(np.dtype(dtype).name)
     except TypeError:
-        raise BackendError(f"dtype {dtype!r} is none: pass a name such as 'float32'") from None
+        raise BackendError(f"dtype {dtype!r} is not a known dtype: pass a name such as 'float32'") from None
 
 
 def _announced() -> dict[str, EntryPoint]:
@@ -108,7 +108,7 @@ def _load(name: str) -> Any:
     if point is None:
         raise BackendError(
             f"backend {name!r} is not installed: available here: {', '.join(backend_names())} "
-            f"(others are found by the entry-point group {ENTRY_POINT_GROUP!r})"
+            f"(packages add others through the entry-point group {ENTRY_POINT_GROUP!r})"
         )
     try:
         return point.load()

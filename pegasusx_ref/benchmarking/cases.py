@@ -1,55 +1,59 @@
-"""What is measured: one piece of work at one size in one dtype, who does it, and how fast it is meant to be."""
+"""Benchmark cases: one workload at one size and dtype, the implementations that run it, and the aims set for them."""
 
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pegasusx_ref.model.config import PRESETS, PegasusXConfig
+import numpy as np
 
-OURS = ("numpy", "torch", "cupy")  # by their backends' names
-THEIRS = "transformers"
-MACHINE = (
-    "machine"  # does nothing but the machine's fastest products or reads, for the time that the work takes at least
-)
+from pegasusx_ref.model.config import PegasusXConfig
 
-# The encoder needs few tokens to choose from, and no decoder; the decoder no encoder, as it is given random states.
-_CHANGES: dict[str, dict[str, int]] = {
+TRANSFORMERS = "transformers"
+BACKENDS = ("torch", "numpy", "cupy")  # this package's implementations
+MACHINE = "machine"  # runs only large matrix products or memory reads; its time is the lower bound for the case's work
+
+NEW_TOKENS = 12  # of a search: more steps than the torch backend needs before it packs weights
+
+# The encoder needs few token ids and no decoder. The decoder needs no encoder: it gets random states.
+_REDUCED: dict[str, dict[str, int]] = {
     "encoder": {"decoder_layers": 0, "vocab_size": 256},
     "decoder": {"encoder_layers": 1},
-    "load": {},
-    "core": {},
 }
 
 
 @dataclass(frozen=True)
 class Aim:
-    """How good an implementation is meant to be.
+    """The performance that an implementation is meant to reach in a case.
 
     Attributes:
-        implementation: whose aim it is.
-        figure: "time" or "memory", at most `value` times that of the case's reference; "growth", time at most `value`
-            times its own with `Case.grows_from` tokens; "share", at least `value` of the machine's limit.
-        value: the limit.
+        implementation: to which the aim applies.
+        figure: the metric: "time" or "memory", a ratio to the case's reference; "growth", time divided by the same
+            implementation's time at `Case.grows_from` tokens; "share" of the machine's limit.
+        value: the lower limit of a share, the upper limit of every other metric.
     """
 
     implementation: str
     figure: str
     value: float
 
+    def is_met(self, value: float | None) -> bool:
+        """Check a measured value, None where there is none."""
+        return value is not None and (value >= self.value if self.figure == "share" else value <= self.value)
+
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work.
+    """One workload.
 
     Attributes:
-        kind: "encoder"; "decoder", a token over given encoder states; "load", reading a checkpoint and every number in
-            it; "core", the attention of one staggered encoder layer.
+        kind: "encoder"; "decoder", one token over given encoder states; "load", reading a checkpoint and every number
+            in it; "core", the attention of one staggered encoder layer.
         preset: the model's shape.
-        dtype: what it computes in.
-        implementations: who does it, in turn.
-        tokens: T, of the source; 0 where there is none.
-        beams: texts that are followed in decoding.
-        grows_from: tokens of the case whose time the growth is counted from.
-        aims: how good implementations are meant to be.
+        dtype: of weights and computation.
+        implementations: in the order in which they take turns.
+        tokens: T, source tokens; 0 for "load".
+        beams: of the search in "decoder".
+        grows_from: tokens of the shorter case that the growth of time is measured from.
+        aims: of some of the implementations.
     """
 
     kind: str
@@ -63,31 +67,37 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the case is called: its kind, shape, tokens, beams, and its dtype unless that is float32."""
-        parts = [self.kind, self.preset]
-        if self.tokens:
-            parts.append(str(self.tokens))
-        if self.kind == "decoder":
-            parts.append(f"{self.beams}-beam{'s' if self.beams > 1 else ''}")
-        if self.dtype != "float32":
-            parts.append(self.dtype.replace("bfloat", "bf"))
-        return "-".join(parts)
+        """Kind, preset, tokens, beams of a decoder, and the dtype unless it is float32."""
+        beams = f"{self.beams}-beam{'s' if self.beams > 1 else ''}" if self.kind == "decoder" else ""
+        dtype = self.dtype.replace("bfloat", "bf") if self.dtype != "float32" else ""
+        return "-".join(filter(None, [self.kind, self.preset, str(self.tokens or ""), beams, dtype]))
 
     @property
     def reference(self) -> str:
-        """Whose time and memory the others' are divided by."""
-        return next((name for name in (THEIRS, "torch") if name in self.implementations), self.implementations[0])
+        """The implementation by whose time and memory the others' are divided."""
+        return next((name for name in (TRANSFORMERS, "torch") if name in self.implementations), self.implementations[0])
 
     @property
     def config(self) -> PegasusXConfig:
-        """The model's configuration, without what this kind of work does not touch."""
-        return PegasusXConfig.preset(self.preset, **_CHANGES[self.kind])
+        """The model's configuration, reduced to what this kind of case uses."""
+        return PegasusXConfig.preset(self.preset, **_REDUCED.get(self.kind, {}))
+
+    @property
+    def search_settings(self) -> dict[str, Any]:
+        """The arguments of `generate` for a search of fixed length."""
+        length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+        return {"num_beams": self.beams, "do_sample": False} | length
+
+    def source_ids(self, tokens: int) -> np.ndarray:
+        """Draw the token ids (1, T) of a text, the same in every call."""
+        return np.random.default_rng(0).integers(106, self.config.vocab_size, (1, tokens))
+
+    def encoder_states(self, tokens: int) -> np.ndarray:
+        """Draw encoder outputs (1, T, D) in float32, the same in every call."""
+        return np.random.default_rng(0).standard_normal((1, tokens, self.config.d_model), dtype=np.float32)
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any]) -> Self:
-        """Make the case that `dataclasses.asdict` has taken apart, also by way of JSON."""
+        """Rebuild a case from the result of `dataclasses.asdict`, which may have been stored as JSON."""
         aims = tuple(Aim(**aim) for aim in entries["aims"])
         return cls(**(entries | {"implementations": tuple(entries["implementations"]), "aims": aims}))
-
-
-PRESET_NAMES = tuple(PRESETS)

@@ -1,93 +1,83 @@
-"""Peak memory of work above what was there before it: weights, libraries."""
+"""Peak memory of a workload above what was allocated before it, such as weights and libraries."""
 
 import ctypes
 import gc
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter(NamedTuple):
-    """Two functions around a piece of work.
+    """A pair of functions to call before and after a workload.
 
     Attributes:
-        start: forgets earlier peaks.
-        peak: gives the bytes at the peak since then, above what was there when the meter was made; None where nobody
-            knows.
+        reset: forgets earlier peaks.
+        peak: returns the bytes at the peak since the reset above those allocated when the meter was made; None where
+            the system cannot measure them.
     """
 
-    start: Callable[[], Any]
+    reset: Callable[[], Any]
     peak: Callable[[], int | None]
 
 
-def meter(implementation: str, device: str) -> Meter:
-    """Give what measures an implementation's memory on a device.
-
-    Args:
-        implementation: whose memory it is: CuPy and torch each have a pool on a GPU.
-        device: "cpu", or CUDA's.
-    """
-    if device.startswith("cuda"):
-        return cupy_meter() if implementation == "cupy" else torch_meter(device)
-    return process_meter() if can_forget_peaks() else Meter(lambda: None, lambda: None)
+NO_METER = Meter(lambda: None, lambda: None)
 
 
-def process_meter() -> Meter:
-    """Measure this process by the kernel's own figures.
+def memory_meter(implementation: str, device: str) -> Meter:
+    """Return the meter for an implementation on "cpu" or a CUDA device.
 
-    Free memory is returned to the system once. Before every repetition, each would have to get it anew, in its time.
+    On a CPU it reads the kernel's own counters, which see allocations of every library however short; sampling misses
+    those, and the maximum of `getrusage` cannot be reset. On a GPU, CuPy and torch each have a memory pool.
     """
     gc.collect()
-    give_back()
-    before = resident("VmRSS")
+    reset: Callable[[], Any] = lambda: None  # noqa: E731 - pools need no reset: only the warm-up comes before
+    if device.startswith("cuda"):
+        if implementation == "cupy":
+            import cupy
 
-    def start() -> None:
-        gc.collect()
-        CLEAR.write_text("5", encoding="ascii")  # VmHWM starts again from what is resident now
+            pool = cupy.get_default_memory_pool()
+            pool.free_all_blocks()
+            allocated = peak = pool.total_bytes  # it only grows from here
+        else:
+            import torch
 
-    return Meter(start, lambda: resident("VmHWM") - before)
+            torch.cuda.empty_cache()  # reserved memory, because recorded CUDA graphs keep theirs unreported
+            allocated, peak = (partial(f, device) for f in (torch.cuda.memory_reserved, torch.cuda.max_memory_reserved))
+    elif can_reset_peak():
+        return_free_memory()  # once: returned before every repetition, it would have to be requested again in its time
+        reset, allocated, peak = reset_peak, partial(resident_bytes, "VmRSS"), partial(resident_bytes, "VmHWM")
+    else:
+        return NO_METER
+    before = int(allocated())
+    return Meter(reset, lambda: int(peak()) - before)
 
 
-def can_forget_peaks() -> bool:
-    """Tell whether the kernel lets a process start its peak anew, as Linux does."""
+def can_reset_peak() -> bool:
+    """Check whether the kernel lets a process reset its peak memory, as Linux does."""
     try:
-        CLEAR.write_text("5", encoding="ascii")
+        reset_peak()
     except OSError:
         return False
     return "VmHWM" in STATUS.read_text(encoding="utf-8")
 
 
-def resident(figure: str) -> int:
+def reset_peak() -> None:
+    """Set the peak memory of this process to what is resident now."""
+    gc.collect()
+    CLEAR_REFS.write_text("5", encoding="ascii")
+
+
+def resident_bytes(counter: str) -> int:
     """Read VmRSS (resident now) or VmHWM (its peak) of this process, in bytes."""
-    return 1024 * int(re.findall(rf"{figure}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))[0])
+    return 1024 * int(re.findall(rf"{counter}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))[0])
 
 
-def give_back() -> None:
-    """Have the C library return free memory to the system, where it can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+def return_free_memory() -> None:
+    """Return free memory of the C library to the system, where it is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def torch_meter(device: str) -> Meter:
-    """Measure what torch's pool holds of a CUDA device at its peak, recorded graphs included."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = int(torch.cuda.memory_reserved(device))
-    return Meter(lambda: None, lambda: int(torch.cuda.max_memory_reserved(device)) - before)
-
-
-def cupy_meter() -> Meter:
-    """Measure what CuPy's pool holds, which only grows while nobody empties it."""
-    import cupy
-
-    pool = cupy.get_default_memory_pool()
-    gc.collect()
-    pool.free_all_blocks()
-    before = int(pool.total_bytes())
-    return Meter(lambda: None, lambda: int(pool.total_bytes()) - before)

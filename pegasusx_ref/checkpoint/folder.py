@@ -55,7 +55,7 @@ def _weight_files(folder: Path) -> list[tuple[Path, Callable[[Path], dict[str, n
             weight_map = read_json(index).get("weight_map")
             shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
             if not shards or not all(isinstance(shard, str) for shard in shards):
-                raise CheckpointError(f"{index}: has no 'weight_map' that says which file holds which tensor")
+                raise CheckpointError(f"{index}: has no 'weight_map' from tensor names to file names")
             return [(folder / shard, read) for shard in sorted(shards)]
     raise CheckpointError(
         f"{folder}: no weights found; expected {SAFETENSORS} or {PICKLE}, or shards with {SAFETENSORS}.index.json or "
@@ -64,10 +64,10 @@ def _weight_files(folder: Path) -> list[tuple[Path, Callable[[Path], dict[str, n
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Any], prefix: str) -> None:
-    """Write model.safetensors so that it is either the old file or the whole new one. [spec 14.7]
+    """Write model.safetensors atomically. [spec 14.7]
 
     Args:
-        folder: made where there is none.
+        folder: created if it does not exist.
         tensors: arrays by name, without prefix and without tied copies.
         prefix: "model." for `PegasusXForConditionalGeneration`, "" for `PegasusXModel`.
     """

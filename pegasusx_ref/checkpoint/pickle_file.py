@@ -1,4 +1,4 @@
-"""Reading pytorch_model.bin, which takes torch."""
+"""Reading pytorch_model.bin, which requires torch."""
 
 import pickle
 import zipfile
@@ -13,13 +13,13 @@ DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a file that torch.save wrote; no code in it is run.
+    """Read the tensors of a file written by torch.save, without running any code in it.
 
     Args:
         path: the file.
 
     Returns:
-        float64, float32, float16 and bfloat16 arrays by name, memory-mapped where the file's format allows it.
+        float64, float32, float16 and bfloat16 arrays by name, memory-mapped if the file's format allows it.
 
     Raises:
         CheckpointError: torch is not installed, the file is missing or corrupt, or holds something else.
@@ -28,7 +28,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise CheckpointError(
-            f"{path}: reading it takes torch: pip install torch, or take a checkpoint with safetensors files"
+            f"{path}: reading it requires torch: pip install torch, or use a checkpoint with safetensors files"
         ) from None
 
     if not path.exists():
@@ -36,10 +36,10 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
     try:
         # Only the newer of torch's two formats, a zip archive, can be mapped into memory.
         entries = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # torch's own advice here is to run the file's code, which nobody should follow
+    except pickle.UnpicklingError:  # torch's own message suggests running the file's code, which is unsafe
         reason = "damaged, or holding more than tensors; none of its code was run"
         raise CheckpointError(f"{path}: not a complete file of torch.save ({reason})") from None
-    except Exception as error:  # torch raises whatever the reader meets
+    except Exception as error:  # torch raises many kinds of errors here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a complete file of torch.save ({reason})") from None
 

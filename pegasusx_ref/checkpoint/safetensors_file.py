@@ -32,13 +32,13 @@ INTEGERS: dict[str, np.dtype] = {
 def read_safetensors(path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS) -> dict[str, np.ndarray]:
     """Map a safetensors file into memory.
 
-    The safetensors library checks the file (header, offsets, length); the tensors are then views of a memory map, so
-    that reading costs nothing until a tensor is used, and nothing is held twice. (The library's own NumPy reader copies
-    every tensor and has no bfloat16.)
+    The safetensors library validates the file (header, offsets, length); the tensors are then views of a memory map, so
+    a tensor is read when it is used, and no copy is held. (The library's own NumPy reader copies every tensor and has
+    no bfloat16.)
 
     Args:
         path: the file.
-        dtypes: that are expected, by the format's names.
+        dtypes: the expected dtypes, by the format's names.
 
     Returns:
         Read-only arrays by name.
@@ -69,7 +69,7 @@ def read_safetensors(path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS) -> di
                 f"{path}: tensor {name!r} has dtype {entry['dtype']}: expected one of {', '.join(dtypes)}"
             )
         start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
-        # A plain ndarray over the map: np.memmap would pass its subclass on to every result.
+        # A plain ndarray: np.memmap would pass its subclass on to every result.
         raw = np.asarray(buffer[start:stop])
         tensors[name] = raw.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
     return tensors

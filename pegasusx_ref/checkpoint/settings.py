@@ -1,11 +1,11 @@
-"""What a settings file of a checkpoint holds (config.json, generation_config.json), sorted and checked."""
+"""Entries of a checkpoint's settings files, config.json and generation_config.json."""
 
 import dataclasses
 from typing import Any, TypeGuard
 
 
 def fields_and_extra(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Sort the entries of a file into the fields of a configuration class and, under "extra", all others.
+    """Split the entries of a file into the fields of a configuration class and, under "extra", all others.
 
     Args:
         cls: a dataclass with a field `extra`.

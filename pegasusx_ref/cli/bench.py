@@ -11,59 +11,48 @@ from typing import Any
 
 import click
 
-from pegasusx_ref.benchmarking import facts, measured
-from pegasusx_ref.benchmarking.cases import OURS, PRESET_NAMES, Case
-from pegasusx_ref.benchmarking.facts import busy_cores, cores
-from pegasusx_ref.benchmarking.plots import longest_line, scaling
-from pegasusx_ref.benchmarking.report import as_markdown, case_table, line_of, report
-from pegasusx_ref.benchmarking.results import Results
-from pegasusx_ref.benchmarking.storing import read_results, resumed, write_results
-from pegasusx_ref.benchmarking.suites import DEVICES, SUITES, resized
-from pegasusx_ref.cli.messages import UsageError, note, plainly
+from pegasusx_ref.benchmarking.cases import BACKENDS, Case
+from pegasusx_ref.benchmarking.facts import facts, load_average, usable_cores
+from pegasusx_ref.benchmarking.plots import longest_series, scaling_figure
+from pegasusx_ref.benchmarking.report import as_markdown, case_line, case_table, report
+from pegasusx_ref.benchmarking.results import Results, Run
+from pegasusx_ref.benchmarking.runner import run_cases
+from pegasusx_ref.benchmarking.storage import read_results, resume_results, write_results
+from pegasusx_ref.benchmarking.suites import DEVICES, SUITES, resize
+from pegasusx_ref.cli.messages import UsageError, note
 from pegasusx_ref.cli.options import progress_option
-from pegasusx_ref.cli.outputs import writable
-from pegasusx_ref.cli.picture import check_format, save
+from pegasusx_ref.cli.output_files import check_format, check_writable, save_figure
 from pegasusx_ref.cli.printing import print_table, table_lines
-from pegasusx_ref.cli.progress import moving_bars
+from pegasusx_ref.cli.progress import progress_bars
+from pegasusx_ref.model.config import PRESETS
 from pegasusx_ref.rendering.canvas import new_figure
 
-MOST_BUSY = 0.25  # of the cores: above that a measurement of all of them is disturbed
+MAX_LOAD = 0.25  # of the cores; a higher load disturbs measurements that use all of them
 FILE: Any = click.Path(path_type=Path, dir_okay=False)
 
 
-def a_device(_context: click.Context, _option: click.Parameter, device: str | None) -> str | None:
-    """Refuse what is the name of no device; whether it is there the libraries say."""
+def check_device(_context: click.Context, _option: click.Parameter, device: str | None) -> str | None:
+    """Check that a device name is valid; its library reports whether the device exists."""
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UsageError(f"--device {device!r} is no device: choose cpu, cuda:0, cuda:1, …")
+        raise UsageError(f"--device {device!r} is not a device: choose cpu, cuda:0, cuda:1, …")
     return device
 
 
 @click.command("bench")
-@click.option("--suite", default="cpu", show_default=True, type=click.Choice(list(SUITES)), help="Which cases.")
-@click.option("--case", "names", multiple=True, metavar="NAME", help="One of the suite's cases; may be repeated.")
-@click.option("--list", "only_list", is_flag=True, help="List the suite's cases with their aims, and run nothing.")
-@click.option("--device", callback=a_device, help="Where: cpu, cuda:0, ….  [default: the suite's]")
-@click.option("--rounds", type=click.IntRange(min=1), help="Repetitions of each.  [default: 5, of long ones 3]")
-@click.option("--tokens", type=click.IntRange(min=1), help="Take the cases at another length, without their aims.")
-@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Take them with another model's shape, likewise.")
+@click.option("--suite", default="cpu", show_default=True, type=click.Choice(list(SUITES)), help="Suite of cases.")
+@click.option("--case", "names", multiple=True, metavar="NAME", help="Run only this case of the suite; repeatable.")
+@click.option("--list", "only_list", is_flag=True, help="List the suite's cases and aims, then exit.")
+@click.option("--device", callback=check_device, help="Device: cpu, cuda:0, ….  [default: the suite's]")
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds per case.  [default: 5, or 3 for slow cases]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Change the cases' length, which drops their aims.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Change the model's shape, which drops the aims.")
 @click.option(
-    "--out",
-    type=FILE,
-    default=Path("bench.json"),
-    show_default=True,
-    metavar="FILE",
-    help="What is measured goes here, and is gone on with from here.",
+    "--out", type=FILE, default=Path("bench.json"), show_default=True, metavar="FILE", help="Results file; resumed."
 )
-@click.option("--fresh", is_flag=True, help="Start anew where the file has results already.")
-@click.option(
-    "--plot",
-    type=FILE,
-    callback=writable,
-    metavar="FILE",
-    help="Draw time and memory by length.",
-)
+@click.option("--fresh", is_flag=True, help="Overwrite an existing results file.")
+@click.option("--plot", type=FILE, callback=check_writable, metavar="FILE", help="Plot time and memory by length.")
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
-@click.option("--show", is_flag=True, help="Print, and draw, all that the file has, and run nothing.")
+@click.option("--show", is_flag=True, help="Print (and plot) the results file, then exit.")
 @progress_option
 def bench_command(
     suite: str,
@@ -80,46 +69,50 @@ def bench_command(
     show: bool,
     shown: bool,
 ) -> None:
-    """Measure time and memory, each beside transformers' and beside what the machine can do at that moment.
+    """Measure time and memory, compared with transformers and with the machine's limit.
 
-    Every implementation has a process of its own; they take turns, one repetition each, round after round. Ratios are
-    taken within a round. FILE, which --out names, is written after each case, and a later run goes on with it; who
-    cannot run leaves a gap with the reason. An aim that is missed is not an error; the exit code is 1 where a case has
-    no figures of this package.
+    Each implementation runs in a process of its own. The processes take turns, one repetition each, round after round,
+    and ratios are taken within a round. The results file is written after each case, and a later run resumes it. An
+    implementation that cannot run leaves a gap and its reason. A missed aim is not an error; the exit code is 1 if a
+    case has no measurement of this package.
     """
-    with plainly():
-        cases = chosen(resized(SUITES[suite], tokens, preset), names, suite)
-        if only_list:
-            print_table(case_table(cases))
-            return
+    cases = select_cases(resize(SUITES[suite], tokens, preset), names, suite)
+    if only_list:
+        print_table(case_table(cases))
+        return
+    if plot is not None:
+        check_format(new_figure(1, 1), plot, "--plot")  # fails before the run
+    if show:
+        results = read_results(out)
+    else:
+        device = device or DEVICES[suite]
+        settings = {"suite": suite, "device": device, "rounds": rounds, "tokens": tokens, "preset": preset}
+        results = resume_results(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
         if plot is not None:
-            check_format(new_figure(1, 1), plot, "--plot")  # before anything long
-        if show:
-            results = read_results(out)
-        else:
-            device = device or DEVICES[suite]
-            settings = {"suite": suite, "device": device, "rounds": rounds, "tokens": tokens, "preset": preset}
-            results = resumed(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
-            if plot is not None:
-                longest_line([*cases, *(result.case for result in results.cases.values())])  # or say so now
-            write_results(out, results)  # that it can be written is known now
-            if (load := busy_cores()) > MOST_BUSY * cores():
-                note(f"load of the last minute {load:.1f} on {cores()} cores: times may be long, and ratios uncertain")
-            try:
-                with ended_in_order():
-                    run(cases, results, out, device, rounds, shown)
-            except KeyboardInterrupt:
-                note(f"{len(results.cases)} cases are in {out}; the same command goes on with the others")
-                raise
-        click.echo("\n".join(report(results, as_markdown if markdown else table_lines)))
-        if plot is not None:
-            save(scaling(results), plot, "--plot")
-        if not show and (missing := without_ours(results, cases)):
-            raise click.ClickException(f"no figures of this package: {', '.join(missing)}")
+            longest_series([*cases, *(result.case for result in results.cases.values())])  # likewise
+        write_results(out, results)  # likewise
+        if (load := load_average()) > MAX_LOAD * usable_cores():
+            note(f"load average {load:.1f} on {usable_cores()} cores: times may be long and ratios unreliable")
+        try:
+            with exit_on_sigterm():
+                measure(cases, results, out, device, rounds, shown)
+        except KeyboardInterrupt:
+            note(f"{len(results.cases)} cases are in {out}; run the same command to resume")
+            raise
+    click.echo("\n".join(report(results, as_markdown if markdown else table_lines)))
+    if plot is not None:
+        save_figure(scaling_figure(results), plot, "--plot")
+    missing = [
+        case.name
+        for case in cases
+        if not show and not any(results.cases[case.name].runs.get(name, Run()).seconds for name in BACKENDS)
+    ]
+    if missing:
+        raise click.ClickException(f"no measurement of this package: {', '.join(missing)}")
 
 
-def chosen(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[Case]:
-    """Choose cases by name, all of them where none is named.
+def select_cases(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[Case]:
+    """Select cases by name, or all of them without names.
 
     Raises:
         UsageError: the suite has no such case.
@@ -131,15 +124,9 @@ def chosen(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) -> list[
     return [case for name, case in known.items() if not names or name in names]
 
 
-def without_ours(results: Results, cases: list[Case]) -> list[str]:
-    """Name the cases in which nothing of this package ran."""
-    runs = {case.name: results.cases[case.name].runs for case in cases}
-    return [name for name, of in runs.items() if not any(run.seconds for who, run in of.items() if who in OURS)]
-
-
 @contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception does: processes and temporary files go with it."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, which ends worker processes and removes temporary files."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -147,25 +134,15 @@ def ended_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(cases: list[Case], results: Results, out: Path, device: str, rounds: int | None, shown: bool) -> None:
-    """Measure what is not in the file yet, with progress on stderr and a line for each case that is done.
-
-    Args:
-        cases: what is wanted.
-        results: what the file has.
-        out: the file.
-        device: where.
-        rounds: of each case; None leaves it to their length.
-        shown: whether to show progress.
-    """
-    places = {case.name: f"{i} of {len(cases)}" for i, case in enumerate(cases, start=1)}
-    with moving_bars(shown) as bars:
+def measure(cases: list[Case], results: Results, out: Path, device: str, rounds: int | None, shown: bool) -> None:
+    """Run the missing cases with progress on stderr: a bar for the current case, a line for each finished one."""
+    numbers = {case.name: f"case {i} of {len(cases)}" for i, case in enumerate(cases, start=1)}
+    with progress_bars(shown) as bars:
         bar = bars.add_task("", total=1)
 
-        def watch(name: str, what: str, done: int, total: int) -> None:
-            bars.update(bar, description=f"case {places[name]}, {name}: {what}", completed=done, total=total)
+        def on_progress(name: str, step: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{numbers[name]}, {name}: {step}", completed=done, total=total)
 
-        for result in measured(cases, results, out, device, rounds, watch):
-            if shown:
-                line = f"case {places[result.case.name]}, {line_of(result)}"
-                print(line, file=sys.stderr, flush=True)  # on a terminal it goes above the bar
+        for result in run_cases(cases, results, out, device, rounds, on_progress):
+            if shown:  # print puts the line above the bar
+                print(f"{numbers[result.case.name]}, {case_line(result)}", file=sys.stderr, flush=True)

@@ -1,71 +1,57 @@
-"""``pegasusx-ref explore``: a text on its way through the model, as one page."""
+"""``pegasusx-ref explore``: a text's run through the model as one HTML page."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pegasusx_ref.cli.messages import note, plainly
-from pegasusx_ref.cli.options import model_option, progress_option
-from pegasusx_ref.cli.outputs import writable, write_report
-from pegasusx_ref.cli.progress import progress
-from pegasusx_ref.cli.summarize import read_document
+from pegasusx_ref.cli import options
+from pegasusx_ref.cli.documents import note_dropped, read_document
+from pegasusx_ref.cli.output_files import check_writable, write_report
+from pegasusx_ref.cli.progress import summary_progress
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.summarization import pipeline
 
 
 @click.command()
-@click.argument("file", default="-", type=click.Path(path_type=Path), metavar="[FILE]")
+@options.file_argument
 @click.option(
     "--out",
     default="explore.html",
     show_default=True,
-    type=click.Path(path_type=Path),
-    callback=writable,
+    type=options.PATH,
+    callback=check_writable,
     metavar="FILE",
-    help="Where the page goes.",
+    help="Output file.",
 )
-@model_option
-@click.option(
-    "--tokens", type=click.IntRange(min=2), help="Source tokens to read at the most.  [default: the model's length]"
-)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of the summary at the most.")
-@click.option("--num-beams", type=click.IntRange(min=1), help="Beams; 1 is greedy.")
-@progress_option
-def explore(
-    file: Path,
-    out: Path,
-    folder: Path | None,
-    tokens: int | None,
-    max_new_tokens: int | None,
-    num_beams: int | None,
-    shown: bool,
-) -> None:
-    """Show a text on its way through the model, as one page: FILE, or standard input.
+@options.model_option
+@click.option("--tokens", type=click.IntRange(min=2), help="Maximum number of source tokens.  [default: the model's]")
+@options.max_new_tokens_option
+@options.num_beams_option
+@options.progress_option
+def explore(file: Path, out: Path, folder: Path | None, tokens: int | None, shown: bool, **settings: Any) -> None:
+    """Write an HTML page of a text's run: attention and summary.
 
-    On the page click a token to see its block and what it attends to in every layer, a global token to see what it
-    reads, a word of the summary to see what else might have stood there and where in the text the decoder looked.
+    The text is FILE or standard input.
+
+    Click a token for its block and the tokens that it attends to in every layer, a global token for the tokens that it
+    attends to, a word of the summary for its most likely alternatives and its cross-attention to the source.
     The page needs no network. Prints its path and size.
     """
-    with plainly():
-        # Only here, so that the other commands do not wait for what the page needs.
-        from pegasusx_ref.study.explore import as_page, explored
-        from pegasusx_ref.study.explore.mathml import as_mathml
+    # Imported here, because the other commands do not need the page's libraries.
+    from pegasusx_ref.study.explore import as_page, explore_text
+    from pegasusx_ref.study.explore.mathml import as_mathml
 
-        as_mathml("x")  # where the library is missing, say so before the run
-        name, text = read_document(file)
-        folder = folder or DEMO_CHECKPOINT
-        summarizer = pipeline("summarization", folder)
-        model, tokenizer = summarizer.model, summarizer.tokenizer
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        _, max_length = model.generation_config.updated(**settings).lengths()
-        most = tokens or model.config.max_position_embeddings
-        num_tokens = min(most, len(tokenizer.encode(text)))
-        bars = progress(shown, name, num_tokens, model.config, max_length)
-        exploration = explored(summarizer, text, most, bars, **settings)
-        if exploration.num_dropped:
-            limit = f"--tokens {tokens}" if tokens else f"the model's {most} tokens (--tokens reads more)"
-            note(f"{name} is longer than {limit}: the last {exploration.num_dropped} tokens were dropped")
-        page = as_page(exploration, tokenizer, Path(name).name)
-        write_report(out, page)
+    as_mathml("x")  # fails before the run if the library is missing
+    name, text = read_document(file)
+    summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT)
+    model, tokenizer = summarizer.model, summarizer.tokenizer
+    _, max_length = model.generation_config.updated(**settings).lengths()
+    most = tokens or model.config.max_position_embeddings
+    progress = summary_progress(shown, name, min(most, len(tokenizer.encode(text))), model.config, max_length)
+    exploration = explore_text(summarizer, text, most, progress, **settings)
+    limit = f"--tokens {tokens}" if tokens else f"the model's {most} tokens (--tokens reads more)"
+    note_dropped(name, exploration.num_dropped, limit)
+    page = as_page(exploration, tokenizer, Path(name).name)
+    write_report(out, page)
     click.echo(f"{out}: {len(page.encode('utf-8', 'backslashreplace')) / 1e6:.1f} MB")

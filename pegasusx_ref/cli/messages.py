@@ -1,4 +1,4 @@
-"""What the command line says beside its results: one line each, on stderr."""
+"""Messages on stderr, one line each: errors of users, notes, and Ctrl-C."""
 
 import sys
 import warnings
@@ -12,7 +12,7 @@ from pegasusx_ref.errors import PegasusXError
 
 
 class UsageError(click.ClickException):
-    """Something that the user can mend: one line on stderr, exit code 2."""
+    """An error that the user can correct: one line on stderr, exit code 2."""
 
     exit_code = 2
 
@@ -21,7 +21,7 @@ class UsageError(click.ClickException):
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C: one line on stderr, and the exit code that shells give a command ended by that signal."""
+    """Ctrl-C: one line on stderr, and the exit code that shells use for SIGINT."""
 
     exit_code = 130
 
@@ -29,31 +29,45 @@ class Interrupted(click.ClickException):
         super().__init__("Interrupted")
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Say so, and not that it is an error."""
+        """Print the message without "Error:"."""
         click.echo(self.message, file=file, err=file is None)
 
 
+class MainGroup(click.Group):
+    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see `one_line_messages`."""
+        with one_line_messages():
+            return super().invoke(ctx)
+
+
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Turn the package's errors into usage errors, its warnings into notes, each note once, and Ctrl-C into an end."""
+def one_line_messages() -> Iterator[None]:
+    """Report errors of the package and of click, warnings and Ctrl-C in one line each, no warning twice."""
     noted: set[str] = set()
 
-    def see(message: Warning | str, *_: Any, **__: Any) -> None:
+    def note_once(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in noted:
             noted.add(str(message))
             note(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = see  # undone with the filters
+        warnings.showwarning = note_once  # restored with the filters
         try:
             yield
         except PegasusXError as error:
             raise UsageError(str(error)) from None
+        except click.UsageError as error:
+            if error.ctx is None or "Usage:" in error.message:  # a group without a command prints its help
+                raise
+            hint = f"(see {error.ctx.command_path} --help)"
+            raise UsageError(f"{error.format_message().rstrip('.')} {hint}") from None
         except KeyboardInterrupt:
             raise Interrupted from None
 
 
 def note(message: str) -> None:
-    """Say something in one line on stderr; by print, so that on a terminal it goes above the progress bars."""
+    """Print a note in one line on stderr; `print`, so that rich puts it above its progress bars."""
     print(f"Note: {' '.join(message.split())}", file=sys.stderr)

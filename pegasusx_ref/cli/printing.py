@@ -1,4 +1,4 @@
-"""Tables and prose on stdout: with rich on a terminal, plain where they are piped."""
+"""Tables, prose and code on stdout: styled on a terminal, plain when piped."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from pegasusx_ref.rendering.tables import Table, as_lines
 
 
 def is_terminal() -> bool:
-    """Tell whether a person reads along."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -20,7 +20,7 @@ def print_table(table: Table) -> None:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Write a table as aligned text, on a terminal with marks for the header and what stands above other rows."""
+    """Format a table as aligned text; on a terminal its header is underlined and its heading rows are bold."""
     header, *rows = as_lines(table)
     if not is_terminal():
         return [header, *rows]
@@ -28,8 +28,13 @@ def table_lines(table: Table) -> list[str]:
     return [click.style(header, underline=True), *marked]
 
 
+def print_title(text: str) -> None:
+    """Print a bold line and an empty one."""
+    click.echo(click.style(text, bold=True) + "\n")
+
+
 def print_prose(markdown: str) -> None:
-    """Print what is written in Markdown, links and pictures as their words."""
+    """Print Markdown, with the texts of links and pictures in place of them."""
     plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     if not is_terminal():
         click.echo(plain)
@@ -37,20 +42,20 @@ def print_prose(markdown: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    # Markdown knows no LaTeX and would take its backslashes and underscores for its own.
+    # Markdown would interpret the backslashes and underscores of LaTeX.
     blocks = re.sub(r"^\$\$\n(.*?)\n\$\$$", r"```latex\n\1\n```", plain, flags=re.MULTILINE | re.DOTALL)
     Console().print(Markdown(re.sub(r"\$([^$\n]+(?:\n[^$\n]+)?)\$", r"`\1`", blocks)))
 
 
 def print_code(lines: tuple[str, ...], first_line: int) -> None:
-    """Print Python code; on a terminal in colours and with the numbers of the lines."""
+    """Print Python code; on a terminal with colours and line numbers."""
+    code = "\n".join(lines)
     if not is_terminal():
-        click.echo("\n".join(lines))
+        click.echo(code)
         return
     from rich.console import Console
     from rich.syntax import Syntax
 
-    code = "\n".join(lines)
-    # Colours of the terminal's own palette can be read on any background.
+    # The terminal's own palette is readable on any background.
     style: Any = {"theme": "ansi_dark", "background_color": "default"}
     Console().print(Syntax(code, "python", line_numbers=True, start_line=first_line, word_wrap=True, **style))

@@ -1,4 +1,4 @@
-"""``pegasusx-ref trace``: a text's way through the model, tensor by tensor."""
+"""``pegasusx-ref trace``: every tensor of a text's run through the model."""
 
 import json
 import shutil
@@ -10,52 +10,51 @@ from typing import Any
 import click
 import numpy as np
 
-from pegasusx_ref.cli.messages import UsageError, note, plainly
-from pegasusx_ref.cli.options import model_option
-from pegasusx_ref.cli.outputs import writable
+from pegasusx_ref.cli.documents import encode_document, read_document
+from pegasusx_ref.cli.messages import UsageError, note
+from pegasusx_ref.cli.options import PATH, file_argument, json_option, max_new_tokens_option, model_option
+from pegasusx_ref.cli.output_files import check_writable
 from pegasusx_ref.cli.printing import print_table
 from pegasusx_ref.cli.progress import layer_progress
-from pegasusx_ref.cli.summarize import note_dropped, read_document
-from pegasusx_ref.errors import InputError
 from pegasusx_ref.golden.head import shift_tokens_right
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.rendering.tables import count, counted, dimensions, size
-from pegasusx_ref.study.saving import TensorFile, layout_of, saving
-from pegasusx_ref.study.step_table import as_dict, as_table, folded_name, rows_of
-from pegasusx_ref.study.steps import Step, steps, steps_at
-from pegasusx_ref.study.tensor_values import Pieces, attended, values
-from pegasusx_ref.study.watching import Watch
+from pegasusx_ref.study.safetensors_writer import TensorWriter, file_layout, safetensors_writer
+from pegasusx_ref.study.shape_inference import Step, steps, steps_at
+from pegasusx_ref.study.step_table import as_dict, as_table, folded_name, table_rows
+from pegasusx_ref.study.tensor_statistics import StatisticsListener
+from pegasusx_ref.study.tensor_values import Pieces, attention_lines, format_values
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 from pegasusx_ref.tracing import listen, record
 
-QUERIES = 8  # of which it is told what they see, unless all are asked for
+NUM_QUERIES = 8  # listed of an attention, without --all
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@file_argument
 @model_option
-@click.option("--target", metavar="TEXT", help="What the decoder reads.  [default: the summary that the model writes]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of that summary at the most.")
-@click.option("--at", "place", metavar="PLACE", help="Show the numbers there: encoder.layers.1.self_attn, lm_head, ….")
+@click.option("--target", metavar="TEXT", help="Target text of the decoder.  [default: the model's summary]")
+@max_new_tokens_option
+@click.option("--at", "place", metavar="PLACE", help="Show the values at a place: encoder.layers.1.self_attn, ….")
 @click.option(
     "--save",
     "path",
-    type=click.Path(path_type=Path),
-    callback=writable,
+    type=PATH,
+    callback=check_writable,
     metavar="FILE",
-    help="Write all tensors to a safetensors file, which pegasusx-ref verify --dump reads.",
+    help="Write all tensors to a safetensors file for pegasusx-ref verify --dump.",
 )
 @click.option(
     "--dtype",
     default="float32",
     show_default=True,
     type=click.Choice(["float32", "float64"]),
-    help="What it computes in.",
+    help="Dtype of the computation.",
 )
-@click.option("--all", "everything", is_flag=True, help="List every slice, tell of every query.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with every slice.")
+@click.option("--all", "everything", is_flag=True, help="List every block and, with --at, every query.")
+@json_option
 def trace(
-    file: Path | None,
+    file: Path,
     folder: Path | None,
     target: str | None,
     max_new_tokens: int | None,
@@ -65,93 +64,88 @@ def trace(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Show the way of a text through the model, of FILE or standard input.
+    """Trace a text through the model, tensor by tensor.
 
-    First the model writes its summary, as pegasusx-ref summarize does. Then encoder and decoder run once, the decoder
-    over the start token and the summary (or the TEXT of --target), each of its rows predicting the token that follows.
-    Of every tensor the table has shape, range, root mean square, the FLOPs of its matrix product, and bytes; of scores,
-    masked ones are counted apart. The blocks of a layer are one line.
+    The text is FILE or standard input. First the model writes its summary, as pegasusx-ref summarize does. Then encoder
+    and decoder run once: the decoder reads the start token and the summary (or the TEXT of --target), and each of its
+    rows predicts the next token. The table lists shape, range, root mean square (RMS), FLOPs of matrix products and
+    bytes of every tensor; masked scores are counted and excluded from range and RMS. The blocks of a layer share one
+    row; --json lists every block.
     """
     if place is not None and as_json:
-        raise UsageError("--at shows numbers to a person: leave --json out, or take --save")
-    with plainly():
-        name, text = read_document(file or Path("-"))
-        summarizer = pipeline("summarization", folder, dtype=dtype)
-        model, tokenizer = summarizer.model, summarizer.tokenizer
-        config = model.config
-        source = source_ids(name, text, summarizer)
-        T = source.shape[1]
-        if place is not None:
-            steps_at(place, steps(config, T, 1))  # a wrong place should not cost a summary
-        with layer_progress(f"{name}: reading {counted(T, 'token')}, layer", config.encoder_layers):
-            labels = target_ids(summarizer, source, target, max_new_tokens)
-        shifted = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-        inputs = {"input_ids": source, "decoder_input_ids": shifted}
-        run, watch, recorded = list(steps(config, T, shifted.shape[1])), Watch(), {}
-        with ExitStack() as listeners:
-            if path is not None:
-                listeners.enter_context(listen(listeners.enter_context(written(path, inputs, run, dtype))))
-            if place is not None:
-                recorded = listeners.enter_context(record(place, f"{place}.*"))
-            else:
-                listeners.enter_context(listen(watch))
-            layers = config.encoder_layers, config.decoder_layers
-            listeners.enter_context(layer_progress(f"{name}: tracing, layer", *layers))
-            model(source, decoder_input_ids=shifted)
+        raise UsageError("--at and --json exclude each other: use --save for the values of all tensors")
+    name, text = read_document(file)
+    summarizer = pipeline("summarization", folder, dtype=dtype)
+    model, tokenizer, config = summarizer.model, summarizer.tokenizer, summarizer.model.config
+    source: np.ndarray = encode_document(name, text, summarizer).input_ids
+    T = source.shape[1]
     if place is not None:
-        pieces = Pieces(*(tokenizer.convert_ids_to_tokens(ids[0]) for ids in inputs.values()))
+        steps_at(place, steps(config, T, 1))  # rejects an unknown place before the model writes a summary
+    with layer_progress(f"{name}: reading {counted(T, 'token')}, layer", config.encoder_layers):
+        labels = target_ids(summarizer, source, target, max_new_tokens)
+    shifted = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+    L = shifted.shape[1]
+    inputs = {"input_ids": source, "decoder_input_ids": shifted}
+    run, statistics, recorded = list(steps(config, T, L)), StatisticsListener(), {}
+    with ExitStack() as listeners:
+        if path is not None:
+            listeners.enter_context(listen(listeners.enter_context(trace_file(path, inputs, run, dtype))))
+        if place is not None:
+            recorded = listeners.enter_context(record(place, f"{place}.*"))
+        else:
+            listeners.enter_context(listen(statistics))
+        layers = config.encoder_layers, config.decoder_layers
+        listeners.enter_context(layer_progress(f"{name}: tracing, layer", *layers))
+        model(source, decoder_input_ids=shifted)
+    if place is not None:
+        pieces = Pieces(*(tokenizer.convert_ids_to_tokens(ids[0].tolist()) for ids in (source, shifted)))
         show_values(recorded, steps_at(place, run), config, pieces, everything)
         return
-    rows = rows_of(run, watch.summaries, "nothing" if everything or as_json else "blocks")
+    rows = table_rows(run, statistics.statistics, "nothing" if everything or as_json else "blocks")
     facts: dict[str, Any] = {
         "document": name,
         "num_source_tokens": T,
-        "num_target_tokens": shifted.shape[1],
+        "num_target_tokens": L,
         "target": " ".join(tokenizer.decode(labels[0], skip_special_tokens=True).split()),
     }
     if as_json:
         click.echo(json.dumps(facts | {"steps": [as_dict(row, dtype) for row in rows]}, ensure_ascii=False))
         return
     print_table(as_table(rows, dtype))
-    num_bytes = np.dtype(dtype).itemsize * sum(one.size for one in run)
-    figures = f"{counted(len(run), 'tensor')} of {size(num_bytes)}, {count(sum(one.flops for one in run))} FLOPs"
-    lengths = f"{counted(T, 'source token')}, {counted(shifted.shape[1], 'target token')}"
+    num_bytes = np.dtype(dtype).itemsize * sum(step.size for step in run)
+    figures = f"{counted(len(run), 'tensor')} of {size(num_bytes)}, {count(sum(step.flops for step in run))} FLOPs"
+    lengths = f"{counted(T, 'source token')}, {counted(L, 'target token')}"
     click.echo(f"\n{lengths}: {figures}\ntarget: {facts['target']}")
-
-
-def source_ids(name: str, text: str, summarizer: SummarizationPipeline) -> np.ndarray:
-    """Turn a document into token ids (1, T), and note what is cut off."""
-    batch = summarizer.encode(text)
-    note_dropped(name, batch.num_truncated_tokens[0], summarizer.model.config.max_position_embeddings)
-    ids: np.ndarray = batch["input_ids"]
-    return ids
 
 
 def target_ids(
     summarizer: SummarizationPipeline, source: np.ndarray, target: str | None, max_new_tokens: int | None
 ) -> np.ndarray:
-    """Make the tokens that the decoder is to predict (1, L): those of a text, or of the model's summary.
+    """Encode the target text, or let the model write one.
 
     Args:
         summarizer: the model and its tokenizer.
         source: token ids (1, T).
-        target: the text; the model writes one where it is None.
-        max_new_tokens: of that.
+        target: the text; None: the model's summary.
+        max_new_tokens: maximum length of the summary.
+
+    Returns:
+        Labels of the decoder (1, L).
 
     Raises:
-        InputError: the text is empty.
+        UsageError: the text is empty.
     """
     if target is None:
         ids: np.ndarray = summarizer.model.generate(source, num_return_sequences=1, max_new_tokens=max_new_tokens)
         return ids[:, 1:]  # without the start token
     if not target.strip():
-        raise InputError("--target is empty: the decoder needs a text, or leave it out for the model's summary")
+        raise UsageError("--target is empty: give a text, or omit --target to use the model's summary")
     return np.array([summarizer.tokenizer.encode(target)])
 
 
 @contextmanager
-def written(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype: str) -> Iterator[TensorFile]:
-    """Write ids at once, and every tensor as it is made; say how large the file gets.
+def trace_file(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype: str) -> Iterator[TensorWriter]:
+    """Write input ids, then every tensor of the run, to a safetensors file; print a note with its size.
 
     Args:
         path: the file.
@@ -160,18 +154,18 @@ def written(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype: s
         dtype: of their tensors.
 
     Raises:
-        UsageError: there is no room for it, or it cannot be written.
+        UsageError: the disk is too full, or the file cannot be written.
     """
     shapes = {name: (ids.shape, ids.dtype.name) for name, ids in inputs.items()}
-    layout = layout_of(shapes | {one.name: (one.shape, dtype) for one in run})
+    layout = file_layout(shapes | {step.name: (step.shape, dtype) for step in run})
     if layout.size > (free := shutil.disk_usage(path.absolute().parent).free):
-        raise UsageError(f"--save {path} takes {size(layout.size)}, but {size(free)} are free: take a shorter text")
-    note(f"{path}: {len(layout.starts)} tensors, {size(layout.size)}")
+        raise UsageError(f"--save {path} needs {size(layout.size)}, but only {size(free)} are free: use a shorter text")
+    note(f"{path}: {len(layout.offsets)} tensors, {size(layout.size)}")
     try:
-        with saving(path, layout) as tensors:
+        with safetensors_writer(path, layout) as writer:
             for name, ids in inputs.items():
-                tensors(name, ids)
-            yield tensors
+                writer(name, ids)
+            yield writer
     except OSError as error:
         raise UsageError(f"--save {path}: {error.strerror or error}") from None
 
@@ -179,26 +173,25 @@ def written(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype: s
 def show_values(
     recorded: dict[str, np.ndarray], chosen: list[Step], config: PegasusXConfig, pieces: Pieces, everything: bool
 ) -> None:
-    """Print the numbers of tensors, and of attention what sees what; of a layer's blocks the first one.
+    """Print the values of tensors, and the strongest keys of attention; of a layer's blocks only the first.
 
     Args:
         recorded: tensors by name.
-        chosen: the steps that made them.
+        chosen: the steps that computed them.
         config: the model's configuration.
         pieces: the tokens.
-        everything: all blocks and all queries.
+        everything: print all blocks and all queries.
     """
     groups: dict[str, list[Step]] = {}
-    for one in chosen:
-        groups.setdefault(one.name if everything else folded_name(one.name, "blocks"), []).append(one)
+    for step in chosen:
+        groups.setdefault(step.name if everything else folded_name(step.name, "blocks"), []).append(step)
     for folded, (first, *others) in groups.items():
         tensor = recorded[first.name]
+        title = f"{first.name}  {dimensions(first.letters, first.shape)}  {tensor.dtype}"
         more = f"   ({len(others)} more {folded}: --all)" if others else ""
-        click.echo(
-            click.style(f"{first.name}  {dimensions(first.letters, first.shape)}  {tensor.dtype}", bold=True) + more
-        )
-        click.echo(values(tensor))
+        click.echo(click.style(title, bold=True) + more)
+        click.echo(format_values(tensor))
         if first.name.endswith((".scores", ".probs")):
-            limit = tensor.shape[2] if everything else QUERIES
-            click.echo("\n".join(attended(first.name, tensor, config, pieces, limit)))
+            limit = tensor.shape[2] if everything else NUM_QUERIES
+            click.echo("\n".join(attention_lines(first.name, tensor, config, pieces, limit)))
         click.echo()

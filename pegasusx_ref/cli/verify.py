@@ -1,4 +1,4 @@
-"""``pegasusx-ref verify``: is another implementation right, and where does it go wrong first?"""
+"""``pegasusx-ref verify``: check another implementation, and find its first wrong tensor."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ import numpy as np
 
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
-from pegasusx_ref.cli.messages import UsageError, plainly
-from pegasusx_ref.cli.options import model_option, progress_option
-from pegasusx_ref.cli.outputs import writable, write_report
-from pegasusx_ref.cli.progress import verification_progress
-from pegasusx_ref.cli.summarize import read_document
+from pegasusx_ref.cli.documents import read_document
+from pegasusx_ref.cli.messages import UsageError
+from pegasusx_ref.cli.options import NOT_NEGATIVE, PATH, POSITIVE, json_option, model_option, progress_option
+from pegasusx_ref.cli.output_files import check_writable, write_report
+from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
@@ -22,55 +22,39 @@ from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.verification import Candidate, from_backend, from_dump, from_transformers, verify
 from pegasusx_ref.verification.dumps import INPUTS
+from pegasusx_ref.verification.error_bounds import ARITHMETICS
+from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_text
-
-DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
-
-
-def is_given(name: str) -> bool:
-    """Tell whether an option stands on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not None and source is not click.core.ParameterSource.DEFAULT
 
 
 @click.command("verify")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=PATH)
 @model_option
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
 @click.option(
     "--dump",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
-    help="The implementation's tensors, and the input_ids and decoder_input_ids that it ran on: safetensors or npz.",
+    help="The implementation's tensors, with the input_ids and decoder_input_ids of its run: safetensors or npz.",
 )
+@click.option("--map", "mapping", type=PATH, metavar="FILE", help="TOML: maps trace points to the dump's tensors.")
 @click.option(
-    "--map",
-    "mapping",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML: which tensor of the dump is which trace point.",
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(list(ARITHMETICS)),
+    help="What the implementation computes in.",
 )
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="What it computes in.")
-@click.option(
-    "--tokens", default=300, show_default=True, type=click.IntRange(min=1), help="Source tokens, without FILE."
-)
-@click.option("--target-tokens", default=8, show_default=True, type=click.IntRange(min=1), help="Target tokens.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random tokens.")
+@click.option("--tokens", default=300, show_default=True, type=POSITIVE, help="Random source tokens, without FILE.")
+@click.option("--target-tokens", default=8, show_default=True, type=POSITIVE, help="Random target tokens.")
+@click.option("--seed", default=0, show_default=True, type=NOT_NEGATIVE, help="Seed of the random tokens.")
 @click.option("--all", "everything", is_flag=True, help="List the tensors that pass too.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@json_option
 @click.option(
-    "--html",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE",
-    help="Write a page with pictures of what is wrong.",
+    "--html", type=PATH, callback=check_writable, metavar="FILE", help="Write an HTML page with heatmaps of the errors."
 )
 @click.option(
-    "--junit",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE",
-    help="Write XML for a CI system: a test case a tensor.",
+    "--junit", type=PATH, callback=check_writable, metavar="FILE", help="Write JUnit XML: one test case per tensor."
 )
 @progress_option
 def verify_command(
@@ -91,41 +75,42 @@ def verify_command(
 ) -> None:
     """Check an implementation operation by operation, on the text of FILE or on random tokens.
 
-    Each operation is computed again in float64 from the implementation's own tensors, and the difference is held
-    against what rounding does in that operation. Lists the tensors that fail, in the order of execution: rho is how far
-    a row is off beside what rounding makes of it (3 at most, 6 fails), error, sigma and bound are of the worst element,
-    which fails beyond its bound. A long text is read as a whole. Exits with 0 where none fails, 1 where one does.
+    Each operation is recomputed in float64 from the implementation's own tensors, and the difference is compared with
+    the rounding error of that operation. The tensors that fail are listed in the order of execution. rho is the largest
+    ratio of a row's error to its expected rounding error: at most 3 in a correct implementation, a failure above 6.
+    error, sigma and bound are those of the worst element, which fails beyond its bound. FILE is read as one document.
+    The exit code is 0 if no tensor fails, 1 if one does.
     """
     if html is not None and html == junit:
         raise UsageError(f"--html and --junit both write {html}")
     given = {name for name in ("against", "tokens", "target_tokens", "seed") if is_given(name)}
     if dump is not None and (file is not None or given):
         others = file or ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise UsageError(f"--dump {dump} holds the ids that it was made from: leave {others} out")
+        raise UsageError(f"--dump {dump} contains the ids of its run and cannot be combined with {others}")
     if file is not None and "tokens" in given:
-        raise UsageError(f"--tokens draws so many random ones: leave it or {file} out")
+        raise UsageError(f"--tokens is for random input and cannot be combined with {file}")
     if dump is None and dtype == "tf32":
-        raise UsageError(f"--dtype tf32: {against} does not compute in it here; it is for a --dump made elsewhere")
+        raise UsageError(f"--dtype tf32 is for a --dump: {against} does not compute in tf32 here")
     if dump is None and mapping is not None:
-        raise UsageError(f"--map {mapping} says what is what in a dump: give --dump")
-    with plainly():
-        folder = folder or DEMO_CHECKPOINT
-        config = PegasusXConfig.from_pretrained(folder)
-        weights, config = load_weights(folder, config, True)
-        # The reference computes with the weights that the candidate has, rounded as it rounds them.
-        stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
-        rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
-        reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
-        candidate: Candidate | Mapping[str, np.ndarray]
-        if dump is not None:
-            against, candidate = dump.name, from_dump(dump, mapping)
-            inputs = {name: candidate[name] for name in INPUTS if name in candidate}
-        else:
-            candidate = candidate_of(against, folder, config, rounded, dtype)
-            inputs = inputs_of(file, folder, config, (tokens, target_tokens), seed)
-        count = f"{np.size(inputs.get('input_ids', ()))} tokens"
-        with verification_progress(shown, f"{against} in {dtype}: {count}, layer", config):
-            report = verify(reference, candidate, inputs, dtype)
+        raise UsageError(f"--map {mapping} maps the names of a dump: add --dump FILE")
+    folder = folder or DEMO_CHECKPOINT
+    config = PegasusXConfig.from_pretrained(folder)
+    weights, config = load_weights(folder, config, True)
+    # The reference has the candidate's weights, rounded to the candidate's dtype.
+    stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
+    rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
+    reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
+    candidate: Candidate | Mapping[str, np.ndarray]
+    if dump is not None:
+        against, candidate = dump.name, from_dump(dump, mapping)
+        inputs = {name: candidate[name] for name in INPUTS if name in candidate}
+    else:
+        candidate = build_candidate(against, folder, config, rounded, dtype)
+        inputs = build_inputs(file, folder, config, (tokens, target_tokens), seed)
+    count = f"{np.size(inputs.get('input_ids', ()))} tokens"
+    description, layers = f"{against} in {dtype}: {count}, layer", (config.encoder_layers, config.decoder_layers)
+    with layer_progress(description, *layers, shown=shown, of=Estimate):
+        report = verify(reference, candidate, inputs, dtype)
     click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))
     subject = f"{against} in {dtype}, {folder.resolve().name}"
     for path, write in ((html, as_html), (junit, as_junit)):
@@ -134,17 +119,23 @@ def verify_command(
     raise SystemExit(0 if report.passed else 1)
 
 
-def inputs_of(
+def is_given(name: str) -> bool:
+    """Return whether an option is on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def build_inputs(
     file: Path | None, folder: Path, config: PegasusXConfig, counts: tuple[int, int], seed: int
 ) -> dict[str, np.ndarray]:
-    """Take the ids of a text, or so many random ones, and random target ids.
+    """Tokenize a text or draw random source ids, and draw random target ids.
 
     Args:
         file: the text, or None.
         folder: of the tokenizer.
         config: of the model.
-        counts: source and target tokens.
-        seed: of the random numbers.
+        counts: the number of random source and target tokens.
+        seed: of the random ids.
     """
     rng, (tokens, target_tokens) = np.random.default_rng(seed), counts
     if file is None:
@@ -158,18 +149,18 @@ def inputs_of(
 
 
 def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:
-    """Draw ids of ordinary tokens (1, count)."""
+    """Draw ids (1, count) above the special tokens."""
     return rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (1, count))
 
 
-def candidate_of(
+def build_candidate(
     against: str, folder: Path, config: PegasusXConfig, weights: dict[str, np.ndarray], dtype: str
 ) -> Candidate:
-    """Make what is to be verified.
+    """Build the implementation to verify.
 
     Raises:
-        UsageError: transformers is asked for and not installed.
-        BackendError: a backend that is not to be had, or not in this dtype.
+        UsageError: transformers or torch is not installed.
+        BackendError: the backend is unavailable, or lacks this dtype.
     """
     if against != "transformers":
         ops = get_backend(against, dtype=dtype)

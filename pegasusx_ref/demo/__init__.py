@@ -1,4 +1,4 @@
-"""The embedded checkpoint: a small PEGASUS-X that writes the synopsis of a Debian package. README.md is its card."""
+"""The embedded checkpoint: a small PEGASUS-X for synopses of Debian packages. README.md is its model card."""
 
 from pathlib import Path
 

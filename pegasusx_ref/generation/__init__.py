@@ -1,4 +1,4 @@
-"""Decoding: from the scores of the next token to a text. [spec 12]"""
+"""Decoding: greedy search, sampling and beam search over any function that gives the next logits. [spec 12]"""
 
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.history import NextLogits

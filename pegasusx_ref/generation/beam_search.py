@@ -1,4 +1,4 @@
-"""Beam search: the best few texts at a time, then the best of those that ended. [spec 12]"""
+"""Beam search. [spec 12]"""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ from pegasusx_ref.generation.history import NextLogits, own_history, visible_his
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
 from pegasusx_ref.golden.top_k import stable_top_k
 
-NEVER = np.float32(-1e9)  # the score of what must not be chosen, as in HF: it still compares
+NEVER = np.float32(-1e9)  # the score of excluded candidates, as in HF: finite, so that it can be compared
 
 
 class Finished:
-    """The best texts of each source that have ended, as many as there are beams; before, the start token alone.
+    """The best finished texts of each source, one slot a beam; an empty slot holds the start token alone.
 
     Args:
         batch_size: B.
-        config: for the number of beams, the greatest length, the start token and the one that fills up.
+        config: for the number of beams, the maximum length, the start token and the fill token.
     """
 
     def __init__(self, batch_size: int, config: GenerationConfig) -> None:
@@ -29,12 +29,12 @@ class Finished:
         self.taken = np.zeros(places, dtype=bool)
 
     def offer(self, ids: np.ndarray, scores: np.ndarray, ended: np.ndarray) -> None:
-        """Keep the best of the texts here and the new ones.
+        """Keep the best among the stored texts and the candidates.
 
         Args:
-            ids: candidates (B, C, n), ended or not.
-            scores: of the candidates (B, C), far below any score where one must not be kept.
-            ended: True where a candidate counts as a text once it is kept (B, C).
+            ids: candidates (B, C, n), finished or not.
+            scores: of the candidates (B, C), about -1e9 for those that must not be kept.
+            ended: True for a candidate that is finished (B, C).
         """
         B, C, length = ids.shape
         padded = np.full((B, C, self.ids.shape[2]), self.fill, dtype=np.int64)
@@ -47,7 +47,7 @@ class Finished:
         self.taken = np.concatenate([self.taken, ended], axis=1)[rows, best]
 
     def results(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give the best `count` texts of each source (B count, L) and their scores (B count,)."""
+        """Return the best `count` texts of each source (B count, L) and their scores (B count,)."""
         longest = self.lengths[:, :count].max()
         return self.ids[:, :count, :longest].reshape(-1, longest), self.scores[:, :count].reshape(-1)
 
@@ -59,23 +59,24 @@ def beam_search(
     config: GenerationConfig,
     ops: Backend = GOLDEN,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follow the most probable few texts, and return the best that ended. [spec 12.11]
+    """Keep the most probable partial texts at each step, and return the best finished ones. [spec 12.11]
 
-    At each step the best 2 x beams continuations are looked at (more with several end tokens). Those that end compete
-    for a place among the finished ones, by log-probability / length^length_penalty, if they rank among the first
-    beams; the best that do not end go on. Scores are float32; among equal ones the earlier beam and the lower id win.
-    Those of all V tokens stay on the device, where this function owns them; what comes back is the candidates.
+    At each step the best 2 x beams continuations are candidates (more with several end tokens). A candidate that ends
+    and ranks among the first num_beams competes for a slot among the finished texts, by log-probability /
+    length^length_penalty. The best candidates that do not end are the next beams. Scores are float32; among equal ones
+    the earlier beam and the lower id win. The scores of all V tokens stay on the device, where this function may modify
+    them; only the candidates are copied to the host.
 
     Args:
-        next_logits: the model.
-        processors: applied to log-probabilities, without normalizing them again.
+        next_logits: the model, as a function.
+        processors: applied to the log-probabilities, which are not renormalized.
         batch_size: B.
         config: the number of beams and of results, length limits, penalty and stopping rule.
         ops: the backend of the logits.
 
     Returns:
         int64 ids (B R, L) of the best R texts of each source, the start token first; rows that end early are filled
-        with the end token, as in HF, where padding is 0. And their scores (B R,).
+        with the end token if the padding id is 0, as in HF. And their scores (B R,).
 
     Source: HF `GenerationMixin._beam_search`.
     """
@@ -105,13 +106,13 @@ def beam_search(
         ends = np.isin(tokens, config.eos_token_ids) | (length + 1 == max_length)
         all_end = bool(ends.all())
 
-        # What goes on: the best that do not end.
-        going_on = candidate_scores + ends * NEVER
-        scores, kept = stable_top_k(going_on, beams)
+        # The next beams: the best candidates that do not end.
+        running = candidate_scores + ends * NEVER
+        scores, kept = stable_top_k(running, beams)
         ids = candidate_ids[rows, kept]
         ancestors = np.concatenate([ancestors, own_history(B, beams, 1)], axis=2)[rows, origins[rows, kept]]
 
-        # What has ended: the candidates of the first ranks, where there is still something to win.
+        # Finished texts: candidates of the first ranks, for sources that can still improve.
         ends_well = ends & (np.arange(best.shape[1]) < beams)
         closed = finished.taken.all(axis=1, keepdims=True) & (config.early_stopping is True)
         final_scores = candidate_scores / np.float32(length**penalty)
@@ -119,10 +120,10 @@ def beam_search(
             final_scores = final_scores + excluded * NEVER
         finished.offer(candidate_ids, final_scores, ends_well)
 
-        # Whether to go on: could the best running text still beat the worst finished one?
+        # Continue while the best running beam could still beat the worst finished text.
         reach = max_length - 1 if config.early_stopping == "never" and penalty > 0 else length
-        hope = scores[:, :1] / np.float32(reach**penalty)
+        attainable = scores[:, :1] / np.float32(reach**penalty)
         worst = np.where(finished.taken, finished.scores.min(axis=1, keepdims=True), NEVER)
-        can_improve = can_improve & (hope > worst).any(axis=1, keepdims=True)
+        can_improve = can_improve & (attainable > worst).any(axis=1, keepdims=True)
 
     return finished.results(config.num_return_sequences)

@@ -13,7 +13,7 @@ from pegasusx_ref.checkpoint.settings import fields_and_extra, is_integer
 from pegasusx_ref.errors import ConfigError, InputError
 
 DEFAULT_NEW_TOKENS = 20
-# Settings of transformers that would change the tokens and are not followed here, with the value at which they do not.
+# Settings of transformers that would change the tokens and are not supported, with the value that has no effect.
 NEUTRAL: dict[str, Any] = {
     "encoder_repetition_penalty": 1.0,
     "forced_bos_token_id": None,
@@ -31,7 +31,7 @@ NEUTRAL: dict[str, Any] = {
     "num_beam_groups": 1,
     "penalty_alpha": None,
 }
-WHOLE_NUMBERS = {
+INTEGERS = {
     "num_beams": 1,
     "num_return_sequences": 1,
     "top_k": 0,
@@ -42,30 +42,31 @@ WHOLE_NUMBERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to decode, under the names of transformers' generation_config.json. [spec 12.1]
+    """Generation settings, with the names of transformers' generation_config.json. [spec 12.1]
 
     Attributes:
-        max_length: tokens at the most, the start token counted in; None leaves it to max_new_tokens.
-        min_length: tokens at the least, the start token counted in.
-        max_new_tokens: tokens at the most, the start token not counted; goes before max_length.
-        min_new_tokens: tokens at the least, the start token not counted; goes before min_length.
-        num_beams: texts followed at a time; with 1 there is no beam search.
-        num_return_sequences: texts returned for each source; no more than beams, where there are beams.
-        length_penalty: exponent of the length that a beam's score is divided by; above 0 favours long texts.
-        early_stopping: beam search ends when as many texts have ended as there are beams (True), when no running one is
-            likely to beat them (False), or when none could (the text "never").
-        do_sample: draw tokens at random instead of taking the most probable.
-        temperature: divides the scores before drawing.
-        top_k: draw among the k best tokens; 0 for all.
-        top_p: draw among the fewest best tokens that together have this probability; 1 for all.
-        repetition_penalty: above 1 makes tokens that occurred less likely; 1 for none.
-        no_repeat_ngram_size: no run of so many tokens occurs twice; 0 for any.
-        encoder_no_repeat_ngram_size: no run of so many tokens is taken from the source; 0 for any.
-        decoder_start_token_id: what decoding starts from.
-        eos_token_id: the id, or the ids, that end a text; None: only its length ends it.
-        pad_token_id: fills up the rows that end before others.
-        forced_eos_token_id: comes last in a text that reaches max_length without an end.
-        extra: keys of the file that have no field here, written back as they are.
+        max_length: maximum number of tokens, including the start token; None to use max_new_tokens.
+        min_length: minimum number of tokens, including the start token.
+        max_new_tokens: maximum number of tokens, without the start token; takes precedence over max_length; 20 if
+            neither is set.
+        min_new_tokens: minimum number of tokens, without the start token; takes precedence over min_length.
+        num_beams: number of beams; 1 for no beam search.
+        num_return_sequences: number of texts returned for each source; at most num_beams in beam search.
+        length_penalty: a beam's score is divided by its length to this power; above 0 favours long texts.
+        early_stopping: beam search stops when num_beams texts are finished (True), when no running beam is likely to
+            beat them (False), or when none can beat them ("never").
+        do_sample: sample tokens instead of taking the most probable one.
+        temperature: divides the logits before sampling.
+        top_k: sample among the k most probable tokens; 0 for all.
+        top_p: sample among the smallest set of most probable tokens whose probabilities sum to p; 1 for all.
+        repetition_penalty: above 1 makes tokens less likely that already occurred; 1 for none.
+        no_repeat_ngram_size: no n-gram of this size occurs twice; 0 to allow all.
+        encoder_no_repeat_ngram_size: no n-gram of this size is copied from the source; 0 to allow all.
+        decoder_start_token_id: the first decoder input.
+        eos_token_id: the id or ids that end a text; None if only the maximum length ends it.
+        pad_token_id: fills rows that end before others.
+        forced_eos_token_id: the last token of a text that reaches max_length.
+        extra: keys of the file without a field here, written back unchanged.
     """
 
     max_length: int | None = None
@@ -121,7 +122,7 @@ class GenerationConfig:
         return cls(**fields_and_extra(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the entries of a generation_config.json that transformers reads: what differs from its defaults."""
+        """Return the entries of a generation_config.json for transformers: those that differ from its defaults."""
         defaults = {f.name: f.default for f in dataclasses.fields(self) if not f.name.endswith("_id")}
         values = dataclasses.asdict(self)
         extra: dict[str, Any] = values.pop("extra")
@@ -140,22 +141,22 @@ class GenerationConfig:
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def check(self, vocab_size: int) -> None:
-        """Check every setting but the length limits, which `lengths` does.
+        """Check every setting except the length limits, which `lengths` checks.
 
         Args:
             vocab_size: V of the model.
 
         Raises:
-            ConfigError: a setting that describes no decoding, with the limit and the remedy.
+            ConfigError: an invalid setting, with the limit and the remedy.
         """
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
             if not all(is_integer(i) and 0 <= i < vocab_size for i in _as_list(value)):
                 raise ConfigError(f"generation: {name}={value!r} must be a token id in [0, vocab_size={vocab_size})")
-        for name, least in WHOLE_NUMBERS.items():
+        for name, least in INTEGERS.items():
             value = getattr(self, name)
             if not is_integer(value) or value < least:
-                raise ConfigError(f"generation: {name}={value!r} must be a whole number of at least {least}")
+                raise ConfigError(f"generation: {name}={value!r} must be an integer of at least {least}")
         for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -163,7 +164,7 @@ class GenerationConfig:
             if value <= 0 and name != "length_penalty":
                 raise ConfigError(f"generation: {name}={value!r} must be above 0")
         if self.top_p > 1:
-            raise ConfigError(f"generation: top_p={self.top_p!r} is a probability: at most 1")
+            raise ConfigError(f"generation: top_p={self.top_p!r} must be at most 1, being a probability")
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f"generation: early_stopping={self.early_stopping!r}: choose True, False or 'never'")
         if not isinstance(self.do_sample, bool):
@@ -174,11 +175,11 @@ class GenerationConfig:
         if self.num_return_sequences > most:
             raise ConfigError(
                 f"generation: num_return_sequences={self.num_return_sequences} is more than num_beams={most}: "
-                "ask for more beams, or sample"
+                "raise num_beams, or sample"
             )
 
-    def not_followed(self) -> str:
-        """List the settings that would change the tokens in transformers and that are not followed here."""
+    def unsupported(self) -> str:
+        """List the settings that would change the tokens in transformers but are not supported here."""
         active = {n: v for n, v in self.extra.items() if n in NEUTRAL and v not in (None, [], {}, NEUTRAL[n])}
         return ", ".join(f"{name}={value!r}" for name, value in active.items())
 
@@ -186,16 +187,16 @@ class GenerationConfig:
         """Resolve the four length limits.
 
         Returns:
-            The least and the greatest number of tokens, the start token counted in. Where the least is above the
-            greatest, the greatest decides.
+            The minimum and maximum number of tokens, including the start token. If the minimum exceeds the maximum,
+            the maximum applies.
 
         Raises:
-            InputError: a limit is not a whole number in range.
+            InputError: a limit is not an integer in range.
         """
         for name, least in (("max_length", 2), ("min_length", 0), ("max_new_tokens", 1), ("min_new_tokens", 0)):
             value = getattr(self, name)
             if value is not None and (not is_integer(value) or value < least):
-                raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+                raise InputError(f"{name}={value!r} must be an integer of at least {least}")
         shortest = self.min_length or 0 if self.min_new_tokens is None else 1 + self.min_new_tokens
         if self.max_new_tokens is not None:
             longest = 1 + self.max_new_tokens
@@ -205,17 +206,17 @@ class GenerationConfig:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """The ids that end a text, as a list even where there is one."""
+        """The ids that end a text, always as a list."""
         return _as_list(self.eos_token_id)
 
     @property
     def forced_eos_token_ids(self) -> list[int]:
-        """The ids that end a text of the greatest length, as a list even where there is one or none."""
+        """The ids that end a text of maximum length, always as a list."""
         return _as_list(self.forced_eos_token_id)
 
     @property
     def fill_token_id(self) -> int:
-        """What follows the end of a text that beam search found: padding, but the end token where padding is 0."""
+        """Fills rows of beam search after their end: the padding id, but the end token if the padding id is 0."""
         return self.pad_token_id or [*self.eos_token_ids, 0][0]
 
 

@@ -1,8 +1,8 @@
-"""What changes the scores of the next token before one is chosen. [spec 12]
+"""Logits processors: change the scores of the next token before one is chosen. [spec 12]
 
-A processor takes the ids so far (N, n), start token included, and the scores of the next token (N, V), logits or
-log-probabilities; it gives the scores to go on with. Scores are the search's own, on the device, and a processor may
-write into those that it got. Ids are the host's: there it is found where to write, and only that is brought over.
+A processor takes the ids so far (N, n), including the start token, and the scores of the next token (N, V), logits or
+log-probabilities, and returns the new scores. The scores are on the device and belong to the search, so a processor may
+modify them in place. The ids are on the host: indices are computed there, and only the indices are copied over.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ GOLDEN = GoldenBackend("cpu", "float32")  # for scores that are NumPy arrays
 
 
 def forbid_early_end(ids: np.ndarray, scores: Array, min_length: int, eos_token_ids: Sequence[int]) -> Array:
-    """Rule out the end of a text that is still too short. [spec 12.2]
+    """Set the scores of end tokens to -inf while a text is too short. [spec 12.2]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V), written into.
-        min_length: tokens at the least, the start token counted in.
+        scores: of the next token (N, V), modified in place.
+        min_length: minimum number of tokens, including the start token.
         eos_token_ids: the ids that end a text.
 
     Returns:
-        The scores, with -inf for the ending tokens while n < min_length.
+        The scores, with -inf for the end tokens while n < min_length.
 
     Source: HF `MinLengthLogitsProcessor`.
     """
@@ -36,16 +36,16 @@ def forbid_early_end(ids: np.ndarray, scores: Array, min_length: int, eos_token_
 
 
 def force_end(ids: np.ndarray, scores: Array, max_length: int, forced_eos_ids: Sequence[int]) -> Array:
-    """Make the last token that fits an ending one, whatever the model says and however short the text is. [spec 12.3]
+    """Force an end token at the last position, even if the text is shorter than min_length. [spec 12.3]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V), written into.
-        max_length: tokens at the most, the start token counted in.
-        forced_eos_ids: the ids to force, none to force nothing.
+        scores: of the next token (N, V), modified in place.
+        max_length: maximum number of tokens, including the start token.
+        forced_eos_ids: the ids to force; empty for none.
 
     Returns:
-        The scores; where n = max_length - 1, 0 for the forced ids and -inf for all others.
+        The scores; at n = max_length - 1, 0 for the forced ids and -inf for all others.
 
     Source: HF `ForcedEOSTokenLogitsProcessor`.
     """
@@ -57,21 +57,22 @@ def force_end(ids: np.ndarray, scores: Array, max_length: int, forced_eos_ids: S
 
 
 def penalize_repetition(ids: np.ndarray, scores: Array, penalty: float, ops: Backend = GOLDEN) -> Array:
-    """Make tokens that occurred less likely: positive scores are divided, negative ones multiplied. [spec 12.5]
+    """Penalize tokens that already occurred: divide positive scores, multiply negative ones. [spec 12.5]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V), written into.
+        scores: of the next token (N, V), modified in place.
         penalty: above 1 to discourage, below 1 to encourage repetition.
         ops: the backend of the scores.
 
     Returns:
-        The scores, changed once for every token that occurs.
+        The scores, changed once for each distinct token.
 
     Source: arXiv 1909.05858 section 4.1; HF `RepetitionPenaltyLogitsProcessor`.
     """
     rows, columns = ops.asarray(np.arange(len(ids))[:, None]), ops.asarray(ids)
-    factor = ops.to_float32(np.array([penalty]))  # not a number: torch on CUDA would multiply by 1 / number instead
+    # An array, because torch on CUDA multiplies by the reciprocal of a Python number.
+    factor = ops.to_float32(np.array([penalty]))
     seen = scores[rows, columns]
     scores[rows, columns] = seen.clip(max=0) * factor + seen.clip(min=0) / factor
     return scores
@@ -80,17 +81,17 @@ def penalize_repetition(ids: np.ndarray, scores: Array, penalty: float, ops: Bac
 def forbid_repeated_ngrams(
     ids: np.ndarray, scores: Array, size: int, sources: np.ndarray | None = None, ops: Backend = GOLDEN
 ) -> Array:
-    """Rule out every token that would repeat n tokens in a row, of the text itself or of its source. [spec 12.6]
+    """Set the scores of tokens to -inf that would repeat an n-gram of the text or of its source. [spec 12.6]
 
     Args:
         ids: tokens so far (N, n), the start token first.
-        scores: of the next token (N, V), written into.
-        size: n, the length of the runs that must not occur again.
-        sources: source ids (N, T) whose runs must not occur, padding included; None: those of the text itself.
+        scores: of the next token (N, V), modified in place.
+        size: n.
+        sources: source ids (N, T) whose n-grams must not occur, including padding; None for the text itself.
         ops: the backend of the scores.
 
     Returns:
-        The scores, with -inf for the tokens that are ruled out.
+        The scores, with -inf for the excluded tokens.
 
     Source: HF `NoRepeatNGramLogitsProcessor`, `EncoderNoRepeatNGramLogitsProcessor`.
     """

@@ -1,4 +1,4 @@
-"""One token after another: always the most probable one, or one sampler at random. [spec 12]"""
+"""Greedy search and sampling: one token after another. [spec 12]"""
 
 from collections.abc import Callable
 
@@ -15,22 +15,22 @@ Choose = Callable[[Array], Array]
 
 
 def greedy(scores: Array) -> Array:
-    """Choose the best token of each row, the lowest id among equals.
+    """Choose the most probable token of each row; among equals the lowest id.
 
     Args:
         scores: of the next token (N, V).
 
     Returns:
-        Ids (N,), on the device too.
+        Ids (N,), on the device.
     """
     return scores.argmax(-1)
 
 
 def sampler(generator: np.random.Generator) -> Choose:
-    """Make a chooser that draws each row's token with the probability that its scores give it. [spec 12.12]
+    """Return a function that samples each row's token from the softmax of its scores. [spec 12.12]
 
     Args:
-        generator: the source of randomness; one uniform number a row and step is taken from it.
+        generator: the random generator; each row uses one uniform number per step.
     """
 
     def choose(scores: np.ndarray) -> np.ndarray:
@@ -50,18 +50,18 @@ def token_search(
     streamer: Streamer | None = None,
     ops: Backend = GOLDEN,
 ) -> np.ndarray:
-    """Write texts token by token until each has ended or reached the greatest length. [spec 12.4]
+    """Generate texts token by token until each has ended or reached the maximum length. [spec 12.4]
 
-    Logits are compared in float32, as in HF. A row that has ended is filled with the padding id until the longest row
-    ends.
+    Logits are compared in float32, as in HF. A row that has ended is filled with the padding id until all rows have
+    ended.
 
     Args:
         next_logits: the model.
         processors: applied to the logits before a token is chosen.
         batch_size: B.
-        config: start, end and padding ids, the length limits, and the number R of texts a source.
-        choose: takes scores (N, V), gives ids (N,), both on the device.
-        streamer: gets the start tokens and then every step's tokens, filling included.
+        config: start, end and padding ids, the length limits, and the number R of texts for each source.
+        choose: from scores (N, V) to ids (N,), both on the device.
+        streamer: receives the start tokens, then every step's tokens, including padding.
         ops: the backend of the logits.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From settings to ids: which processors apply, in which order, and which search. [spec 12]"""
+"""From settings to ids: the logits processors, in order, and the kind of search. [spec 12]"""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ from pegasusx_ref.generation.streamer import Streamer
 
 
 def processors_for(config: GenerationConfig, source_ids: np.ndarray | None, ops: Backend = GOLDEN) -> list[Processor]:
-    """List the score processors that the settings ask for, in the order of transformers. [spec 12.13]
+    """List the logits processors that the settings require, in the order of transformers. [spec 12.13]
 
     Args:
         config: the settings.
@@ -62,21 +62,21 @@ def search(
     streamer: Streamer | None = None,
     ops: Backend = GOLDEN,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Write texts as the settings ask. [spec 12.14]
+    """Generate texts according to the settings. [spec 12.14]
 
-    Scores stay on the device in greedy and in beam search. Tokens are sampler on the host.
+    In greedy and beam search the scores stay on the device; sampling runs on the host.
 
     Args:
         next_logits: the model.
         batch_size: B.
         config: the settings.
-        source_ids: (B, T), needed for encoder_no_repeat_ngram_size.
-        seed: of the random numbers for sampling; None draws other ones each time.
-        streamer: gets the tokens as they are chosen; not with beams, which may still change all of them.
-        ops: the backend of the logits; NumPy's where they are NumPy arrays.
+        source_ids: (B, T), required for encoder_no_repeat_ngram_size.
+        seed: of the random generator for sampling; None for a different one each time.
+        streamer: receives the tokens as they are chosen; without beams only.
+        ops: the backend of the logits; the golden one for NumPy arrays.
 
     Returns:
-        int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, None without.
+        int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, otherwise None.
     """
     rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
@@ -90,7 +90,7 @@ def search(
 
 
 def on_host(next_logits: NextLogits, ops: Backend) -> NextLogits:
-    """Bring the logits of every step back.
+    """Copy the logits of every step to the host.
 
     Args:
         next_logits: the model.

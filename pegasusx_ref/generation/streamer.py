@@ -1,4 +1,4 @@
-"""Handing tokens out while a text is being written. [spec 12]"""
+"""Passing on tokens while a text is being generated. [spec 12]"""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,16 +10,16 @@ from pegasusx_ref.generation.config import GenerationConfig
 
 @runtime_checkable
 class Streamer(Protocol):
-    """Takes the tokens of each step as they are chosen; the streamers of transformers do. [spec 12.15]
+    """Receives the tokens of each step as they are chosen; transformers' streamers qualify. [spec 12.15]
 
     Source: HF `BaseStreamer`.
     """
 
     def put(self, value: np.ndarray) -> Any:
-        """Take the start token, then the newest token, of every row (B R,)."""
+        """Receive the start tokens, then the newest token of every row (B R,)."""
 
     def end(self) -> Any:
-        """Hear that no more tokens come."""
+        """Signal the end of the text."""
 
 
 def check_streamer(streamer: Any, config: GenerationConfig) -> None:

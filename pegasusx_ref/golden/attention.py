@@ -6,7 +6,7 @@ from pegasusx_ref.tracing import tap
 
 
 def split_heads(x_BTD: np.ndarray, num_heads: int) -> np.ndarray:
-    """Cut the features into heads: head h takes the features [h F, (h + 1) F). [spec 6.1]
+    """Split the features into heads: head h gets the features [h F, (h + 1) F). [spec 6.1]
 
     Args:
         x_BTD: projected hidden states (B, T, D).
@@ -20,7 +20,7 @@ def split_heads(x_BTD: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def merge_heads(x_BHTF: np.ndarray) -> np.ndarray:
-    """Put the heads of each token side by side again, the inverse of `split_heads`. [spec 6.2]
+    """Concatenate the heads of each token, the inverse of `split_heads`. [spec 6.2]
 
     Args:
         x_BHTF: attended values (B, H, T, F).
@@ -33,9 +33,9 @@ def merge_heads(x_BHTF: np.ndarray) -> np.ndarray:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Turn each row of scores into weights that are proportional to exp(score) and sum to 1. [spec 6.3]
+    """Turn each row of scores into weights proportional to exp(score) that sum to 1. [spec 6.3]
 
-    The row's maximum is subtracted first: it cancels in the quotient, and nothing can overflow.
+    The row's maximum is subtracted first: it cancels in the quotient and prevents overflow.
 
     Args:
         scores: (..., keys).
@@ -48,14 +48,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
-    """Let each query see its own position and those before it; the queries are the last of the keys. [spec 6.7]
+    """Let each query attend to its own position and earlier ones; the queries are the last L keys. [spec 6.7]
 
     Args:
         num_queries: L.
-        num_keys: X, at least L; more where a cache holds earlier ones.
+        num_keys: X, at least L; larger if a cache holds earlier keys.
 
     Returns:
-        Booleans (1, L, X), True where query l may see key x: x <= l + X - L.
+        Booleans (1, L, X), True where query l may attend to key x: x <= l + X - L.
     """
     return np.tri(num_queries, num_keys, num_keys - num_queries, dtype=bool)[None]
 
@@ -63,17 +63,17 @@ def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
 def attention(
     q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
 ) -> np.ndarray:
-    """Let every query take the average of the values, weighted by how well the keys fit it. [spec 6.4]
+    """Compute scaled dot-product attention: softmax(q k^T / sqrt F) v. [spec 6.4]
 
-    A masked key gets the lowest finite score, so it weighs exactly 0 beside any other key. A query whose keys are all
-    masked averages over all X keys evenly, as in HF; no real token's result depends on such a query.
+    A masked key gets the lowest finite score, so its weight is exactly 0 if any key of the row is unmasked. A query
+    whose keys are all masked averages over all X keys evenly, as in HF; no real token's result depends on such a query.
 
     Args:
         q_BHLF: queries (B, H, L, F).
         k_BHXF: keys (B, H, X, F).
         v_BHXF: values (B, H, X, F).
-        visible: True where a query may attend to a key: (B, L, X), with 1 for B or L where it is the same for all;
-            None means everywhere.
+        visible: True where a query may attend to a key: (B, L, X), where B or L may be 1 to broadcast; None means
+            everywhere.
 
     Returns:
         Attended values (B, H, L, F).

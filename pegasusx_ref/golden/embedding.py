@@ -6,7 +6,7 @@ import numpy as np
 
 
 def embed_tokens(ids_BT: np.ndarray, table_VD: np.ndarray, scale: float) -> np.ndarray:
-    """Look every token up in the embedding table and scale it. [spec 3.1]
+    """Look up every token in the embedding table and scale the result. [spec 3.1]
 
     Args:
         ids_BT: token ids in [0, V), integers (B, T).
@@ -24,8 +24,9 @@ def embed_tokens(ids_BT: np.ndarray, table_VD: np.ndarray, scale: float) -> np.n
 def sinusoidal_positions(start: int, length: int, width: int) -> np.ndarray:
     """Compute the position encodings of `length` tokens, always in float64. [spec 3.2]
 
-    The first half of the features are sines, the second half cosines (not interleaved), at the angular frequencies
-    w_k = 10000^(-k / (D/2 - 1)), k = 0 .. D/2 - 1. Any position has one: there is no table to run out of.
+    The first D/2 features are sines, the last D/2 cosines (not interleaved), at the angular frequencies
+    w_k = 10000^(-k / (D/2 - 1)), k = 0 .. D/2 - 1. They are computed for any position; there is no table with a maximum
+    length.
 
     Args:
         start: position of the first token, 0 or the number of tokens already decoded.

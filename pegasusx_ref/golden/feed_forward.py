@@ -23,12 +23,12 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 
 
 def relu(x: np.ndarray) -> np.ndarray:
-    """Keep what is positive: max(x, 0), the activation of the published checkpoints. [spec 5.2]"""
+    """Compute max(x, 0), the activation of the published checkpoints. [spec 5.2]"""
     return np.maximum(x, 0)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """Weigh x by the normal distribution function, x (1 + erf(x / sqrt 2)) / 2. [spec 5.3]
+    """Compute x times the standard normal distribution function, x (1 + erf(x / sqrt 2)) / 2. [spec 5.3]
 
     Source: arXiv 1606.08415; HF "gelu".
     """
@@ -46,7 +46,7 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """Weigh x by the logistic function, x / (1 + exp(-x)), computed as x (1 + tanh(x / 2)) / 2. [spec 5.5]
+    """Compute x times the logistic function, x / (1 + exp(-x)), as x (1 + tanh(x / 2)) / 2. [spec 5.5]
 
     The tanh form is the same function and cannot overflow.
 

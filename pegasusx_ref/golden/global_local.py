@@ -13,8 +13,8 @@ Blocks = list[tuple[int, int]]
 def block_bounds(num_tokens: int, block_size: int, staggered: bool) -> Blocks:
     """List the blocks of one layer as (start, stop) over the real tokens. [spec 8.1]
 
-    Even layers start with a whole block, staggered ones with half a block, so that the edges of one lie in the middle
-    of the other. The last block is as short as it is: nothing is padded.
+    Even layers start with a whole block, staggered ones with half a block, so that the edges of one are in the middle
+    of the other's blocks. The last block may be shorter: nothing is padded.
 
     Args:
         num_tokens: T.
@@ -22,7 +22,7 @@ def block_bounds(num_tokens: int, block_size: int, staggered: bool) -> Blocks:
         staggered: shift every edge by K/2.
 
     Returns:
-        Blocks that cover [0, T) without gaps or overlaps, each at most K long.
+        Ranges that cover [0, T) without gaps or overlaps, each at most K long.
 
     Source: arXiv 2208.04347 section 3.1 and figure 1; HF `PegasusXEncoderLayer.pad_local_tokens`.
     """
@@ -97,14 +97,14 @@ def global_attention(
 
 
 def see_globals(key_mask_BX: np.ndarray | None, global_k_BHGF: np.ndarray) -> np.ndarray | None:
-    """Put the global tokens, which are never masked, in front of a mask of tokens. [spec 7.3]
+    """Prepend the global tokens, which are never masked, to a mask of tokens. [spec 7.3]
 
     Args:
         key_mask_BX: True where a token is real (B, X), or None.
         global_k_BHGF: keys of the global tokens (B, H, G, F), for their number G.
 
     Returns:
-        What every query may see (B, 1, G + X), or None where there was no mask.
+        The keys that every query may attend to (B, 1, G + X), or None without a mask.
     """
     if key_mask_BX is None:
         return None
@@ -122,7 +122,7 @@ def global_local_attention(
     key_mask_BT: np.ndarray | None,
     blocks: Blocks,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute both halves of the encoder's attention, the one operation that backends replace. [spec 7.4]
+    """Compute the local and the global part of the encoder's attention, the operation that backends replace. [spec 7.4]
 
     Args:
         q_BHTF: queries of the tokens (B, H, T, F).

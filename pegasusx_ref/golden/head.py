@@ -21,7 +21,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def cross_entropy(logits_BLV: np.ndarray, labels_BL: np.ndarray) -> np.ndarray:
     """Average the negative log-probability of the labels, skipping those that are -100. [spec 11.2]
 
-    Padding counts like any other label unless the caller wrote -100 there.
+    Padding counts like any other label unless it is -100.
 
     Args:
         logits_BLV: scores of the vocabulary at every target position (B, L, V).
@@ -39,12 +39,12 @@ def cross_entropy(logits_BLV: np.ndarray, labels_BL: np.ndarray) -> np.ndarray:
 
 
 def shift_tokens_right(labels_BL: np.ndarray, pad_token_id: int, decoder_start_token_id: int) -> np.ndarray:
-    """Make the decoder's input from the labels: what it has seen before it must say each label. [spec 11.3]
+    """Shift the labels right by one, so that the decoder sees the tokens before the one it has to predict. [spec 11.3]
 
     Args:
         labels_BL: token ids, -100 where no loss is taken (B, L).
-        pad_token_id: what the decoder sees instead of -100.
-        decoder_start_token_id: what the decoder sees first.
+        pad_token_id: takes the place of -100.
+        decoder_start_token_id: the first input token.
 
     Returns:
         Decoder input ids (B, L).

@@ -6,12 +6,12 @@ import numpy as np
 def layer_norm(x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> np.ndarray:
     """Normalize every token to mean 0 and variance 1 over its features, then scale and shift. [spec 4.1]
 
-    The variance is the biased one (divided by D), taken from the centred values, and eps stands inside the root.
+    The variance is the biased one (divided by D) of the centred values, and eps is added inside the square root.
 
     Args:
         x_BTD: hidden states (B, T, D).
-        weight_D: scale a feature (D,).
-        bias_D: shift a feature (D,).
+        weight_D: scale of each feature (D,).
+        bias_D: shift of each feature (D,).
         eps: added to the variance; 1e-5 in HF, 1e-12 in the paper's Flax code.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The shape of a model, as config.json describes it. [spec 14]"""
+"""The configuration of a model: the entries of config.json. [spec 14]"""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -33,18 +33,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PegasusXConfig:
-    """Every number that the architecture depends on, under the names of transformers' config.json. [spec 14.1]
+    """Every number that the architecture depends on, with the names of transformers' config.json. [spec 14.1]
 
     The defaults are those of transformers' `PegasusXConfig`, because config.json leaves out what equals them; the
     published checkpoints differ from them (`PegasusXConfig.preset("base")`). Keys of config.json that have no field
     here are kept in `extra` and written back.
 
     Raises:
-        ConfigError: a value that describes no model, with the limit and the remedy.
+        ConfigError: an invalid value, with the limit and the remedy.
     """
 
     vocab_size: int = 96103
-    max_position_embeddings: int = 16384  # the length that the tokenizer cuts to; positions themselves have no end
+    max_position_embeddings: int = 16384  # where the tokenizer truncates; positions themselves have no limit
     d_model: int = 1024
     encoder_layers: int = 16
     encoder_attention_heads: int = 16
@@ -56,7 +56,7 @@ class PegasusXConfig:
     block_size: int = 512
     stagger_local_blocks: bool = True
     activation_function: str = "gelu"
-    layer_norm_eps: float = 1e-5  # no key of transformers, which has 1e-5 built in; the paper's Flax code has 1e-12
+    layer_norm_eps: float = 1e-5  # not a key of transformers, where 1e-5 is fixed; the paper's Flax code uses 1e-12
     scale_embedding: bool = True
     tie_word_embeddings: bool = True
     init_std: float = 0.02
@@ -65,7 +65,7 @@ class PegasusXConfig:
     eos_token_id: int | list[int] = 1
     decoder_start_token_id: int = 0
     forced_eos_token_id: int | list[int] | None = 1
-    # Dropout acts in training only; the values are kept for whoever trains the checkpoint on.
+    # Dropout applies in training only; the values are preserved for further training.
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
@@ -121,21 +121,21 @@ class PegasusXConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """Give a ready configuration: "tiny" for reading and testing, "base" and "large" as published.
+        """Return a predefined configuration: "tiny" for reading and testing, "base" and "large" as published.
 
         Args:
             name: "tiny", "base" or "large".
-            changes: fields to set otherwise.
+            changes: fields with other values.
 
         Raises:
-            ConfigError: no such preset, or a bad value among the changes.
+            ConfigError: no such preset, or an invalid value among the changes.
         """
         if name not in PRESETS:
             raise ConfigError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
         return cls(**(PRESETS[name] | changes))
 
     def replace(self, **changes: Any) -> Self:
-        """Copy the configuration with some fields set otherwise."""
+        """Copy the configuration with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -143,10 +143,10 @@ class PegasusXConfig:
         """Read the entries of a config.json.
 
         Args:
-            values: the entries; `torch_dtype` is read as `dtype`; what has no field here goes to `extra`.
+            values: the entries; `torch_dtype` is read as `dtype`; entries without a field go to `extra`.
 
         Raises:
-            ConfigError: the entries are another model's, or one of them is bad.
+            ConfigError: the entries belong to another model, or one of them is invalid.
         """
         values = dict(values)
         model_type = values.pop("model_type", MODEL_TYPE)
@@ -160,7 +160,7 @@ class PegasusXConfig:
         return cls(**fields_and_extra(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the entries of a config.json that transformers reads."""
+        """Return the entries of a config.json that transformers reads."""
         values = dataclasses.asdict(self)
         extra: dict[str, Any] = values.pop("extra")
         if values["layer_norm_eps"] == 1e-5:
@@ -174,8 +174,8 @@ class PegasusXConfig:
         """Read `folder`/config.json.
 
         Raises:
-            CheckpointError: there is none, or it is not JSON.
-            ConfigError: it is another model's, or a value is bad.
+            CheckpointError: the file is missing or not JSON.
+            ConfigError: it belongs to another model, or a value is invalid.
         """
         path = Path(folder) / "config.json"
         try:
@@ -184,7 +184,7 @@ class PegasusXConfig:
             raise ConfigError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`/config.json, making the folder where there is none."""
+        """Write `folder`/config.json; create the folder if it does not exist."""
         write_json(Path(folder) / "config.json", self.to_dict())
 
 
@@ -196,4 +196,4 @@ _POSITIVE = [
 
 def _check_integer(name: str, value: object, minimum: int) -> None:
     if not is_integer(value) or value < minimum:
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least {minimum}")
+        raise ConfigError(f"{name}={value!r} must be an integer of at least {minimum}")

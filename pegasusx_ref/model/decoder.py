@@ -16,18 +16,18 @@ def decoder_self_attention(
     visible: Array | None,
     past: LayerCache | None,
 ) -> tuple[Array, DynamicKV | StaticKV, DynamicKV | StaticKV]:
-    """Let every new target token attend to itself and the target tokens before it. [spec 10.3]
+    """Attend from every new target token to itself and the target tokens before it. [spec 10.3]
 
     Args:
         ops: the backend.
         weights: of one layer's ``self_attn``.
         config: for the number of heads.
         x_BLD: normalized hidden states of the new tokens (B, L, D).
-        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
-        past: the layer's cache, or None at the start.
+        visible: which of the X target tokens, past and new, each new one may attend to; None means all.
+        past: the layer's cache, or None in the first call.
 
     Returns:
-        What attention adds to the residual stream (B, L, D), and keys and values of all X tokens.
+        The update of the residual stream (B, L, D), and keys and values of all X tokens.
 
     Source: HF `PegasusXAttention.forward`.
     """
@@ -50,9 +50,9 @@ def decoder_cross_attention(
     key_mask_BT: Array | None,
     past: LayerCache | None,
 ) -> tuple[Array, Array, Array]:
-    """Let every new target token attend to the encoder's tokens; their keys and values are computed once. [spec 10.4]
+    """Attend from every new target token to the encoder's tokens, whose keys and values are computed once. [spec 10.4]
 
-    The global tokens are not among the keys: what they know has reached the decoder through the tokens.
+    The global tokens are not among the keys: their information reaches the decoder through the tokens.
 
     Args:
         ops: the backend.
@@ -61,17 +61,17 @@ def decoder_cross_attention(
         x_BLD: normalized hidden states of the new tokens (B, L, D).
         encoded_BTD: the encoder's output (B, T, D).
         key_mask_BT: True where a source token is real (B, T); None means everywhere.
-        past: the layer's cache, or None at the start.
+        past: the layer's cache, or None in the first call.
 
     Returns:
-        What attention adds to the residual stream (B, L, D), and the keys and values (B, H, T, F).
+        The update of the residual stream (B, L, D), and the keys and values (B, H, T, F).
 
     Source: arXiv 2208.04347 section 3.2; HF `PegasusXAttention.forward`.
     """
     H = config.decoder_attention_heads
     q_BHLF = project_heads(ops, weights, "q_proj", H, x_BLD)
     if past is None:
-        # Every later step reads them as a whole, head by head.
+        # Every later step reads all of them, head by head.
         k_BHTF = ops.contiguous(project_heads(ops, weights, "k_proj", H, encoded_BTD))
         v_BHTF = ops.contiguous(project_heads(ops, weights, "v_proj", H, encoded_BTD))
     else:
@@ -98,10 +98,10 @@ def decoder_layer(
         weights: of this layer.
         config: the model's configuration.
         x_BLD: hidden states of the new target tokens (B, L, D).
-        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
+        visible: which of the X target tokens, past and new, each new one may attend to; None means all.
         encoded_BTD: the encoder's output (B, T, D).
         source_mask_BT: True where a source token is real (B, T); None means everywhere.
-        past: the layer's cache, or None at the start.
+        past: the layer's cache, or None in the first call.
 
     Returns:
         The hidden states after the layer (B, L, D) and the cache that includes the new tokens.
@@ -140,18 +140,17 @@ def decoder(
 ) -> tuple[Array, DecoderCache]:
     """Run the whole decoder over the new target tokens: all layers, then the last LayerNorm. [spec 10.6]
 
-    The new tokens need not follow each other: those of several beams stand side by side, and `visible` tells which
-    history is whose.
+    The new tokens need not be consecutive: they may belong to several beams, and `visible` defines each one's history.
 
     Args:
         ops: the backend.
         weights: of the decoder.
         config: the model's configuration.
         x_BLD: scaled embeddings of the new target tokens with positions (B, L, D).
-        visible: which of the X target tokens, past and new, each new one may see, as in `attention`; None means all.
+        visible: which of the X target tokens, past and new, each new one may attend to; None means all.
         encoded_BTD: the encoder's output (B, T, D).
         source_mask_BT: True where a source token is real (B, T); None means everywhere.
-        past: the cache of the target tokens before these, or None at the start.
+        past: the cache of the earlier target tokens, or None in the first call.
 
     Returns:
         Hidden states for the head (B, L, D) and the cache that includes the new tokens.

@@ -1,4 +1,4 @@
-"""The encoder: tokens and global tokens, side by side through layers of block-local and global attention. [spec 9]"""
+"""The encoder: tokens and global tokens go through layers of block-local and global attention. [spec 9]"""
 
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def encoder_layer(
 ) -> tuple[Array, Array]:
     """Run one encoder layer: attention over both streams, then the feed-forward sublayer on each. [spec 9.2]
 
-    Tokens and global tokens have a LayerNorm of their own before attention and share everything else.
+    Tokens and global tokens have separate LayerNorms before attention and share all other weights.
 
     Args:
         ops: the backend.
@@ -105,7 +105,7 @@ def encoder_layer(
         update_BTD, update_BGD = encoder_self_attention(
             ops, weights.at("self_attn"), config, normed_BTD, normed_BGD, key_mask_BT, blocks
         )
-    del normed_BTD, normed_BGD  # long inputs: the feed-forward sublayer needs the room
+    del normed_BTD, normed_BGD  # long inputs: frees memory for the feed-forward sublayer
 
     with scope("tokens"):
         tokens_BTD = tap("self_attn_residual", ops.add(tokens_BTD, update_BTD))
@@ -117,7 +117,7 @@ def encoder_layer(
 
 
 def is_staggered(config: PegasusXConfig, layer: int) -> bool:
-    """Tell whether a layer's blocks are shifted by half a block: the odd layers 1, 3, 5, …. [spec 8.2]
+    """Return whether a layer's blocks are shifted by K/2: the odd layers 1, 3, 5, …. [spec 8.2]
 
     Args:
         config: for stagger_local_blocks.
@@ -127,7 +127,7 @@ def is_staggered(config: PegasusXConfig, layer: int) -> bool:
 
 
 def layer_blocks(config: PegasusXConfig, num_tokens: int, layer: int) -> Blocks:
-    """List the blocks of one layer, staggered where it is.
+    """List the blocks of one layer.
 
     Args:
         config: for block_size and stagger_local_blocks.

@@ -30,10 +30,12 @@ class ForwardOptions(TypedDict):
 
 
 class Source(NamedTuple):
-    """A checked source on the device, before the encoder."""
+    """A checked source on the device, in one of three forms."""
 
-    tokens: Array  # token ids (B, T), or scaled embeddings without positions (B, T, D)
+    tokens: Array  # token ids (B, T); scaled embeddings without positions, or the encoder's output (B, T, D)
     mask_BT: Array | None
+    ids_BT: np.ndarray | None = None  # the token ids on the host, if ids were given
+    is_encoded: bool = False
 
 
 def check_source(
@@ -43,27 +45,28 @@ def check_source(
     attention_mask: Any,
     inputs_embeds: Any,
     encoder_outputs: Any = None,
-) -> Source | Encoded:
-    """Check the source in whichever of its three forms it is given, and bring it to the device.
+) -> Source:
+    """Check the source, given as ids, embeddings or encoder outputs, and bring it to the device.
 
     Raises:
-        InputError: none or several forms are given, or the model cannot take one.
+        InputError: none or several of them are given, or one is invalid.
     """
     inputs.exactly_one(input_ids=input_ids, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs)
     if encoder_outputs is None:
-        tokens = _check_tokens(ops, config, "input_ids", input_ids, "inputs_embeds", inputs_embeds)
-        return Source(tokens, _check_mask(ops, attention_mask, tokens))
+        tokens = _check_tokens(config, "input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        ids_BT = None if input_ids is None else tokens
+        return Source(ops.asarray(tokens), _check_mask(ops, attention_mask, tokens), ids_BT)
     states = inputs.encoder_states(encoder_outputs)
     tokens_BTD = ops.asarray(inputs.hidden_states("encoder_outputs", states, config.d_model))
     if attention_mask is None:
         attention_mask = getattr(encoder_outputs, "attention_mask", None)
-    return Encoded(tokens_BTD, None, _check_mask(ops, attention_mask, tokens_BTD))
+    return Source(tokens_BTD, _check_mask(ops, attention_mask, tokens_BTD), is_encoded=True)
 
 
-def run_encoder(ops: Backend, weights: Weights, config: PegasusXConfig, source: Source | Encoded) -> Encoded:
+def run_encoder(ops: Backend, weights: Weights, config: PegasusXConfig, source: Source) -> Encoded:
     """Run the encoder, unless the caller passed its output."""
-    if isinstance(source, Encoded):
-        return source
+    if source.is_encoded:
+        return Encoded(source.tokens, None, source.mask_BT)
     x_BTD = embed(ops, weights, config, "encoder", source.tokens, start=0)
     return Encoded(*encoder(ops, weights.at("encoder"), config, x_BTD, source.mask_BT), source.mask_BT)
 
@@ -72,7 +75,7 @@ def encode(
     ops: Backend,
     weights: Weights,
     config: PegasusXConfig,
-    source: Source | Encoded,
+    source: Source,
     hidden_states: bool,
     attentions: bool,
 ) -> EncoderOutput:
@@ -91,7 +94,7 @@ def forward(
     decoder_input_ids: Any,
     decoder_attention_mask: Any,
     *,
-    labels: np.ndarray | None = None,
+    labels_BL: np.ndarray | None = None,
     inputs_embeds: Any = None,
     decoder_inputs_embeds: Any = None,
     encoder_outputs: Any = None,
@@ -100,7 +103,7 @@ def forward(
     output_hidden_states: bool = False,
     output_attentions: bool = False,
 ) -> tuple[Array, dict[str, Any]]:
-    """Run encoder and decoder; the arguments are those of `PegasusXModel`, and checked labels (B, L).
+    """Run encoder and decoder; the arguments are those of `PegasusXModel`, and checked labels.
 
     Returns:
         The decoder's last hidden state (B, L, D) on the device, and the output fields that both models share.
@@ -109,14 +112,14 @@ def forward(
         InputError: arguments that the model cannot take, or that do not fit each other.
     """
     # All checks come before the encoder, which may take minutes.
-    targets = _check_tokens(
-        ops, config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds
+    targets = ops.asarray(
+        _check_tokens(config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
     )
     B, L = targets.shape[:2]
-    if labels is not None and labels.shape != (B, L):
-        raise InputError(f"labels have shape {labels.shape}, but the target {(B, L)}")
+    if labels_BL is not None and labels_BL.shape != (B, L):
+        raise InputError(f"labels have shape {labels_BL.shape}, but the target {(B, L)}")
     source = check_source(ops, config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
-    inputs.same_batch(encoder=source[0].shape[0], decoder=B)
+    inputs.same_batch(encoder=source.tokens.shape[0], decoder=B)
     if past_key_values is not None:
         _check_past(ops, config, past_key_values, source)
     start = 0 if past_key_values is None else past_key_values.length
@@ -150,14 +153,12 @@ def forward(
     return hidden_BLD, fields
 
 
-def _check_tokens(
-    ops: Backend, config: PegasusXConfig, ids_name: str, ids: Any, embeds_name: str, embeds: Any
-) -> Array:
-    """Check token ids, or the embeddings given instead, and bring them to the device."""
+def _check_tokens(config: PegasusXConfig, ids_name: str, ids: Any, embeds_name: str, embeds: Any) -> np.ndarray:
+    """Check token ids, or the embeddings given instead."""
     inputs.exactly_one(**{ids_name: ids, embeds_name: embeds})
     if ids is None:
-        return ops.asarray(inputs.hidden_states(embeds_name, embeds, config.d_model))
-    return ops.asarray(inputs.token_ids(ids_name, ids, config.vocab_size))
+        return inputs.hidden_states(embeds_name, embeds, config.d_model)
+    return inputs.token_ids(ids_name, ids, config.vocab_size)
 
 
 def _check_mask(ops: Backend, attention_mask: Any, tokens: Array) -> Array | None:
@@ -174,12 +175,12 @@ def _visible_targets(ops: Backend, attention_mask: Any, B: int, L: int, past_len
     return ops.asarray(causal_mask(L, X) & mask_BX[:, None])
 
 
-def _check_past(ops: Backend, config: PegasusXConfig, past: DecoderCache, source: Source | Encoded) -> None:
+def _check_past(ops: Backend, config: PegasusXConfig, past: DecoderCache, source: Source) -> None:
     if not isinstance(past, DecoderCache):
         raise InputError(
             f"past_key_values is a {type(past).__name__}: pass on the past_key_values of an earlier output"
         )
-    B, T = source[0].shape[:2]
+    B, T = source.tokens.shape[:2]
     heads = config.decoder_attention_heads
     expected = {((B, heads, T, config.d_model // heads), ops.dtype)}
     cached = {

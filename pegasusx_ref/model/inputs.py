@@ -1,4 +1,4 @@
-"""What users pass in, checked and made into arrays: a result or one clear error, never an obscure one later."""
+"""Checks of the arguments that users pass: an array, or one clear error before anything is computed."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = Fa
     """Check token ids.
 
     Args:
-        name: the argument's name, for errors.
+        name: of the argument, for errors.
         values: integers (B, T), an array or nested lists.
         vocab_size: V; ids lie in [0, V).
         ignored_labels: allow -100.
@@ -47,23 +47,23 @@ def mask(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray | None:
     """Check an attention mask.
 
     Args:
-        name: the argument's name, for errors.
+        name: of the argument, for errors.
         values: (B, T) of 0 and 1, or None.
         shape: the shape it must have.
 
     Returns:
-        Booleans (B, T), True where a token is real; None where every token is.
+        Booleans (B, T), True for a real token; None if every token is real.
 
     Raises:
-        InputError: another shape, or values besides 0 and 1.
+        InputError: another shape, or values other than 0 and 1.
     """
     if values is None:
         return None
     mask_BT = _array(name, values)
     if mask_BT.shape != shape:
-        raise InputError(f"{name} has shape {mask_BT.shape}: expected {shape}, a value for every token")
+        raise InputError(f"{name} has shape {mask_BT.shape}: expected {shape}, one value for each token")
     if not np.isin(mask_BT, (0, 1)).all():
-        raise InputError(f"{name} holds values besides 0 (padding) and 1 (a real token)")
+        raise InputError(f"{name} has values other than 0 (padding) and 1 (a real token)")
     return None if mask_BT.all() else mask_BT.astype(bool)
 
 
@@ -71,7 +71,7 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     """Check embeddings or encoder outputs.
 
     Args:
-        name: the argument's name, for errors.
+        name: of the argument, for errors.
         values: numbers (B, T, D).
         width: D.
 
@@ -83,17 +83,17 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     """
     x_BTD = _array(name, values)
     if x_BTD.ndim != 3 or x_BTD.shape[2] != width or not x_BTD.size:
-        raise InputError(f"{name} has shape {x_BTD.shape}: expected (batch, tokens, d_model={width}), none of them 0")
+        raise InputError(f"{name} has shape {x_BTD.shape}: expected (batch, tokens, d_model={width}), each at least 1")
     if x_BTD.dtype.kind != "f" and x_BTD.dtype.name != "bfloat16":
         raise InputError(f"{name} has dtype {x_BTD.dtype}: expected floating-point numbers")
     return x_BTD
 
 
 def encoder_states(outputs: Any) -> Any:
-    """Find the encoder's last hidden state in what a user passes as encoder outputs.
+    """Return the encoder's last hidden state from any form of encoder outputs.
 
     Args:
-        outputs: an output of `encode` or of a whole model, transformers' included, a tuple, or the states themselves.
+        outputs: an output of `encode` or of a model (also transformers'), a tuple, or the states themselves.
     """
     for name in ("encoder_last_hidden_state", "last_hidden_state"):
         outputs = getattr(outputs, name, outputs)
@@ -101,7 +101,7 @@ def encoder_states(outputs: Any) -> Any:
 
 
 def same_batch(**batches: int) -> None:
-    """Check that several arguments hold equally many sequences.
+    """Check that several arguments have the same batch size.
 
     Args:
         batches: number of sequences by argument name.
@@ -111,17 +111,17 @@ def same_batch(**batches: int) -> None:
     """
     if len(set(batches.values())) > 1:
         sizes = ", ".join(f"{name}: {size}" for name, size in batches.items())
-        raise InputError(f"batch sizes differ ({sizes}): pass equally many sequences")
+        raise InputError(f"batch sizes differ ({sizes}): pass the same number of sequences")
 
 
 def exactly_one(**arguments: Any) -> None:
-    """Check that one of several arguments that say the same is given, and one only.
+    """Check that exactly one of several alternative arguments is given.
 
     Args:
         arguments: values by argument name.
 
     Raises:
-        InputError: none is given, or more than one.
+        InputError: none or several are given.
     """
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
@@ -133,7 +133,7 @@ def _array(name: str, values: Any) -> np.ndarray:
     try:
         return to_numpy(values)
     except TypeError as error:
-        raise InputError(f"{name} is no array: {error}") from None
+        raise InputError(f"{name} is not an array: {error}") from None
     except ValueError:
         raise InputError(
             f"{name} has rows of different lengths: pad them, for example with tokenizer(texts, return_tensors='np')"

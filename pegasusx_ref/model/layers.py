@@ -1,4 +1,4 @@
-"""What encoder and decoder share: embedding, normalization, projections, the feed-forward sublayer, the head."""
+"""Sublayers that encoder and decoder share: embedding, normalization, projections, feed-forward; and the head."""
 
 import math
 
@@ -64,7 +64,7 @@ def normalize(ops: Backend, weights: Weights, name: str, config: PegasusXConfig,
 
 
 def project_heads(ops: Backend, weights: Weights, name: str, num_heads: int, x_BTD: Array) -> Array:
-    """Project hidden states to queries, keys or values and cut them into heads. [spec 6.5]
+    """Project hidden states to queries, keys or values and split them into heads. [spec 6.5]
 
     Args:
         ops: the backend.
@@ -80,7 +80,7 @@ def project_heads(ops: Backend, weights: Weights, name: str, num_heads: int, x_B
 
 
 def project_out(ops: Backend, weights: Weights, context_BHTF: Array) -> Array:
-    """Join the heads again and project what they found back to hidden states. [spec 6.6]
+    """Merge the heads and project the attended values back to hidden states. [spec 6.6]
 
     Args:
         ops: the backend.
@@ -88,7 +88,7 @@ def project_out(ops: Backend, weights: Weights, context_BHTF: Array) -> Array:
         context_BHTF: attended values (B, H, T, F).
 
     Returns:
-        What the attention adds to the residual stream (B, T, D).
+        The update of the residual stream (B, T, D).
     """
     return tap("out_proj", ops.linear_full_precision(merge_heads(context_BHTF), weights["out_proj.weight"]))
 

@@ -38,7 +38,7 @@ def load_weights(folder: Path, config: PegasusXConfig, head: bool) -> tuple[dict
 def _resolve_ties(
     tensors: dict[str, np.ndarray], config: PegasusXConfig, folder: Path
 ) -> tuple[dict[str, np.ndarray], PegasusXConfig]:
-    """Drop the copies of the embedding table where the configuration ties them; believe the files where they differ."""
+    """Drop the tied copies of the embedding table; where stored copies differ, the files override the configuration."""
     present = [name for name in (EMBEDDING, *EMBEDDING_COPIES) if name in tensors]
     if not config.tie_word_embeddings or not present:
         return tensors, config
@@ -50,8 +50,8 @@ def _resolve_ties(
     if not differing:
         return tensors, config
     warnings.warn(
-        f"{folder}: {', '.join(differing)} differ from {present[0]} although config.json ties them; each is used as it "
-        "is stored, as transformers does (tie_word_embeddings=false says so)",
+        f"{folder}: {', '.join(differing)} differ from {present[0]} although config.json ties them: each is used as "
+        "stored, as in transformers (set tie_word_embeddings=false)",
         stacklevel=4,
     )
     for name in EMBEDDING_COPIES:
@@ -65,12 +65,12 @@ def _check(
     for name, tensor in tensors.items():
         path = files.get(name, folder)
         if name not in shapes:
-            raise CheckpointError(f"{path}: tensor {name!r} belongs to no part of this model; compare config.json")
+            raise CheckpointError(f"{path}: tensor {name!r} is not part of this model: compare config.json")
         if tensor.shape != shapes[name]:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has shape {tensor.shape}, but config.json makes it {shapes[name]}"
+                f"{path}: tensor {name!r} has shape {tensor.shape}, but config.json implies {shapes[name]}"
             )
     missing = [name for name in shapes if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{folder}: tensor {missing[0]!r}{more} is in none of its weight files")
+        raise CheckpointError(f"{folder}: the weight files lack tensor {missing[0]!r}{more}")

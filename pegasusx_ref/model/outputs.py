@@ -1,4 +1,4 @@
-"""What a model returns: the fields that transformers gives, read off the trace points. [spec 16]"""
+"""The outputs of a model, with transformers' field names; optional ones are taken from the trace. [spec 16]"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +16,10 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(eq=False)
 class ModelOutput:
-    """Named results; like in transformers, also by string and by position among those that are not None."""
+    """Named results, as in transformers: by attribute, by name, and by position among those that are not None."""
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Give the fields that are not None, in order."""
+        """Return the fields that are not None, in order."""
         return tuple(value for f in fields(self) if (value := getattr(self, f.name)) is not None)
 
     def __contains__(self, name: object) -> bool:
@@ -35,15 +35,15 @@ class ModelOutput:
 
 @dataclass(eq=False)
 class EncoderOutput(ModelOutput):
-    """What the encoder found; `encoder_outputs=` takes it back.
+    """The encoder's output, accepted by `encoder_outputs=`.
 
     Attributes:
         last_hidden_state: (B, T, D), after the last LayerNorm.
         hidden_states: layers + 1 arrays (B, T, D): the input of every layer, then `last_hidden_state`.
-        attentions: for every layer {"global": (B, H, G, G+T), "local": [(B, H, S, G+S), …]}, one a block.
+        attentions: for every layer {"global": (B, H, G, G+T), "local": [(B, H, S, G+S), …]}, one array for each block.
         global_hidden_states: layers + 1 arrays (B, G, D): the input of every layer, then `global_hidden_state`.
         global_hidden_state: (B, G, D), the global tokens after the last layer, without LayerNorm.
-        attention_mask: (B, T) booleans, or None where every token is real; goes with the output into the decoder.
+        attention_mask: (B, T) booleans, or None if every token is real; the decoder uses it for cross-attention.
     """
 
     last_hidden_state: np.ndarray
@@ -56,14 +56,14 @@ class EncoderOutput(ModelOutput):
 
 @dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
-    """What `PegasusXModel` returns.
+    """The output of `PegasusXModel`.
 
     Attributes:
         last_hidden_state: (B, L, D), the decoder's, after the last LayerNorm.
         past_key_values: the decoder's cache, for `past_key_values=`.
         decoder_hidden_states: layers + 1 arrays (B, L, D): the input of every layer, then `last_hidden_state`.
-        decoder_attentions: (B, H, L, X) a layer.
-        cross_attentions: (B, H, L, T) a layer.
+        decoder_attentions: (B, H, L, X) for each layer.
+        cross_attentions: (B, H, L, T) for each layer.
         encoder_last_hidden_state: (B, T, D).
         encoder_hidden_states: see `EncoderOutput.hidden_states`.
         encoder_attentions: see `EncoderOutput.attentions`.
@@ -81,10 +81,10 @@ class Seq2SeqModelOutput(ModelOutput):
 
 @dataclass(eq=False, kw_only=True)
 class Seq2SeqLMOutput(ModelOutput):
-    """What `PegasusXForConditionalGeneration` returns: `Seq2SeqModelOutput` with logits instead of hidden states.
+    """The output of `PegasusXForConditionalGeneration`: `Seq2SeqModelOutput` with logits instead of hidden states.
 
     Attributes:
-        loss: mean cross-entropy in nats a label, where labels were passed.
+        loss: mean cross-entropy per label in nats, if labels were passed.
         logits: (B, L, V).
     """
 
@@ -101,11 +101,11 @@ class Seq2SeqLMOutput(ModelOutput):
 
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """What `generate` returns with return_dict_in_generate=True.
+    """The output of `generate` with return_dict_in_generate=True.
 
     Attributes:
         sequences: int64 ids (B R, L).
-        sequences_scores: scores of the texts that beam search found (B R,), log-probability / length^length_penalty.
+        sequences_scores: scores of beam search's texts (B R,), log-probability / length^length_penalty.
     """
 
     sequences: np.ndarray
@@ -117,10 +117,10 @@ ATTENTIONS = ("*.probs",)
 
 
 class Recorded:
-    """The optional outputs, read off recorded trace points. [spec 16.6]
+    """Collects the optional outputs from recorded trace points. [spec 16.6]
 
     Args:
-        ops: the backend that the tensors are on.
+        ops: the backend of the tensors.
         trace: recorded tensors by name.
     """
 
@@ -129,7 +129,7 @@ class Recorded:
         self._trace = trace
 
     def layers(self, name: str, num_layers: int) -> list[np.ndarray]:
-        """Collect a trace point over all layers; ``{}`` in its name stands for the layer."""
+        """Collect a trace point over all layers; ``{}`` in its name is the layer's number."""
         return [self._ops.to_numpy(self._trace[name.format(i)]) for i in range(num_layers)]
 
     def encoder_attentions(self, num_layers: int) -> tuple[dict[str, Any], ...]:
@@ -144,6 +144,6 @@ class Recorded:
 
 
 def recording(hidden_states: bool, attentions: bool) -> AbstractContextManager[dict[str, Any]]:
-    """Record the trace points of the optional outputs, and listen to nothing where none is asked for."""
+    """Record the trace points of the requested optional outputs; without any, no listener is installed."""
     patterns = HIDDEN_STATES * hidden_states + ATTENTIONS * attentions
     return record(*patterns) if patterns else nullcontext({})

@@ -100,7 +100,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             options["use_cache"] = bool(options.get("use_cache"))
         model = (self.ops, self.weights, self.config)
         hidden_BLD, fields = forward(
-            *model, input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels=labels, **options
+            *model, input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels_BL=labels, **options
         )
         logits_BLV = tap("lm_head", lm_head(self.ops, self.weights, hidden_BLD))
         loss = None
@@ -148,13 +148,10 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         """
         config = self._checked_settings(settings, streamer)
         source = check_source(self.ops, self.config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
-        source_ids = None
-        if size := config.encoder_no_repeat_ngram_size:
-            if input_ids is None:
-                raise InputError(
-                    f"encoder_no_repeat_ngram_size={size} compares with the source: pass input_ids, or set it to 0"
-                )
-            source_ids = self.ops.to_numpy(source[0])
+        if (size := config.encoder_no_repeat_ngram_size) and source.ids_BT is None:
+            raise InputError(
+                f"encoder_no_repeat_ngram_size={size} compares with the source: pass input_ids, or set it to 0"
+            )
         is_static, is_traced = self._cache_kind(cache_implementation)
 
         model = (self.ops, self.weights, self.config)
@@ -164,14 +161,14 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             max_tokens = config.lengths()[1] - 1
             next_logits = StaticDecodeStep(*model, encoded, max_tokens, compiled=not is_traced)
         batch_size = encoded.tokens_BTD.shape[0]
-        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer, self.ops)
+        ids, scores = search(next_logits, batch_size, config, source.ids_BT, seed, streamer, self.ops)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
     def _checked_settings(self, settings: dict[str, Any], streamer: Streamer | None) -> GenerationConfig:
         """Merge the settings with the checkpoint's, check them, and warn of those that have no effect."""
         config = self.generation_config.updated(**settings)
         config.check(self.config.vocab_size)
-        if ignored := config.not_followed():
+        if ignored := config.unsupported():
             warnings.warn(f"ignoring unsupported settings of the checkpoint: {ignored}", stacklevel=3)
         shortest, longest = config.lengths()
         if shortest > longest:

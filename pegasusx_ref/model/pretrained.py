@@ -1,4 +1,4 @@
-"""What both public models share: a configuration, weights on a backend, and reading and writing them."""
+"""The base of both public models: a configuration, weights on a backend, loading and saving."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +26,9 @@ class PegasusXPreTrainedModel:
     Args:
         config: the model's configuration.
         tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype.
-            Those that are in the compute dtype already are not copied: they are not to be written into any more.
-        ops: the backend; it keeps the weights in its compute dtype.
-        generation_config: defaults of `generate`; those of the configuration where None.
+            Tensors already in the compute dtype are not copied and must not be modified afterwards.
+        ops: the backend, which stores the weights in its compute dtype.
+        generation_config: defaults of `generate`; taken from the configuration if None.
     """
 
     has_head: ClassVar[bool]
@@ -56,12 +56,12 @@ class PegasusXPreTrainedModel:
 
     @property
     def dtype(self) -> str:
-        """What the model computes in."""
+        """The compute dtype."""
         return self.ops.dtype
 
     @property
     def device(self) -> str:
-        """Where the model computes."""
+        """The device, such as "cpu" or "cuda:0"."""
         return self.ops.device
 
     @classmethod
@@ -75,20 +75,20 @@ class PegasusXPreTrainedModel:
         torch_dtype: Any = None,
         device_map: str | None = None,
     ) -> Self:
-        """Load a model folder as transformers writes it.
+        """Load a checkpoint folder as written by transformers.
 
         Args:
-            folder: holds config.json, the weights, and generation_config.json if any.
+            folder: contains config.json, the weights, and optionally generation_config.json.
             backend: one of `available_backends()`.
             device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
-            dtype: "float32" where None; "auto" is the checkpoint's own; NumPy's and torch's dtypes serve too.
+            dtype: "float32" if None; "auto" for the checkpoint's own; a NumPy or torch dtype is accepted too.
             torch_dtype: the older spelling of `dtype`.
             device_map: the documentation's spelling of `device`, "auto" in particular.
 
         Raises:
-            CheckpointError: the folder or a file in it is missing, corrupt or of another model.
-            ConfigError: config.json describes no PEGASUS-X model.
-            BackendError: the backend, the device or the dtype is not to be had.
+            CheckpointError: the folder or a file in it is missing, corrupt, or belongs to another model.
+            ConfigError: config.json does not describe a valid PEGASUS-X model.
+            BackendError: the backend, the device or the dtype is not available.
         """
         folder = Path(folder)
         config = PegasusXConfig.from_pretrained(folder)
@@ -106,7 +106,7 @@ class PegasusXPreTrainedModel:
         device: str | int | None = None,
         dtype: Any = None,
     ) -> Self:
-        """Make a model with random weights, the same for a seed on every backend and in every dtype.
+        """Create a model with random weights, which depend on the seed only, not on backend or dtype.
 
         Args:
             config: the model's configuration.
@@ -116,11 +116,11 @@ class PegasusXPreTrainedModel:
             dtype: see `from_pretrained`.
 
         Raises:
-            BackendError: the backend, the device or the dtype is not to be had.
+            BackendError: the backend, the device or the dtype is not available.
             InputError: a seed below 0.
         """
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
-            raise InputError(f"seed={seed!r} must be a whole number of at least 0")
+            raise InputError(f"seed={seed!r} must be an integer of at least 0")
         ops = _backend(backend, device, dtype, config)
         return cls(config, random_weights(config, seed, cls.has_head), ops)
 
@@ -152,11 +152,11 @@ class PegasusXPreTrainedModel:
         """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.
 
         Args:
-            folder: made where there is none; it may be the one that the model came from.
+            folder: created if it does not exist; may be the folder that the model was loaded from.
         """
         folder = Path(folder)
         extra = self.config.extra | {"architectures": [type(self).__name__]}
-        # What the backend keeps in half precision are matrices; vectors stay as they are.
+        # A backend in half precision keeps only matrices in it; vectors are saved as they are.
         stored = numpy_dtype(self.dtype)
         tensors = {n: t.astype(stored, copy=False) if t.ndim > 1 else t for n, t in self.state_dict().items()}
         write_weights(folder, tensors, PREFIX if self.has_head else "")
@@ -165,14 +165,14 @@ class PegasusXPreTrainedModel:
             write_json(folder / "generation_config.json", self.generation_config.to_dict())
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Give all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
+        """Return all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
 
-        They may be the model's own arrays: copy before writing into one.
+        They may be the model's own arrays: copy one before modifying it.
         """
         return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
 
     def num_parameters(self) -> int:
-        """Count the weights, tied ones once."""
+        """Count the parameters, tied ones once."""
         return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
 
 

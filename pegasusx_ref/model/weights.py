@@ -1,4 +1,4 @@
-"""The tensors of a model: which there are, a view of those of one layer, random ones. [spec 14]"""
+"""The weights of a model: their names and shapes, the view of one layer, random values. [spec 14]"""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 
 
 class Weights(Mapping[str, Any]):
-    """Tensors by checkpoint name, seen from one place of the model. [spec 14.2]
+    """Tensors by checkpoint name, relative to a prefix such as one layer's. [spec 14.2]
 
     ``weights.at("layers.0")["fc1.weight"]`` is the tensor ``layers.0.fc1.weight``.
 
     Args:
         tensors: every tensor by its full name.
-        place: the dotted prefix that this view looks behind.
+        place: the dotted prefix.
     """
 
     def __init__(self, tensors: Mapping[str, Any], place: str = "") -> None:
@@ -28,7 +28,7 @@ class Weights(Mapping[str, Any]):
         self._prefix = f"{place}." if place else ""
 
     def at(self, place: str) -> "Weights":
-        """Look from a place further in."""
+        """Return the view with a longer prefix."""
         return Weights(self._tensors, self._prefix + place)
 
     def __getitem__(self, name: str) -> Any:
@@ -47,7 +47,7 @@ def parameter_shapes(config: PegasusXConfig, head: bool = True) -> dict[str, tup
 
     Args:
         config: the model's configuration.
-        head: the model has a language-model head; that of a tied model is the embedding table.
+        head: whether the model has a language-model head; a tied model's head is the embedding table.
 
     Returns:
         Shapes by name, without the ``model.`` prefix of `PegasusXForConditionalGeneration` checkpoints.
@@ -94,12 +94,12 @@ def parameter_shapes(config: PegasusXConfig, head: bool = True) -> dict[str, tup
 def random_weights(config: PegasusXConfig, seed: int = 0, head: bool = True) -> dict[str, np.ndarray]:
     """Draw every tensor at random, reproducibly and independently of the others. [spec 14.4]
 
-    Matrices, tables and biases are normal with deviation config.init_std, LayerNorm scales 1 plus the same: no tensor
-    is constant, so that no mistake hides behind a zero or a one.
+    Matrices, tables and biases are normal with standard deviation config.init_std, LayerNorm scales are 1 plus such a
+    value: no tensor is constant, because zeros and ones would hide bugs.
 
     Args:
         config: the model's configuration.
-        seed: 0 or more; a tensor depends on the seed, its name and its shape alone.
+        seed: 0 or more; a tensor depends only on the seed, its name and its shape.
         head: see `parameter_shapes`.
 
     Returns:
@@ -114,10 +114,10 @@ def random_weights(config: PegasusXConfig, seed: int = 0, head: bool = True) -> 
 
 
 def tie_embeddings(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give the embedding table all four names, each copy that is absent being the table itself. [spec 14.5]
+    """Add the missing names of the embedding table, which has four, as references to the same tensor. [spec 14.5]
 
     Args:
-        tensors: tensors by name, at least one of the four among them.
+        tensors: tensors by name, with at least one of the four.
     """
     present = next(tensors[name] for name in (EMBEDDING, *EMBEDDING_COPIES) if name in tensors)
     return dict.fromkeys((EMBEDDING, *EMBEDDING_COPIES), present) | dict(tensors)

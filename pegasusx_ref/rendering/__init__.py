@@ -1,1 +1,1 @@
-"""Numbers, tables, HTML pages and figures for people, as `verification`, `study` and `benchmarking` need them."""
+"""Number formatting, text tables, HTML templates and matplotlib helpers, shared by several rooms."""

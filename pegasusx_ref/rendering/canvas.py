@@ -1,4 +1,4 @@
-"""What the pictures share: one look, colours that colour-blind readers can tell apart, and matplotlib where it is."""
+"""Helpers that all figures share: one style, a colour-blind-safe palette, and matplotlib as an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Two of Okabe and Ito's colours, and greys.
+# Blue and orange of Okabe and Ito's colour-blind-safe palette, and greys.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#E69F00", "#595959", "#ECECEC"
 MOST_TICKS = 12
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure that belongs to no window.
+    """Create an empty figure without a window.
 
     Args:
         width: in inches.
@@ -36,7 +36,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def new_axes(figure: Figure, *args: Any, **kwargs: Any) -> Axes:
-    """Add axes with thin grey lines; arguments as of matplotlib's `add_subplot`."""
+    """Add axes with thin grey spines; the arguments are those of matplotlib's `add_subplot`."""
     axes: Axes = figure.add_subplot(*args, **kwargs)
     axes.spines[:].set(color=GREY, linewidth=0.6)
     axes.tick_params(color=GREY, labelsize=8)
@@ -44,24 +44,31 @@ def new_axes(figure: Figure, *args: Any, **kwargs: Any) -> Axes:
 
 
 def title(axes: Axes, text: str) -> None:
-    """Say what is to be seen, where reading begins."""
+    """Set a left-aligned title."""
     axes.set_title(text, loc="left", fontsize=10)
 
 
 def rectangle(axes: Axes, x: float, y: float, width: float, height: float, colour: str, **kwargs: Any) -> None:
-    """Fill a rectangle, without an outline unless one is asked for."""
+    """Draw a filled rectangle, without an outline by default."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((x, y), width, height, facecolor=colour, **({"linewidth": 0} | kwargs)))
 
 
-def thinned(places: Sequence[int], most: int = MOST_TICKS) -> list[int]:
-    """Leave out as many, evenly, that labels at the others do not touch."""
-    return list(places)[:: -(-len(places) // most)]
+def thinned(ticks: Sequence[int], most: int = MOST_TICKS) -> list[int]:
+    """Keep every n-th tick, at most `most` of them, so that labels do not overlap."""
+    return list(ticks)[:: -(-len(ticks) // most)]
 
 
-def heat(axes: Axes, cells: np.ndarray, highest: float, keys: int) -> Any:
-    """Fill axes with cells of so many keys, from light to dark by the square root; NaN stays grey."""
+def heatmap(axes: Axes, cells: np.ndarray, highest: float, keys: int) -> Any:
+    """Draw cells as a heatmap whose colour scale is the square root of the value; NaN is grey.
+
+    Args:
+        axes: to draw into.
+        cells: values (rows, columns).
+        highest: the value of the darkest colour.
+        keys: how many keys a column covers.
+    """
     from matplotlib.colors import PowerNorm
 
     axes.set_facecolor(LIGHT)
@@ -71,13 +78,8 @@ def heat(axes: Axes, cells: np.ndarray, highest: float, keys: int) -> Any:
 
 
 def legend(figure: Figure, kinds: Sequence[tuple[str, str, str]]) -> None:
-    """Say below a figure what its colours mean: (name, colour, hatch) of each."""
+    """Add a legend below a figure: (name, colour, hatch) of each entry."""
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=c, edgecolor="#A0A0A0", linewidth=0.4, hatch=h, label=name) for name, c, h in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Say how many there are of something."""
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,4 +1,4 @@
-"""Numbers and tables for people: large counts with a letter, sizes in bytes, columns that stand under each other."""
+"""Numbers and tables as text: counts with SI prefixes, sizes in bytes, aligned columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,10 +8,10 @@ class Table(NamedTuple):
     """Rows of text.
 
     Attributes:
-        header: the columns' names.
-        rows: as many cells each.
-        left: how many columns, from the first, are words; the others are numbers and stand at the right.
-        headings: numbers of the rows that stand above others.
+        header: the names of the columns.
+        rows: one cell for each column.
+        left: how many columns, from the first, are left-aligned text; the others are right-aligned numbers.
+        headings: indices of the rows that are headings or totals.
     """
 
     header: Sequence[str]
@@ -21,7 +21,7 @@ class Table(NamedTuple):
 
 
 def as_lines(table: Table) -> list[str]:
-    """Write a table as aligned text."""
+    """Format a table as aligned text, never wrapped or truncated: piped output does not depend on a terminal."""
     lines = [table.header, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     adjust = [str.ljust if i < table.left else str.rjust for i in range(len(widths))]
@@ -29,17 +29,23 @@ def as_lines(table: Table) -> list[str]:
 
 
 def count(number: int) -> str:
-    """Write a count with three digits and a letter for thousands, millions, …; 0 is a dash."""
+    """Format a count with three digits and an SI prefix; 0 is a dash."""
     return scaled(number, 1000, ("", " k", " M", " G", " T", " P", " E"))
 
 
 def size(num_bytes: int) -> str:
-    """Write a number of bytes in KiB, MiB, ….; 0 is a dash."""
+    """Format a number of bytes in B, KiB, MiB, …; 0 is a dash."""
     return scaled(num_bytes, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"))
 
 
 def scaled(number: int, step: int, units: Sequence[str]) -> str:
-    """Divide by a step until less than a step is left, and write the unit behind."""
+    """Format a number in the largest unit in which it is at least 1.
+
+    Args:
+        number: in the first unit.
+        step: factor from each unit to the next.
+        units: suffixes, the smallest unit first.
+    """
     if not number:
         return "-"
     value, power = float(number), 0
@@ -49,16 +55,16 @@ def scaled(number: int, step: int, units: Sequence[str]) -> str:
     return f"{value:.{digits}f}{units[power]}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Write exactly how many of something there are."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Format an exact count with its noun, as in "1,234 tokens"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def number(value: float) -> str:
-    """Write a measured number with three digits."""
+    """Format a measured number with three significant digits."""
     return f"{value:.3g}"
 
 
 def dimensions(letters: str, sizes: Sequence[int | str]) -> str:
-    """Write a shape with its letters, as in "BTD 1×33×192"."""
+    """Format a shape with its dimension letters, as in "BTD 1×33×192"."""
     return f"{letters} {'×'.join(map(str, sizes))}"

@@ -1,15 +1,15 @@
-"""Templates of the HTML pages that lie in the package."""
+"""Jinja templates of HTML pages."""
 
 from typing import Any
 
 
 def page_template(package: str, name: str, **filters: Any) -> Any:
-    """Read a Jinja template; what it is given is escaped, and what it is not given is an error.
+    """Load a template that escapes its values and raises an error for an undefined one.
 
     Args:
-        package: whose folder "templates" it lies in, by its dotted name.
+        package: dotted name of the package whose folder "templates" holds the file.
         name: of the file.
-        filters: that it uses, by name.
+        filters: Jinja filters, by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

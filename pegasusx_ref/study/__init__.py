@@ -1,1 +1,1 @@
-"""Means to study the model: the specification by place, costs, a run as a table, and pictures of who sees whom."""
+"""Tools to study the model: the specification by place, costs, traces as tables, pictures and pages of attention."""

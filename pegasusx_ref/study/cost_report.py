@@ -1,28 +1,21 @@
-"""The costs of a model, written down: parts, attention beside dense attention, decoding."""
+"""Tables of a model's costs: its parts, block-local and dense attention, decoding."""
 
 from typing import Any
 
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.rendering.tables import Table, count, size
-from pegasusx_ref.study.costs import (
-    Cost,
-    block_local_attention,
-    cache_size,
-    dense_attention,
-    part_costs,
-    token_flops,
-)
+from pegasusx_ref.study.costs import Cost, block_local_attention, cache_size, dense_attention, part_costs, token_flops
 
 
 def total(parts: list[Cost]) -> Cost:
-    """Add parts up; of the largest tensor the largest counts."""
+    """Add up the parts; the largest tensor is the largest of all parts."""
     sums = sum(part.parameters for part in parts), sum(part.flops for part in parts)
     return Cost("all", *sums, max(part.largest for part in parts))
 
 
 def part_table(config: PegasusXConfig, T: int, L: int, dtype: str) -> Table:
-    """Make the table of the parts.
+    """Tabulate the cost of each part, and the total.
 
     Args:
         config: the model's configuration.
@@ -48,7 +41,7 @@ def part_table(config: PegasusXConfig, T: int, L: int, dtype: str) -> Table:
 
 
 def attention_table(config: PegasusXConfig, T: int, dtype: str) -> Table:
-    """Put the encoder's attention beside dense attention.
+    """Compare the encoder's attention with dense attention.
 
     Args:
         config: the model's configuration.
@@ -66,7 +59,7 @@ def attention_table(config: PegasusXConfig, T: int, dtype: str) -> Table:
 
 
 def decoding_lines(config: PegasusXConfig, T: int, L: int, dtype: str) -> list[str]:
-    """Say what decoding costs once the source is read.
+    """Describe the cost of decoding after the source is encoded.
 
     Args:
         config: the model's configuration.
@@ -77,12 +70,12 @@ def decoding_lines(config: PegasusXConfig, T: int, L: int, dtype: str) -> list[s
     caches = size(numpy_dtype(dtype).itemsize * cache_size(config, T, L))
     return [
         f"caches of {L} target and {T} source tokens: {caches}",
-        f"a target token more, with these caches: {count(token_flops(config, T, past=L))} FLOPs",
+        f"decode step with these caches: {count(token_flops(config, T, past=L))} FLOPs",
     ]
 
 
 def as_dict(config: PegasusXConfig, T: int, L: int, dtype: str) -> dict[str, Any]:
-    """Make an object that JSON can hold, with numbers of elements and of bytes.
+    """Convert the costs to JSON values: sizes in elements, and the bytes of an element.
 
     Args:
         config: the model's configuration.

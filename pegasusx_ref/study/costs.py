@@ -1,4 +1,4 @@
-"""What a run costs, part by part: parameters, FLOPs, memory; dense attention beside block-local."""
+"""Costs of a run, part by part: parameters, FLOPs, memory; block-local and dense attention."""
 
 from fnmatch import fnmatchcase
 from math import prod
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.weights import parameter_shapes
-from pegasusx_ref.study.steps import Step, steps, weights_of
+from pegasusx_ref.study.shape_inference import Step, steps, weights_of
 
-# The parts of the model by the trace points in them; each belongs to one part.
+# The parts of the model as patterns of trace points; every trace point belongs to exactly one part.
 PARTS: dict[str, tuple[str, ...]] = {
     "token embeddings": ("*.embed_tokens", "*.embeddings"),
     "global tokens": ("encoder.embed_global",),
@@ -31,13 +31,13 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 class Cost(NamedTuple):
-    """What some steps take.
+    """The cost of a part of the model.
 
     Attributes:
         name: of the part.
-        parameters: numbers in the weights that no part before has counted: a tied head has none of its own.
+        parameters: weights that no earlier part counts: a tied head has none.
         flops: of the matrix products.
-        largest: number of elements of the largest tensor, the most that has to be there at a time.
+        largest: number of elements of the largest tensor.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Cost(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """What the encoder's attention takes between the projections.
+    """The cost of the encoder's attention, without its projections.
 
     Attributes:
         name: of the kind.
-        scores: pairs of a query and a key in all heads, of a text in the layer that has most of them.
-        flops: of all layers and texts, for scores and weighted sums.
-        largest: elements of the largest tensor of scores.
+        scores: pairs of a query and a key in all heads, for one text, in the layer with most of them.
+        flops: of scores and weighted sums, over all layers and texts.
+        largest: number of elements of the largest tensor of scores.
     """
 
     name: str
@@ -63,18 +63,18 @@ class Attention(NamedTuple):
 
 
 def part_of(name: str) -> str:
-    """Find the part that a trace point belongs to."""
+    """Return the part that a trace point belongs to."""
     return next(part for part, patterns in PARTS.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def part_costs(config: PegasusXConfig, T: int, L: int, B: int = 1) -> list[Cost]:
-    """Work out what each part costs in a run over a whole source and a whole target.
+    """Compute the cost of each part in a run over a whole source and a whole target.
 
     Args:
         config: the model's configuration.
         T: source tokens.
         L: target tokens.
-        B: texts.
+        B: batch size.
     """
     by_part: dict[str, list[Step]] = {part: [] for part in PARTS}
     for one in steps(config, T, L, B):
@@ -84,13 +84,13 @@ def part_costs(config: PegasusXConfig, T: int, L: int, B: int = 1) -> list[Cost]
 
 
 def cost(name: str, config: PegasusXConfig, members: list[Step], counted: set[str] | None = None) -> Cost:
-    """Add up what some steps cost.
+    """Add up the cost of steps.
 
     Args:
-        name: what to call them.
+        name: of the part.
         config: the model's configuration.
         members: the steps.
-        counted: weights that are not to be counted again; those of these steps are added.
+        counted: weights that are counted already; those of these steps are added.
     """
     counted = set() if counted is None else counted
     shapes = parameter_shapes(config)
@@ -105,12 +105,12 @@ def cost(name: str, config: PegasusXConfig, members: list[Step], counted: set[st
 
 
 def block_local_attention(config: PegasusXConfig, T: int, B: int = 1) -> Attention:
-    """Cost of the attention that PEGASUS-X has: H (T (G + K) + G (G + T)) scores a layer, where K divides T.
+    """Compute the cost of PEGASUS-X's attention: H (T (G + K) + G (G + T)) scores a layer if K divides T.
 
     Args:
         config: the model's configuration.
         T: source tokens.
-        B: texts.
+        B: batch size.
     """
     inside = [one for one in steps(config, T, 1, B) if ".local." in one.name or ".global." in one.name]
     scores = [one for one in inside if one.name.endswith(".scores")]
@@ -125,12 +125,12 @@ def block_local_attention(config: PegasusXConfig, T: int, B: int = 1) -> Attenti
 
 
 def dense_attention(config: PegasusXConfig, T: int, B: int = 1) -> Attention:
-    """Cost of attention from every token to every token, without global tokens: H T T scores a layer.
+    """Compute the cost of attention from every token to every token, without global tokens: H T T scores a layer.
 
     Args:
         config: the model's configuration.
         T: source tokens.
-        B: texts.
+        B: batch size.
     """
     H, D, N = config.encoder_attention_heads, config.d_model, config.encoder_layers
     scores = H * T * T if N else 0
@@ -139,17 +139,17 @@ def dense_attention(config: PegasusXConfig, T: int, B: int = 1) -> Attention:
 
 
 def token_flops(config: PegasusXConfig, T: int, past: int, B: int = 1) -> int:
-    """Count the FLOPs of one more target token, with everything before it in the caches.
+    """Count the FLOPs of a decode step: one more target token, with all earlier ones in the caches.
 
     Args:
         config: the model's configuration.
         T: source tokens.
-        past: target tokens before it, at least one: with the first one the cross-attention's keys and values are made.
-        B: texts.
+        past: target tokens before it, at least one: the first one computes the cross-attention's keys and values.
+        B: batch size.
     """
     return sum(one.flops for one in steps(config, T, 1, B, past))
 
 
 def cache_size(config: PegasusXConfig, T: int, L: int, B: int = 1) -> int:
-    """Count the numbers in the decoder's caches: keys and values of L target and T source tokens in every layer."""
+    """Count the elements of the decoder's caches: keys and values of L target and T source tokens in every layer."""
     return 2 * config.decoder_layers * B * (L + T) * config.d_model

@@ -1,4 +1,4 @@
-"""Steps as the lines of a table: the blocks of a layer folded to one, scopes as headings."""
+"""The steps of a run as a table: a row for the blocks of a layer together, a heading for each scope."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,23 +7,23 @@ from typing import Any, NamedTuple
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.checkpoint.files import finite_or_word
 from pegasusx_ref.rendering.tables import Table, count, dimensions, number, size
-from pegasusx_ref.study.steps import Step
-from pegasusx_ref.study.watching import Summary, joined
+from pegasusx_ref.study.shape_inference import Step
+from pegasusx_ref.study.tensor_statistics import Statistics, combined
 
 SCOPES = re.compile(r"(encoder|decoder)(?:\.(layers\.[\d*]+))?(?:\.((?:self|encoder)_attn))?\.(.+)")
 
 
 class Row(NamedTuple):
-    """A line of the table: a step, or the steps of all blocks of a layer.
+    """A row of the table: a step, or the steps of all blocks of a layer.
 
     Attributes:
-        name: of the trace point, "local.*" for all blocks.
+        name: of the trace point, with "local.*" for all blocks.
         letters: its dimensions.
-        shape: their sizes; where blocks differ, "from-to".
-        tensors: how many the row stands for.
-        size: elements of all of them.
-        flops: of all of them.
-        summary: of all of them; None where nothing ran.
+        shape: their sizes; "from-to" where blocks differ.
+        tensors: number of tensors that the row covers.
+        size: their elements in total.
+        flops: their FLOPs in total.
+        statistics: of their union; None without a run.
     """
 
     name: str
@@ -32,52 +32,54 @@ class Row(NamedTuple):
     tensors: int
     size: int
     flops: int
-    summary: Summary | None
+    statistics: Statistics | None
 
 
-def rows_of(steps: Iterable[Step], summaries: Mapping[str, Summary] | None = None, fold: str = "blocks") -> list[Row]:
-    """Put steps into rows.
+def table_rows(
+    steps: Iterable[Step], statistics: Mapping[str, Statistics] | None = None, fold: str = "blocks"
+) -> list[Row]:
+    """Group steps into rows.
 
     Args:
         steps: in the order of the table.
-        summaries: of every one of them; None where nothing ran.
-        fold: "blocks": those of a layer are one row; "layers": so are all layers; "nothing".
+        statistics: of each step by name; None without a run.
+        fold: "blocks": one row for all blocks of a layer; "layers": also one for all layers; "nothing".
     """
     groups: dict[str, list[Step]] = {}
     for step in steps:
         groups.setdefault(folded_name(step.name, fold), []).append(step)
     rows = []
     for name, members in groups.items():
-        shape = tuple(span(sizes) for sizes in zip(*(step.shape for step in members), strict=True))
-        summary = None if summaries is None else joined(summaries[step.name] for step in members)
+        shape = tuple(size_range(sizes) for sizes in zip(*(step.shape for step in members), strict=True))
+        joint = None if statistics is None else combined(statistics[step.name] for step in members)
         totals = len(members), sum(step.size for step in members), sum(step.flops for step in members)
-        rows.append(Row(name, members[0].letters, shape, *totals, summary))
+        rows.append(Row(name, members[0].letters, shape, *totals, joint))
     return rows
 
 
 def folded_name(name: str, fold: str) -> str:
-    """Give the name of the row that a step belongs to; see `rows_of`."""
+    """Return the name of the row that a step belongs to; see `table_rows`."""
     if fold != "nothing":
         name = re.sub(r"\blocal\.\d+", "local.*", name)
     return re.sub(r"\blayers\.\d+", "layers.*", name) if fold == "layers" else name
 
 
-def span(sizes: Iterable[int]) -> int | str:
-    """Write the sizes of one dimension: the only one, or the smallest and the largest."""
+def size_range(sizes: Iterable[int]) -> int | str:
+    """Return the size that a dimension has in all tensors, or "smallest-largest"."""
     least, most = min(sizes := list(sizes)), max(sizes)
     return least if least == most else f"{least}-{most}"
 
 
 def as_table(rows: list[Row], dtype: str) -> Table:
-    """Write rows as a tree, a heading with the sums of what is in it for each scope.
+    """Arrange rows as a tree: each scope has a heading with the sums of its rows.
 
     Args:
-        rows: from `rows_of`.
-        dtype: that the tensors have or would have, for their bytes.
+        rows: from `table_rows`.
+        dtype: of the tensors, for their sizes in bytes.
     """
     itemsize = numpy_dtype(dtype).itemsize
-    measured = any(row.summary for row in rows)
-    masked = any(row.summary and row.summary.masked for row in rows)
+    measured = any(row.statistics for row in rows)
+    masked = any(row.statistics and row.statistics.masked for row in rows)
     header = ["step", "shape", *(["dtype", "min", "max", "rms"] if measured else [])]
     header += [*(["masked"] if masked else []), "FLOPs", "bytes"]
     blanks = [""] * (len(header) - 3)
@@ -96,24 +98,23 @@ def as_table(rows: list[Row], dtype: str) -> Table:
         scope = tuple(path)
         times = f" × {row.tensors}" if row.tensors > 1 else ""
         cells = ["  " * len(path) + leaf + times, dimensions(row.letters, row.shape)]
-        if measured and row.summary is not None:
-            summary = row.summary
-            cells += [summary.dtype, *(number(value) for value in (summary.minimum, summary.maximum, summary.rms))]
-            cells += [count(summary.masked) if summary.masked else ""] if masked else []
+        if row.statistics is not None:
+            dtype_name, *figures, _, num_masked = row.statistics
+            cells += [dtype_name, *map(number, figures), *([count(num_masked) if num_masked else ""] if masked else [])]
         lines.append([*cells, count(row.flops), size(itemsize * row.size)])
     return Table(header, list(lines), left=3 if measured else 2, headings=frozenset(headings))
 
 
 def scopes_of(name: str) -> list[str]:
-    """Take a name apart into the scopes that are headings, and the rest."""
+    """Split a name into the scopes that have headings, and the rest."""
     match = SCOPES.fullmatch(name)
     return [part for part in match.groups() if part] if match else [name]
 
 
 def as_dict(row: Row, dtype: str) -> dict[str, Any]:
-    """Make an object that JSON can hold: numbers that are not finite become words."""
-    entries: dict[str, Any] = {key: value for key, value in row._asdict().items() if key not in ("size", "summary")}
+    """Convert a row to JSON values: numbers that are not finite become strings."""
+    entries: dict[str, Any] = {key: value for key, value in row._asdict().items() if key not in ("size", "statistics")}
     entries["bytes"] = numpy_dtype(dtype).itemsize * row.size
-    if row.summary is not None:
-        entries |= row.summary._asdict()
+    if row.statistics is not None:
+        entries |= row.statistics._asdict()
     return {key: finite_or_word(value) for key, value in entries.items()}

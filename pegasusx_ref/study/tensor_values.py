@@ -1,4 +1,4 @@
-"""What is in a tensor: a corner of its numbers, and in words what the tokens attend to."""
+"""A tensor as text: the corners of its array, and which keys its queries attend to most."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,51 +9,53 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.tracing.trace_points import numbers_in
 
-STRONGEST = 4  # keys of a query
+NUM_KEYS = 4  # listed of each query
 
 
 class Pieces(NamedTuple):
-    """The tokens of a run, as the tokenizer cut them.
+    """The tokens of a run as pieces of text.
 
     Attributes:
-        source: T of them.
-        target: L of them, the start token first.
+        source: T pieces.
+        target: L pieces, the start token first.
     """
 
     source: Sequence[str]
     target: Sequence[str]
 
 
-def values(tensor: np.ndarray) -> str:
-    """Write the corners of a tensor's numbers, of the first text, as NumPy does; a masked score is -inf."""
+def format_values(tensor: np.ndarray) -> str:
+    """Format the corners of a tensor's first batch row in NumPy's style; a masked score is -inf."""
     shown = np.where(is_masked(tensor[0]), -np.inf, tensor[0])
     with np.printoptions(precision=4, edgeitems=3 if tensor.ndim < 4 else 2, threshold=0, linewidth=120, suppress=True):
         return str(shown)
 
 
 def is_masked(scores: np.ndarray) -> np.ndarray:
-    """Tell which scores are masked: those that are the lowest number of their dtype."""
+    """Return which scores are masked: those that are the lowest number of their dtype."""
     masked: np.ndarray = scores == np.finfo(scores.dtype).min
     return masked
 
 
-def attended(name: str, tensor: np.ndarray, config: PegasusXConfig, pieces: Pieces, num_queries: int) -> list[str]:
-    """Say of the first queries which keys they attend to most, by the mean over heads.
+def attention_lines(
+    name: str, tensor: np.ndarray, config: PegasusXConfig, pieces: Pieces, num_queries: int
+) -> list[str]:
+    """List the keys that the first queries attend to most, by the mean over heads.
 
     Args:
         name: of the tensor: scores or probs.
-        tensor: (B, H, queries, keys), of which the first text counts.
+        tensor: (B, H, queries, keys); only the first batch row is used.
         config: the model's configuration.
         pieces: the tokens.
-        num_queries: how many queries to tell of.
+        num_queries: how many queries to list.
     """
     queries, keys = queries_and_keys(name, config, pieces)
     mean = np.where(is_masked(tensor[0]), -np.inf, tensor[0]).mean(axis=0)
     lines = [f"mean over {tensor.shape[1]} heads:"]
     for query, weights in list(zip(queries, mean, strict=True))[:num_queries]:
-        strongest = np.argsort(-weights, kind="stable")[:STRONGEST]
-        seen = [f"{keys[x]} {weights[x]:.3g}" for x in strongest if weights[x] > -np.inf and weights[x] != 0]
-        lines.append(f"{query} sees {', '.join(seen)}")
+        strongest = np.argsort(-weights, kind="stable")[:NUM_KEYS]
+        attended = [f"{keys[x]} {weights[x]:.3g}" for x in strongest if weights[x] > -np.inf and weights[x] != 0]
+        lines.append(f"{query} attends to {', '.join(attended)}")
     if len(queries) > num_queries:
         lines.append(f"… and {len(queries) - num_queries} more")
     return lines
@@ -63,7 +65,7 @@ def queries_and_keys(name: str, config: PegasusXConfig, pieces: Pieces) -> tuple
     """Name the queries and the keys of an attention: the two last axes of its scores and probs.
 
     Args:
-        name: of a tensor in it.
+        name: of a tensor of that attention.
         config: the model's configuration.
         pieces: the tokens.
     """

@@ -1,4 +1,4 @@
-"""From texts and a way to number their pieces to model inputs: cut, ended, padded, masked. [spec 2]"""
+"""From the ids of single texts to model inputs: truncation, end tokens, padding, masks. [spec 2]"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
@@ -8,15 +8,15 @@ import numpy as np
 from pegasusx_ref.errors import InputError
 
 PAD, EOS = 0, 1
-NO_LIMIT = 10**30  # what transformers writes for "no greatest length"
+NO_LIMIT = 10**30  # what transformers writes for "no maximum length"
 TRUNCATION = (None, True, False, "longest_first", "do_not_truncate")
 
 
 class BatchEncoding(dict[str, Any]):
-    """Model inputs by name, also as attributes, for ``model(**batch)``.
+    """Model inputs by name and as attributes, for ``model(**batch)``.
 
     Attributes:
-        num_truncated_tokens: how many tokens of each text were cut off to keep to the greatest length.
+        num_truncated_tokens: number of tokens dropped from each text by truncation.
     """
 
     def __init__(self, values: dict[str, Any], num_truncated_tokens: Sequence[int]) -> None:
@@ -30,7 +30,7 @@ class BatchEncoding(dict[str, Any]):
             raise AttributeError(name) from None
 
     def to(self, device: Any) -> Self:
-        """Return itself: the model brings its inputs to its device. Here so that transformers' examples run."""
+        """Return itself: the model moves its inputs to its device. Exists so that transformers' examples run."""
         return self
 
 
@@ -43,27 +43,27 @@ def encode_batch(
     padding: bool | str | None,
     return_tensors: str | None,
 ) -> BatchEncoding:
-    """Turn texts, or pairs of texts, into model inputs. [spec 2.2]
+    """Convert texts, or pairs of texts, to model inputs. [spec 2.2]
 
     Args:
-        to_ids: numbers the pieces of one text, without an end token.
+        to_ids: converts one text to ids, without an end token.
         text: a text or several.
-        text_pair: as many texts to put after them, or None.
-        max_length: ids at the most, or None.
-        truncation: False leaves long texts whole.
+        text_pair: the same number of texts to append to them, or None.
+        max_length: maximum number of ids, or None.
+        truncation: False keeps long texts whole.
         padding: see `PegasusTokenizer.__call__`.
         return_tensors: "np", "pt" or None.
 
     Raises:
-        InputError: not texts, no texts, or arguments that do not fit.
+        InputError: not texts, no texts, or inconsistent arguments.
     """
     texts, pairs = list_of_texts(text), None if text_pair is None else list_of_texts(text_pair)
     if not texts:
         raise InputError("no texts: pass at least one")
     if pairs is not None and len(pairs) != len(texts):
-        raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass equally many")
+        raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass the same number")
     if max_length is not None and (isinstance(max_length, bool) or not hasattr(max_length, "__index__")):
-        raise InputError(f"max_length={max_length!r} is not a whole number")
+        raise InputError(f"max_length={max_length!r} must be an integer")
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length={max_length} leaves no room for </s>: it must be at least 1")
     if truncation not in TRUNCATION:
@@ -89,10 +89,10 @@ def encode_batch(
 
 
 def list_of_texts(texts: str | Iterable[str]) -> list[str]:
-    """Make a list of one text or several.
+    """Return one text or several as a list.
 
     Raises:
-        InputError: something else.
+        InputError: neither.
     """
     if isinstance(texts, str):
         return [texts]
@@ -104,7 +104,7 @@ def list_of_texts(texts: str | Iterable[str]) -> list[str]:
 def _padded_length(
     rows: list[list[int]], max_length: int | None, padding: bool | str | None, return_tensors: str | None
 ) -> int:
-    """Decide how long rows become by padding; 0 leaves them as they are."""
+    """Return the length to pad rows to; 0 for no padding."""
     if padding is None:
         padding = return_tensors is not None
     if padding == "max_length" and max_length is not None and max_length < NO_LIMIT:
@@ -124,29 +124,29 @@ def _to_tensor(rows: list[list[int]], kind: str) -> Any:
     if kind not in ("np", "pt"):
         raise InputError(f"return_tensors={kind!r} is unknown: choose 'np', or 'pt' where torch is installed")
     if len({len(row) for row in rows}) > 1:
-        raise InputError("texts of different lengths make no array: pass padding=True")
+        raise InputError("texts of different lengths cannot form an array: pass padding=True")
     array = np.array(rows, dtype=np.int64)
     if kind == "np":
         return array
     try:
         import torch
     except ImportError:
-        raise InputError("return_tensors='pt' takes torch: pip install 'pegasusx-ref[torch]', or pass 'np'") from None
+        raise InputError("return_tensors='pt' needs torch: pip install 'pegasusx-ref[torch]', or pass 'np'") from None
     return torch.from_numpy(array)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Share room between a pair of texts: the longer one is cut until both are equally long.
+    """Truncate a pair of texts to a total length: the longer one is cut until both are equally long.
 
     Args:
         first: tokens of the first text.
         second: tokens of the second text.
-        room: tokens that fit.
+        room: total number of tokens.
 
     Returns:
         Tokens to keep of each.
 
-    Source: HF tokenizers, truncation strategy "longest_first"; of an odd room the longer text gets the odd token.
+    Source: HF tokenizers, truncation strategy "longest_first"; if the total is odd, the longer text gets the odd token.
     """
     if first + second <= room:
         return first, second

@@ -1,4 +1,4 @@
-"""The Pegasus tokenizer: SentencePiece unigrams behind 106 reserved ids. [spec 2]"""
+"""The Pegasus tokenizer: SentencePiece unigrams after 106 reserved ids. [spec 2]"""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -12,23 +12,23 @@ from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.tokenizer.batching import EOS, NO_LIMIT, PAD, BatchEncoding, encode_batch
 
 VOCAB_FILE = "spiece.model"
-OFFSET = 103  # how far SentencePiece's ids are moved up, to make room for what pre-training reserved
+OFFSET = 103  # added to SentencePiece's ids; pre-training reserved the ids below
 UNKNOWN = 2 + OFFSET
 SPECIAL_TOKENS = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, OFFSET)), "<unk>"]
 
 
 class PegasusTokenizer:
-    """Text to ids and back, by the SentencePiece model of a checkpoint.
+    """Text to token ids and back, by the SentencePiece model of a checkpoint.
 
-    Special tokens typed in a text are text: only the tokenizer itself adds them.
+    Special tokens typed in a text are ordinary text: only the tokenizer itself adds special tokens.
 
     Args:
         vocab_file: the path of spiece.model.
-        model_max_length: tokens that `truncation=True` cuts to where no max_length is passed.
-        config: entries of tokenizer_config.json to write back.
+        model_max_length: the length for `truncation=True` without max_length.
+        config: entries of tokenizer_config.json, which `save_pretrained` writes back.
 
     Raises:
-        CheckpointError: the file is missing, is no SentencePiece model, or has another layout.
+        CheckpointError: the file is missing, is not a SentencePiece model, or has other special ids.
     """
 
     model_input_names = ("input_ids", "attention_mask")
@@ -47,7 +47,7 @@ class PegasusTokenizer:
         if not self.vocab_file.is_file():
             raise CheckpointError(
                 f"{self.vocab_file}: no such file; the tokenizer needs the checkpoint's SentencePiece model "
-                "(transformers 5 saves tokenizer.json in its place: copy spiece.model from the original checkpoint)"
+                "(transformers 5 saves tokenizer.json instead: copy spiece.model from the original checkpoint)"
             )
         try:
             self._pieces: Any = SentencePieceProcessor(model_file=str(self.vocab_file))
@@ -56,16 +56,16 @@ class PegasusTokenizer:
         layout = (self._pieces.eos_id(), self._pieces.unk_id())
         if layout != (EOS, UNKNOWN - OFFSET):
             raise CheckpointError(
-                f"{self.vocab_file}: eos and unk have the ids {layout}, but in a Pegasus model (1, 2): "
+                f"{self.vocab_file}: eos and unk have the ids {layout}, but a Pegasus model has (1, 2): "
                 "train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
             )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load spiece.model, and tokenizer_config.json if any, from a model folder.
+        """Load spiece.model, and tokenizer_config.json if it exists, from a checkpoint folder.
 
         Raises:
-            CheckpointError: a file is missing, corrupt, or of another tokenizer.
+            CheckpointError: a file is missing, corrupt, or belongs to another tokenizer.
         """
         folder = Path(folder)
         config_file = folder / "tokenizer_config.json"
@@ -79,7 +79,7 @@ class PegasusTokenizer:
         return cls(folder / VOCAB_FILE, int(limit), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write spiece.model and tokenizer_config.json, making the folder where there is none."""
+        """Write spiece.model and tokenizer_config.json; create the folder if it does not exist."""
         folder = Path(folder)
         limit = {"model_max_length": self.model_max_length}
         fixed = {"tokenizer_class": "PegasusTokenizer", "offset": OFFSET}
@@ -90,20 +90,20 @@ class PegasusTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """SentencePiece's pieces plus the reserved ids."""
+        """Number of ids: SentencePiece's pieces and the reserved ones."""
         return int(self._pieces.get_piece_size()) + OFFSET
 
     def __len__(self) -> int:
         return self.vocab_size
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Cut a text into pieces and number them, without an end token. [spec 2.1]
+        """Convert a text to ids, without an end token. [spec 2.1]
 
         Args:
-            text: any text; SentencePiece normalizes it (nmt_nfkc makes newlines spaces).
+            text: any text; SentencePiece normalizes it (nmt_nfkc turns newlines into spaces).
 
         Returns:
-            Ids of 105 (unknown) or more; neighbouring unknown characters are one id.
+            Ids from 105 (unknown) upward; consecutive unknown characters become one id.
 
         Raises:
             InputError: not a string.
@@ -123,7 +123,7 @@ class PegasusTokenizer:
         max_length: int | None = None,
         truncation: bool | str | None = None,
     ) -> list[int]:
-        """Turn one text, or a pair, into ids that end with </s>; see `__call__`."""
+        """Convert a text, or a pair, to ids that end with </s>; see `__call__`."""
         ids: list[int] = self(text, text_pair, max_length=max_length, truncation=truncation)["input_ids"]
         return ids
 
@@ -138,24 +138,24 @@ class PegasusTokenizer:
         padding: bool | str | None = None,
         return_tensors: str | None = None,
     ) -> BatchEncoding:
-        """Turn texts into model inputs.
+        """Convert texts to model inputs.
 
         Args:
             text: a text or several.
-            text_pair: as many texts to put after them: A B </s>.
-            text_target: as many summaries, encoded as ``labels``.
-            max_length: ids at the most, </s> counted in; longer texts are cut at their end.
-            truncation: False to leave long texts whole; True to cut to model_max_length where there is no max_length.
-                Of a pair the longer text is cut first.
-            padding: True or "longest", "max_length", or False; where None, batches that become arrays are padded.
+            text_pair: the same number of texts, appended to them: A B </s>.
+            text_target: the same number of summaries, encoded as ``labels``.
+            max_length: maximum number of ids, including </s>; longer texts are truncated at the end.
+            truncation: False to keep long texts whole; True to truncate to model_max_length if max_length is None.
+                The longer text of a pair is truncated first.
+            padding: True or "longest", "max_length", or False; None pads batches that are converted to arrays.
             return_tensors: "np" for NumPy arrays, "pt" for torch, None for lists.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, T), flat lists for a single text without return_tensors; its
-            attribute `num_truncated_tokens` says how many tokens of each text were cut.
+            ``input_ids`` and ``attention_mask`` (B, T), flat lists for a single text without return_tensors; the
+            attribute `num_truncated_tokens` is the number of tokens dropped from each text.
 
         Raises:
-            InputError: not texts, no texts, or arguments that do not fit.
+            InputError: not texts, no texts, or inconsistent arguments.
         """
         options: dict[str, Any] = {
             "max_length": max_length if max_length is not None or not truncation else self.model_max_length,
@@ -169,11 +169,11 @@ class PegasusTokenizer:
         return batch
 
     def decode(self, token_ids: Iterable[int] | int, skip_special_tokens: bool = False) -> str:
-        """Turn ids back into a text. [spec 2.3]
+        """Convert ids to a text. [spec 2.3]
 
         Args:
-            token_ids: one id or a sequence of them; ids beyond the vocabulary decode to nothing, as in HF.
-            skip_special_tokens: leave out the ids 0 to 105, of which `<unk>` is the last.
+            token_ids: one id or a sequence; ids outside the vocabulary decode to the empty text, as in HF.
+            skip_special_tokens: skip the ids 0 to 105 (105 is `<unk>`).
 
         Raises:
             InputError: a negative id, such as -100 from labels.
@@ -189,7 +189,7 @@ class PegasusTokenizer:
                 parts += [SPECIAL_TOKENS[i] for i in run]
             else:
                 pieces = [i - OFFSET for i in run]
-                # SentencePiece drops the space in front of what it decodes, which is right at the start only.
+                # SentencePiece drops the leading space of what it decodes, which is right only at the start.
                 space = " " if parts and self._pieces.id_to_piece(pieces[0]).startswith("▁") else ""
                 parts.append(space + self._pieces.decode_ids(pieces))
         return "".join(parts)
@@ -199,11 +199,11 @@ class PegasusTokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def tokenize(self, text: str) -> list[str]:
-        """Cut a text into pieces, "▁" standing for a space."""
+        """Split a text into pieces; "▁" marks a space."""
         return list(self.convert_ids_to_tokens(self.text_to_ids(text)))
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Name one id or several.
+        """Return the token of one id, or the tokens of several.
 
         Raises:
             InputError: an id outside the vocabulary.
@@ -212,29 +212,29 @@ class PegasusTokenizer:
             return self.convert_ids_to_tokens([ids])[0]
         ids = _integers(ids)
         if outside := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise InputError(f"token id {outside[0]} lies outside the vocabulary [0, {self.vocab_size})")
+            raise InputError(f"token id {outside[0]} is outside the vocabulary [0, {self.vocab_size})")
         return [SPECIAL_TOKENS[i] if i <= UNKNOWN else self._pieces.id_to_piece(i - OFFSET) for i in ids]
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Number one token or several; what the vocabulary does not hold is 105, `<unk>`."""
+        """Return the id of one token, or the ids of several; unknown tokens get 105, `<unk>`."""
         if isinstance(tokens, str):
             return self.convert_tokens_to_ids([tokens])[0]
         special = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
         return [special[t] if t in special else self._pieces.piece_to_id(t) + OFFSET for t in tokens]
 
     def get_vocab(self) -> dict[str, int]:
-        """Give every token with its id."""
+        """Return every token with its id."""
         return {token: i for i, token in enumerate(self.convert_ids_to_tokens(range(self.vocab_size)))}
 
 
 def _integers(ids: Any) -> list[int]:
-    """Take one id or several, as integers of Python, NumPy or torch.
+    """Convert one id or several (of Python, NumPy or torch) to a list of integers.
 
     Raises:
-        InputError: they are something else.
+        InputError: not integers.
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     try:
         return [index(i) for i in ids] if isinstance(ids, Iterable) and not isinstance(ids, bytes) else [index(ids)]
     except TypeError:
-        raise InputError(f"token ids are integers, one or a flat sequence of them, not {str(ids)[:40]!r}") from None
+        raise InputError(f"expected a token id or a flat sequence of them, got {str(ids)[:40]!r}") from None

@@ -1,8 +1,8 @@
-"""Public names for intermediate tensors: scopes give the place, taps mark the values, listeners see them. [spec 16]
+"""Scopes, taps and listeners: how an intermediate tensor gets its public name and is recorded or replaced. [spec 16]
 
-The model opens a scope a layer, an operation taps what it computes, and together they spell a name such as
-``encoder.layers.0.self_attn.local.3.probs`` (all of them: `pegasusx_ref.tracing.trace_points`). Where nobody listens, a
-tap costs one look-up. A listener may replace the value, and the computation goes on with the replacement.
+The model opens a scope for each layer, an operation taps the tensors it computes, and together they form a name such as
+``encoder.layers.0.self_attn.local.3.probs`` (all of them: `pegasusx_ref.tracing.trace_points`). Without a
+listener a tap costs one lookup. A listener may replace the value; the computation continues with the replacement.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 
 class Listener(NamedTuple):
-    """Someone who watches the taps whose names match one of the patterns."""
+    """A callback and the patterns of the tensor names it is called for."""
 
     patterns: tuple[str, ...]
     callback: Callable[[str, Any], Any]
 
     def wants(self, name: str) -> bool:
-        """Tell whether a full name matches."""
+        """Return whether a full name matches one of the patterns."""
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
@@ -29,7 +29,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=(
 
 @contextmanager
 def scope(name: str) -> Iterator[None]:
-    """Put `name` in front of every tap inside the block. [spec 16.1]
+    """Prefix the names of all taps inside the block with `name`. [spec 16.1]
 
     Args:
         name: one or more dotted parts, such as ``"encoder.layers.0"``.
@@ -42,7 +42,7 @@ def scope(name: str) -> Iterator[None]:
 
 
 def tap(name: str, value: Any) -> Any:
-    """Show a tensor to the listeners and return it, or what a listener puts in its place. [spec 16.2]
+    """Pass a tensor to the listeners and return it, or a listener's replacement. [spec 16.2]
 
     Args:
         name: the tensor's name inside the current scope.
@@ -63,10 +63,9 @@ def tap(name: str, value: Any) -> Any:
 
 
 def wanted(name: str) -> bool:
-    """Tell whether a tap of this name in the current scope would reach a listener. [spec 16.3]
+    """Return whether a tap of this name in the current scope would reach a listener. [spec 16.3]
 
-    A backend that fuses operations asks this before it skips a tensor (scores, probabilities) that it would have to
-    compute for the listener alone.
+    A backend that fuses operations checks this before it skips a tensor, such as scores, that only a listener needs.
 
     Args:
         name: the tensor's name inside the current scope.
@@ -79,11 +78,11 @@ def wanted(name: str) -> bool:
 def listen(callback: Callable[[str, Any], Any], *patterns: str) -> Iterator[None]:
     """Call `callback(name, value)` at every matching tap inside the block. [spec 16.4]
 
-    Listeners nest: the outermost sees a value first, an inner one sees what the outer ones made of it. They belong to
-    the current context: a thread that is started inside the block sees none unless it runs in a copy of that context.
+    Listeners nest: the outermost is called first, and an inner one gets the value that the outer ones returned. They
+    belong to the current context: a thread started inside the block has none, unless it runs in a copy of that context.
 
     Args:
-        callback: gets the full name and the tensor; what it returns takes the tensor's place, None leaves it there.
+        callback: is called with the full name and the tensor; a result other than None replaces the tensor.
         patterns: shell-style patterns of full names, ``*`` matches dots too; none means every name.
     """
     token = _listeners.set((*_listeners.get(), Listener(patterns or ("*",), callback)))
@@ -101,8 +100,8 @@ def record(*patterns: str) -> Iterator[dict[str, Any]]:
         patterns: shell-style patterns of full names; none means every name.
 
     Returns:
-        A context manager that gives the dictionary, filled as the model runs. Tensors are kept as they are, on their
-        device and without a copy; of a name that occurs again, as in every step of `generate`, the last.
+        A context manager that yields the dictionary, filled as the model runs. Tensors stay on their device and are not
+        copied; for a name that occurs more than once, as in the steps of `generate`, the last one is kept.
     """
     trace: dict[str, Any] = {}
     with listen(trace.__setitem__, *patterns):

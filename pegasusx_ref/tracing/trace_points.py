@@ -66,10 +66,10 @@ TRACE_POINTS: dict[str, str] = {
 
 
 def general(name: str) -> str:
-    """Turn a tensor's name into that of its trace point: numbers of layers and blocks become {i} and {n}."""
+    """Return the trace point of a tensor's name: the numbers of layers and blocks become {i} and {n}."""
     return re.sub(r"\blocal\.\d+", "local.{n}", re.sub(r"\blayers\.\d+", "layers.{i}", name))
 
 
 def numbers_in(name: str) -> tuple[int, ...]:
-    """Read the layer, and the block where there is one, off a tensor's name."""
+    """Parse the layer number, and the block number if there is one, from a tensor's name."""
     return tuple(int(number) for number in re.findall(r"\.(\d+)\b", name))

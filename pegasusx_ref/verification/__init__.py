@@ -1,25 +1,24 @@
-"""Means to check an implementation: `verify`, slow oracles of the attention core, and transformers' padded layouts."""
+"""Verification of other implementations: `verify`, candidates, slow reference attention, transformers' layouts."""
 
 from pegasusx_ref.verification.candidates import Candidate, from_backend, from_callable, from_transformers
-from pegasusx_ref.verification.checking import Check
-from pegasusx_ref.verification.diagnosing import Diagnosis
 from pegasusx_ref.verification.dumps import from_dump
-from pegasusx_ref.verification.layouts import to_transformers_attentions
-from pegasusx_ref.verification.oracles import dense_attention_oracle, token_attention_oracle, visible_keys
-from pegasusx_ref.verification.verifying import Report, verify
+from pegasusx_ref.verification.naive_attention import dense_attention, token_loop_attention, visible_keys
+from pegasusx_ref.verification.transformers_layout import to_transformers_attentions
+from pegasusx_ref.verification.verdicts import Check, Diagnosis, Report
+from pegasusx_ref.verification.verifier import verify
 
 __all__ = [
     "Candidate",
     "Check",
     "Diagnosis",
     "Report",
-    "dense_attention_oracle",
+    "dense_attention",
     "from_backend",
     "from_callable",
     "from_dump",
     "from_transformers",
     "to_transformers_attentions",
-    "token_attention_oracle",
+    "token_loop_attention",
     "verify",
     "visible_keys",
 ]

@@ -1,4 +1,4 @@
-"""Where a candidate's tensors come from: one of our backends, any function, transformers' model. [spec 16]"""
+"""Sources of a candidate's tensors: one of our backends, any function, a transformers model. [spec 16]"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,14 +9,14 @@ import numpy as np
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import record
-from pegasusx_ref.verification.dumps import renamed
+from pegasusx_ref.verification.dumps import map_names
 
 Inputs = Mapping[str, Any]  # arrays: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
 Candidate = Callable[[Inputs], Mapping[str, np.ndarray]]
 
 
 def from_backend(model: PegasusXForConditionalGeneration) -> Candidate:
-    """Make a candidate of a model on any of our backends."""
+    """Return a candidate that runs a model on one of our backends."""
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
         with record() as trace:
@@ -30,25 +30,25 @@ def from_callable(
     function: Callable[[Inputs], Mapping[str, Any] | Iterable[tuple[str, Any]]],
     mapping: str | Path | Mapping[str, Any] | None = None,
 ) -> Candidate:
-    """Make a candidate of any function.
+    """Return a candidate that calls a function.
 
     Args:
-        function: takes the inputs, arrays by name, and returns tensors of NumPy or torch by name, a mapping or pairs.
-        mapping: from its names to those of the trace points, as of `from_dump`.
+        function: takes the inputs (arrays by name) and returns NumPy or torch tensors by name, as a mapping or pairs.
+        mapping: from trace-point names to the function's names, as in `from_dump`.
     """
 
     def run(inputs: Inputs) -> Mapping[str, np.ndarray]:
         tensors = function(inputs)
-        return renamed(tensors if isinstance(tensors, Mapping) else dict(tensors), mapping)
+        return map_names(tensors if isinstance(tensors, Mapping) else dict(tensors), mapping)
 
     return run
 
 
 def from_transformers(model: Any) -> Candidate:
-    """Make a candidate of a live `PegasusXForConditionalGeneration` of transformers. [spec 16.12]
+    """Return a candidate that runs a live `PegasusXForConditionalGeneration` of transformers. [spec 16.12]
 
-    Modules are watched by hooks, the softmaxes inside attention by a `TorchFunctionMode`; nothing of the model is
-    replaced, and what is captured is copied. With ``attn_implementation="eager"`` the decoder shows its scores too.
+    Hooks watch the modules, and a `TorchFunctionMode` the softmaxes inside attention. Nothing of the model is replaced,
+    and captured tensors are copied. With ``attn_implementation="eager"`` the decoder shows its scores too.
 
     Args:
         model: transformers' model, in `eval` mode.

@@ -1,4 +1,4 @@
-"""A candidate's tensors on disk, and under names of its own. [spec 16]"""
+"""A candidate's tensors from a file, and the mapping of their names to trace points. [spec 16]"""
 
 import re
 import tomllib
@@ -16,18 +16,19 @@ from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS, read_saf
 from pegasusx_ref.errors import CheckpointError, InputError
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+INPUTS = tuple(name for pair in MASKS.items() for name in pair)
 UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, ZlibError)
 STEPS: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {"reshape": np.reshape, "transpose": np.transpose}
 
 
-class Archive(Mapping[str, np.ndarray]):
-    """The tensors of an npz file, which is open only while one is read."""
+class NpzFile(Mapping[str, np.ndarray]):
+    """The tensors of an npz file, which is open only while one of them is read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not is_zipfile(path):
-            raise BadZipFile("it is no npz file")
+            raise BadZipFile("not an npz file")
         with np.load(path, allow_pickle=False) as members:
             self._names = list(members)
 
@@ -43,12 +44,12 @@ class Archive(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-class Renamed(Mapping[str, np.ndarray]):
-    """Tensors under the names of trace points, each read when it is asked for.
+class MappedTensors(Mapping[str, np.ndarray]):
+    """Tensors by trace-point name, each read on access.
 
     Args:
-        tensors: under names of their own.
-        sources: for a name here, the name there and what is done to the tensor.
+        tensors: by their own names.
+        sources: the own name and the steps (reshape, transpose) for each trace-point name.
     """
 
     def __init__(self, tensors: Mapping[str, Any], sources: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -58,10 +59,10 @@ class Renamed(Mapping[str, np.ndarray]):
         theirs, steps = self._sources[name]
         try:
             tensor = to_numpy(self._tensors[theirs])
-        except UNREADABLE as error:  # a member of an archive is corrupt, or holds objects
+        except UNREADABLE as error:  # a member of an npz file is corrupt, or holds objects
             raise InputError(f"tensor {theirs!r} cannot be read: {error}") from None
         if tensor.dtype == np.dtype("V2"):
-            raise InputError(f"tensor {theirs!r}: an npz file knows no bfloat16; save float32, or a safetensors file")
+            raise InputError(f"tensor {theirs!r}: npz has no bfloat16; save float32, or a safetensors file")
         for step, numbers in steps.items():
             try:
                 tensor = STEPS[step](tensor, numbers)
@@ -79,26 +80,26 @@ class Renamed(Mapping[str, np.ndarray]):
 
 
 def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Mapping[str, np.ndarray]:
-    """Take a candidate's tensors from a file. [spec 16.16]
+    """Read a candidate's tensors from a file. [spec 16.16]
 
     Args:
-        path: a .safetensors or .npz file. Tensors may be missing; input_ids and the like may lie beside them.
-        mapping: a TOML file, or what is in one: ours = theirs, or ours = {name = theirs, reshape = […], transpose =
-            […]}, the steps in the order in which they are written; {i} and {n} stand for any layer and block. None
-            where the names are those of the trace points.
+        path: a .safetensors or .npz file. Tensors may be missing; the file may also hold input_ids and other inputs.
+        mapping: a TOML file, or its content: ours = theirs, or ours = {name = theirs, reshape = […], transpose = […]},
+            with the steps in the order in which they are written; {i} and {n} stand for any layer and block. None where
+            the names are those of the trace points.
 
     Returns:
-        The tensors by trace-point name, each read when it is asked for.
+        The tensors by trace-point name, each read on access.
 
     Raises:
-        InputError: no such file, none of these formats, or a mapping that does not fit the file.
+        InputError: a missing file, another format, or a mapping that does not fit the file.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; a dump is a .safetensors or .npz file")
     readers: dict[str, Callable[[Path], Mapping[str, Any]]] = {
         ".safetensors": partial(read_safetensors, dtypes=WEIGHTS | INTEGERS),
-        ".npz": Archive,
+        ".npz": NpzFile,
     }
     if path.suffix not in readers:
         raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
@@ -106,38 +107,41 @@ def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None =
         tensors = readers[path.suffix](path)
     except (CheckpointError, *UNREADABLE) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    return renamed(tensors, mapping)
+    return map_names(tensors, mapping)
 
 
-def renamed(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any] | None) -> Mapping[str, np.ndarray]:
-    """Give tensors the names of the trace points.
+def map_names(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any] | None) -> Mapping[str, np.ndarray]:
+    """Map tensors to the names of the trace points.
 
     Args:
-        tensors: under names of their own.
+        tensors: by their own names.
         mapping: see `from_dump`; tensors that it does not name keep their names.
 
     Raises:
-        InputError: a mapping that cannot be read, names what is not there, or names a tensor twice.
+        InputError: a mapping that cannot be read, names a missing tensor, or maps two tensors to one name.
     """
     lines = mapping if isinstance(mapping, Mapping) else {} if mapping is None else read_mapping(Path(mapping))
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    sources: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for ours, line in lines.items():
-        theirs, steps = checked(ours, line)
+        theirs, steps = parse_line(ours, line)
         pattern = re.escape(theirs)
-        for letter in "in":  # the number of a layer, of a block: the same wherever it stands
+        for letter in "in":  # a repeated {i} or {n} must match the same number
             pattern = pattern.replace(rf"\{{{letter}\}}", rf"(?P<{letter}>\d+)", 1)
             pattern = pattern.replace(rf"\{{{letter}\}}", f"(?P={letter})")
         matches = [match for name in tensors if (match := re.fullmatch(pattern, name))]
         if not matches:
             some = ", ".join(repr(name) for name in list(tensors)[:3]) or "none at all"
-            raise InputError(f"mapping: {ours} = {theirs!r} fits no tensor of the candidate, which has {some}, …")
+            raise InputError(f"mapping: {ours} = {theirs!r} matches no tensor of the candidate, which has {some}, …")
         for match in matches:
             name = ours.format(**{letter: int(number) for letter, number in match.groupdict().items()})
-            if name in found:
-                raise InputError(f"mapping: {name} is {found[name][0]!r} and {match.string!r}: a tensor has one source")
-            found[name] = (match.string, steps)
-    taken = {theirs for theirs, _ in found.values()}
-    return Renamed(tensors, found | {name: (name, {}) for name in tensors if name not in taken and name not in found})
+            if name in sources:
+                raise InputError(
+                    f"mapping: {name} has two sources, {sources[name][0]!r} and {match.string!r}: keep one"
+                )
+            sources[name] = (match.string, steps)
+    mapped = {theirs for theirs, _ in sources.values()}
+    sources |= {name: (name, {}) for name in tensors if name not in mapped and name not in sources}
+    return MappedTensors(tensors, sources)
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
@@ -148,13 +152,13 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path} cannot be read as a TOML file: {error}") from None
 
 
-def checked(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
-    """Check one line of a mapping: their name, and what is done to the tensor."""
+def parse_line(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
+    """Parse one line of a mapping into the candidate's name and the steps."""
     if general(ours) not in TRACE_POINTS and ours not in INPUTS:
         remedy = "; see pegasusx_ref.TRACE_POINTS"
         if isinstance(line, Mapping) and "name" not in line:
-            remedy = ": a name with dots has to stand in quotes"
-        raise InputError(f"mapping: {ours!r} is no trace point{remedy}")
+            remedy = ": put a name with dots in quotes"
+        raise InputError(f"mapping: {ours!r} is not a trace point{remedy}")
     steps = {"name": line} if isinstance(line, str) else dict(line) if isinstance(line, Mapping) else {}
     theirs = steps.pop("name", None)
     if not isinstance(theirs, str) or set(steps) - set(STEPS):
@@ -162,5 +166,5 @@ def checked(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
             f"mapping: {ours} = {line!r}: expected a name, or {{name = …, reshape = […], transpose = […]}}"
         )
     if set(re.findall(r"\{[in]\}", ours)) != set(re.findall(r"\{[in]\}", theirs)):
-        raise InputError(f"mapping: {ours} = {theirs!r}: {{i}} and {{n}} have to stand on both sides")
+        raise InputError(f"mapping: {ours} = {theirs!r}: {{i}} and {{n}} must be on both sides")
     return theirs, steps

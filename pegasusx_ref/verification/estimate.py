@@ -1,4 +1,4 @@
-"""A tensor on its way through a check: what it must be, and what rounding may have made of it. [spec 16]"""
+"""What a candidate's tensor must be, and the error that rounding may leave in it. [spec 16]"""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.verification.arithmetic import Errors
+from pegasusx_ref.verification.error_bounds import Errors
 
 NUM_SAMPLES = 8
-BEYOND_SAMPLES = 8  # standard deviations that a sum of several roundings may be off by
+SAMPLE_BOUND = 8  # the bound of an error that is estimated from samples, in standard deviations
 
 
-class Made(NamedTuple):
-    """How an estimate came about, so that a hypothesis can do the same in another way.
+class Origin(NamedTuple):
+    """The operation that gave an estimate, so that a diagnosis can repeat it with a bug.
 
     Attributes:
-        operation: the name of the operation, or of its part.
-        inputs: estimates that it was computed from.
-        settings: what else went in: weights, eps, masks.
-        golden: computes the value from those of the inputs.
+        operation: the operation's name; attention has three: "scores", "softmax" and "weighted_sum".
+        inputs: the estimates that it was computed from.
+        settings: its other arguments: weights, eps, masks.
+        golden: computes the value from the values of the inputs.
     """
 
     operation: str
@@ -29,19 +29,19 @@ class Made(NamedTuple):
 
 
 class Estimate:
-    """What a candidate's tensor must be. [spec 16.10]
+    """The expected value of a candidate's tensor, with its error. [spec 16.10]
 
-    Where everything before it is the candidate's own, that is one float64 tensor with the errors of one operation.
-    Where tensors before it are not known, samples of what rounding may have made of them go along.
+    Where the candidate shows all inputs of an operation, this is one float64 tensor and the errors of that operation.
+    Where it does not, this also holds samples of what rounding may have made of the tensors that it does not show.
 
     Args:
-        rng: of the samples.
+        rng: the generator of the samples.
         value: what follows from the candidate's tensors.
-        clean: what follows from the inputs alone, for the error from end to end.
+        clean: what follows from the model's inputs alone, for the end-to-end error.
         errors: of the operation that gave the value; None where the value is the candidate's own tensor.
-        samples: as many as `NUM_SAMPLES`, where not all inputs of the operation were the candidate's own.
-        made: how it came about.
-        names: of the public tensors that it is, or was put together from, where a listener gave any.
+        samples: `NUM_SAMPLES` arrays, where the candidate does not show all inputs of the operation.
+        origin: the operation that gave the value.
+        names: of the public tensors that this is, or was assembled from.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Estimate:
         clean: np.ndarray,
         errors: Errors | None = None,
         samples: Sequence[np.ndarray] | None = None,
-        made: Made | None = None,
+        origin: Origin | None = None,
         names: tuple[str, ...] = (),
     ) -> None:
-        self.rng, self.value, self.clean, self.errors, self.made = rng, value, clean, errors, made
+        self.rng, self.value, self.clean, self.errors, self.origin = rng, value, clean, errors, origin
         self._samples, self.names = samples, names
 
     @property
     def operation(self) -> str:
-        """What computed it, by name."""
-        return "pass on" if self.made is None else self.made.operation
+        """The name of the operation that computed it."""
+        return "pass on" if self.origin is None else self.origin.operation
 
     @property
     def is_known(self) -> bool:
@@ -69,21 +69,21 @@ class Estimate:
 
     @property
     def is_direct(self) -> bool:
-        """Whether it follows by one operation from the candidate's own tensors."""
+        """Whether one operation computes it from the candidate's own tensors."""
         return self._samples is None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array."""
+        """The array's shape."""
         return self.value.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As of an array."""
+        """The array's dtype."""
         return self.value.dtype
 
     def samples(self) -> Sequence[np.ndarray]:
-        """Give what the candidate's tensor may be; for one that is known that many times itself."""
+        """Return `NUM_SAMPLES` values that the candidate's tensor may have; a known tensor is returned each time."""
         if self.is_known:
             return [self.value] * NUM_SAMPLES
         if self._samples is None:
@@ -94,54 +94,53 @@ class Estimate:
         return self._samples
 
     def allowed(self) -> Errors:
-        """Give variance and bound of the difference between the candidate's tensor and the value."""
+        """Return variance and bound of the difference between the candidate's tensor and the value."""
         if self._samples is not None:
             variance = np.mean([(sample - self.value) ** 2 for sample in self._samples], axis=0)
-            # Eight samples say little of one element; its neighbours in the row have seen like roundings.
+            # Eight samples are few for one element; the other elements of the row had similar roundings.
             variance = (variance + variance.mean(axis=-1, keepdims=True)) / 2
-            return Errors(variance, BEYOND_SAMPLES * np.sqrt(variance))
-        if self.errors is None:  # passed on as it is
+            return Errors(variance, SAMPLE_BOUND * np.sqrt(variance))
+        if self.errors is None:  # passed on unchanged
             return Errors(np.zeros(self.shape), np.zeros(self.shape))
         return self.errors
 
-    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "Estimate":
-        """Rearrange the elements, or take some of them."""
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Estimate":
+        """Apply a function that rearranges or selects elements."""
         samples = None if self.is_known else [function(sample) for sample in self.samples()]
         value = function(self.value)
         clean = value if self.clean is self.value else function(self.clean)
-        made = None if self.is_known else Made("rearrange", (self,), {}, function)
-        return Estimate(self.rng, value, clean, samples=samples, made=made, names=self.names)
+        origin = None if self.is_known else Origin("rearrange", (self,), {}, function)
+        return Estimate(self.rng, value, clean, samples=samples, origin=origin, names=self.names)
 
-    def forgetful(self) -> "Estimate":
-        """Copy without how it came about: what holds on to an estimate holds on to all that it was made from."""
+    def detach(self) -> "Estimate":
+        """Copy without the origin, which keeps all earlier estimates in memory."""
         copied = copy(self)
-        copied.made = None
+        copied.origin = None
         return copied
 
     def reshape(self, *shape: int) -> "Estimate":
-        """As of an array."""
-        return self.mapped(lambda array: array.reshape(*shape))
+        """Reshape, as an array does."""
+        return self.map(lambda array: array.reshape(*shape))
 
     def swapaxes(self, one: int, other: int) -> "Estimate":
-        """As of an array."""
-        return self.mapped(lambda array: array.swapaxes(one, other))
+        """Swap two axes, as an array does."""
+        return self.map(lambda array: array.swapaxes(one, other))
 
     def __getitem__(self, key: Any) -> "Estimate":
-        return self.mapped(lambda array: array[key])
+        return self.map(lambda array: array[key])
 
 
-def joined(parts: Sequence[Estimate], axis: int) -> Estimate:
-    """Put estimates side by side."""
+def concatenate(parts: Sequence[Estimate], axis: int) -> Estimate:
+    """Concatenate estimates along an axis."""
 
-    def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def join(*arrays: np.ndarray) -> np.ndarray:
         return np.concatenate(arrays, axis=axis)
 
-    samples, made = None, None
+    samples, origin = None, None
     if not all(part.is_known for part in parts):
-        samples = [join(some) for some in zip(*(part.samples() for part in parts), strict=True)]
-        made = Made("join", tuple(parts), {}, lambda *arrays: join(arrays))
-    value = join([part.value for part in parts])
-    same = all(part.clean is part.value for part in parts)
-    clean = value if same else join([part.clean for part in parts])
+        samples = [join(*arrays) for arrays in zip(*(part.samples() for part in parts), strict=True)]
+        origin = Origin("join", tuple(parts), {}, join)
+    value = join(*(part.value for part in parts))
+    clean = value if all(part.clean is part.value for part in parts) else join(*(part.clean for part in parts))
     names = tuple(dict.fromkeys(name for part in parts for name in part.names))
-    return Estimate(parts[0].rng, value, clean, samples=samples, made=made, names=names)
+    return Estimate(parts[0].rng, value, clean, samples=samples, origin=origin, names=names)

@@ -1,4 +1,4 @@
-"""Every tensor of a live transformers model, under the names of the trace points. [spec 16]"""
+"""Capture of every tensor of a live transformers model, by trace-point name. [spec 16]"""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,8 +13,8 @@ from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification.transformers_layout import Unpadded, layer_of
 
-# Modules of a layer: what goes in and what comes out, by name of its trace point. An encoder layer calls most of them
-# twice, for two streams {s}: for the tokens and then for the global tokens, only out_proj the other way round.
+# The trace points of each module's input and output. An encoder layer calls most modules twice, for two streams {s}:
+# first for the tokens, then for the global tokens; out_proj is called in the reverse order.
 ENCODER_LAYER: dict[str, tuple[str | None, str]] = {
     "self_attn_layer_norm": (None, "{s}.self_attn_layer_norm"),
     "global_self_attn_layer_norm": (None, "globals.self_attn_layer_norm"),
@@ -38,8 +38,8 @@ DECODER_LAYER: dict[str, tuple[str | None, str]] = {
 }
 
 
-class Softmaxes(TorchFunctionMode):  # type: ignore[misc]
-    """Shows the softmaxes to `see`: only attention has any."""
+class SoftmaxMode(TorchFunctionMode):  # type: ignore[misc]
+    """A mode that calls `see` with input and output of every softmax; only attention has any."""
 
     def __init__(self, see: Callable[[Any, Any], None]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Softmaxes(TorchFunctionMode):  # type: ignore[misc]
 
 
 class Call(NamedTuple):
-    """A layer's run, to be done again."""
+    """A layer's call, to be repeated."""
 
     layer: Any
     args: tuple[Any, ...]
@@ -61,28 +61,28 @@ class Call(NamedTuple):
 
 
 class Capture(Mapping[str, np.ndarray]):
-    """Tensors of one run of transformers' model: those between layers, and those inside the layer last asked for.
+    """Tensors of one run of transformers' model: those between layers, and those inside the most recent layer.
 
-    The tensors inside all layers of a long text do not fit into memory. So the run keeps what goes into each layer, and
-    a layer runs again, watched, when a tensor inside it is asked for.
+    For a long text, the tensors inside all layers do not fit into memory. So the run keeps the inputs of each layer,
+    and a layer runs again with hooks when a tensor inside it is read.
 
     Args:
         model: transformers' `PegasusXForConditionalGeneration`.
         config: its configuration.
-        inputs: arrays.
+        inputs: arrays by name.
     """
 
     def __init__(self, model: Any, config: PegasusXConfig, inputs: Mapping[str, Any]) -> None:
         self._model, self._unpadded = model, Unpadded(config, inputs["input_ids"].shape[1])
         self._between: dict[str, np.ndarray] = {}
         self._inside: dict[str, np.ndarray] = {}
-        self._found = self._between  # where what is seen is kept
+        self._captured = self._between  # where new tensors are stored
         self._names: set[str] = set()
         self._calls: dict[str, Call] = {}
-        self._open = ""  # the place of the layer whose tensors are at hand
+        self._current = ""  # the layer whose inner tensors are stored
         self._handles: list[Any] = []
-        self._attention: str | None = None  # the place of the attention that is running
-        self._softmaxes = count()  # of that attention
+        self._attention: str | None = None  # the name of the attention that is running
+        self._softmax_count = count()  # in that attention
         device = next(model.parameters()).device
         ids = {k: torch.from_numpy(v.astype(np.int64)).to(device) for k, v in inputs.items() if v is not None}
         self._run(self._watch_model, partial(model, **ids, use_cache=False))
@@ -91,15 +91,15 @@ class Capture(Mapping[str, np.ndarray]):
         if name in self._between:
             return self._between[name]
         place = layer_of(name)
-        if place != self._open and place in self._calls:
-            self._open, self._inside = place, {}
-            self._found = self._inside
+        if place != self._current and place in self._calls:
+            self._current, self._inside = place, {}
+            self._captured = self._inside
             call = self._calls[place]
-            self._run(partial(self._watch_inside, place, call.layer), partial(call.layer, *call.args, **call.kwargs))
+            self._run(partial(self._watch_modules, place, call.layer), partial(call.layer, *call.args, **call.kwargs))
         return self._inside[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Give the names that were seen so far."""
+        """Iterate over the names that were captured so far."""
         return iter(self._names)
 
     def __len__(self) -> int:
@@ -108,14 +108,14 @@ class Capture(Mapping[str, np.ndarray]):
     def _run(self, watch: Callable[[], None], what: Callable[[], Any]) -> None:
         try:
             watch()
-            with torch.no_grad(), Softmaxes(self._softmax):
+            with torch.no_grad(), SoftmaxMode(self._softmax):
                 what()
         finally:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
 
-    # --- what is watched
+    # --- hooks
 
     def _watch_model(self) -> None:
         encoder, decoder = self._model.model.encoder, self._model.model.decoder
@@ -123,15 +123,15 @@ class Capture(Mapping[str, np.ndarray]):
         self._after(self._model.lm_head, partial(self._keep, "lm_head"))
         for side, part in (("encoder", encoder), ("decoder", decoder)):
             self._after(part.embed_tokens, partial(self._keep, f"{side}.embed_tokens"))
-            # What goes into the first layer, or into the last LayerNorm where there is none.
+            # The input of the first layer, or of the last LayerNorm where there is no layer.
             self._before(
                 part.layers[0] if len(part.layers) else part.layer_norm, partial(self._keep, f"{side}.embeddings")
             )
             for i, layer in enumerate(part.layers):
-                self._watch_from_outside(f"{side}.layers.{i}", layer)
+                self._watch_layer(f"{side}.layers.{i}", layer)
             self._after(part.layer_norm, partial(self._keep, f"{side}.layer_norm"))
 
-    def _watch_from_outside(self, place: str, layer: Any) -> None:
+    def _watch_layer(self, place: str, layer: Any) -> None:
         def keep_call(layer: Any, args: Any, kwargs: Any) -> None:
             self._calls[place] = Call(layer, tuple(map(copied, args)), {k: copied(v) for k, v in kwargs.items()})
 
@@ -145,29 +145,29 @@ class Capture(Mapping[str, np.ndarray]):
             self._before(layer, partial(self._keep, f"{place}.input"))
             self._after(layer, partial(self._keep, f"{place}.output"))
 
-    def _watch_inside(self, place: str, layer: Any) -> None:
+    def _watch_modules(self, place: str, layer: Any) -> None:
         if place.startswith("encoder"):
             self._before(layer.self_attn.q_proj, partial(self._look_up, place))
         table = ENCODER_LAYER if place.startswith("encoder") else DECODER_LAYER
-        for path, (goes_in, comes_out) in table.items():
+        for path, (input_name, output_name) in table.items():
             module = layer.get_submodule(path)
-            if goes_in is not None:
-                self._before(module, self._by_turns(place, path, goes_in))
-            self._after(module, self._by_turns(place, path, comes_out))
+            if input_name is not None:
+                self._before(module, self._keep_by_stream(place, path, input_name))
+            self._after(module, self._keep_by_stream(place, path, output_name))
         for path in {path.split(".")[0] for path in table if "." in path}:
             attention = layer.get_submodule(path)
             self._handles.append(attention.register_forward_pre_hook(partial(self._enter, f"{place}.{path}")))
             self._handles.append(attention.register_forward_hook(self._leave))
 
-    def _by_turns(self, place: str, path: str, name: str) -> Callable[[Any], None]:
-        """Keep a tensor under the name of the stream whose turn it is."""
+    def _keep_by_stream(self, place: str, path: str, name: str) -> Callable[[Any], None]:
+        """Keep the tensors of alternating calls under the names of the two streams."""
         calls, streams = count(), ("globals", "tokens") if path.endswith("out_proj") else ("tokens", "globals")
         return lambda tensor: self._keep(f"{place}.{name.format(s=streams[next(calls) % 2])}", tensor)
 
     def _before(self, module: Any, keep: Callable[[Any], None], number: int = 0) -> None:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
-            given = [*args, *(kwargs[name] for name in ("hidden_states", "global_hidden_states") if name in kwargs)]
-            keep(given[number])
+            inputs = [*args, *(kwargs[name] for name in ("hidden_states", "global_hidden_states") if name in kwargs)]
+            keep(inputs[number])
 
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -175,32 +175,32 @@ class Capture(Mapping[str, np.ndarray]):
         self._handles.append(module.register_forward_hook(lambda _, __, result: keep(result)))
 
     def _enter(self, place: str, *_: Any) -> None:
-        self._attention, self._softmaxes = place, count()
+        self._attention, self._softmax_count = place, count()
 
     def _leave(self, *_: Any) -> None:
         self._attention = None
 
     def _softmax(self, scores: Any, probs: Any) -> None:
-        """Keep scores and weights; an encoder layer attends from the global tokens first, then from the tokens."""
+        """Keep scores and probabilities; an encoder layer computes global attention first, then local attention."""
         if self._attention is None:
-            return  # not of a layer that is watched from inside
-        part = "" if self._attention.startswith("decoder") else (".global", ".local")[next(self._softmaxes) % 2]
+            return  # in a layer without hooks inside
+        part = "" if self._attention.startswith("decoder") else (".global", ".local")[next(self._softmax_count) % 2]
         self._keep(f"{self._attention}{part}.scores", scores)
         self._keep(f"{self._attention}{part}.probs", probs)
 
-    def _look_up(self, place: str, given: Any) -> None:
-        """Find where the tokens stand in what attention is given."""
+    def _look_up(self, place: str, padded: Any) -> None:
+        """Find the rows of the tokens in the input of attention."""
         rows = self._inside.get(f"{place}.tokens.self_attn_layer_norm")
         if rows is not None and f"{place}.self_attn.tokens.q_proj" not in self._inside:
-            self._unpadded.look_up(place, to_numpy(given), rows)
+            self._unpadded.look_up(place, to_numpy(padded), rows)
 
     def _keep(self, name: str, tensor: Any) -> None:
-        array = np.array(to_numpy(tensor))  # a copy: what comes next may write into the tensor
+        array = np.array(to_numpy(tensor))  # a copy: a later operation may work in place
         for part, cut in self._unpadded.tensors(name, array):
             self._names.add(part)
-            self._found[part] = cut
+            self._captured[part] = cut
 
 
 def copied(value: Any) -> Any:
-    """Copy tensors."""
+    """Copy a tensor; return any other value itself."""
     return value.clone() if isinstance(value, torch.Tensor) else value

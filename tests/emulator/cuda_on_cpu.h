@@ -1,8 +1,8 @@
-// Runs CUDA C++ kernels on the CPU: the threads of a block are fibers that take turns at barriers and shuffles.
+// Runs CUDA C++ kernels on the CPU: the threads of a thread block are fibers that switch at barriers and shuffles.
 //
-// Blocks run one after another. Between two barriers each thread runs alone until it reaches the next one, in ascending
-// or in descending order: code that needs a barrier where there is none reads what is not yet, or no longer, there.
-// Shared memory is NaN when a block starts.
+// Thread blocks run one after another. Each thread runs alone until it reaches the next barrier, in ascending or in
+// descending order of threads: code with a missing barrier reads data that is not written yet, or already overwritten.
+// Shared memory is NaN when a thread block starts.
 
 #pragma once
 #include <ucontext.h>
@@ -24,7 +24,7 @@ struct Dim3 {
 static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
-constexpr int STACK = 1 << 18, WARP = 32, MOST_THREADS = 1024;
+constexpr int STACK = 1 << 18, WARP = 32, MAX_THREADS = 1024;
 
 struct Fiber {
     ucontext_t context;
@@ -46,18 +46,18 @@ struct Barrier {
         ++generation;
     }
     void wait() {
-        long mine = generation;
+        long arrival = generation;
         ++arrived;
         open();
-        while (mine == generation) swapcontext(&fibers[current].context, &scheduler);
+        while (arrival == generation) swapcontext(&fibers[current].context, &scheduler);
     }
     void leave() {
         --expected;
         open();
     }
 };
-static Barrier block_barrier, warp_barriers[MOST_THREADS / WARP];
-static double exchanged[MOST_THREADS];
+static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP];
+static double exchanged[MAX_THREADS];
 
 static void run_fiber() {
     kernel();
@@ -109,7 +109,7 @@ static T __shfl_xor_sync(unsigned, T value, int lane_mask) {
     int thread = emulator::current;
     emulator::exchanged[thread] = value;
     __syncwarp();
-    T found = (T)emulator::exchanged[thread ^ lane_mask];
+    T other = (T)emulator::exchanged[thread ^ lane_mask];
     __syncwarp();
-    return found;
+    return other;
 }

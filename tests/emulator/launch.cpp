@@ -1,4 +1,4 @@
-// The kernels of attention.cu as a plain function for ctypes. KERNELS is the path of their source.
+// The kernels of attention.cu as a C function for ctypes. KERNELS is the path of their source.
 
 #include "cuda_on_cpu.h"
 

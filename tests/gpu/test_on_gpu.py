@@ -1,10 +1,10 @@
-"""The backends on CUDA: what tests/test_backends_agree.py checks on the CPU, and inputs of full length."""
+"""The backends on CUDA: the checks of tests/test_backends_agree.py, and inputs of full length."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import check_model, check_operation, check_processors, check_ranking
+from agreement import check_logits_processors, check_model, check_operation, check_top_k
 from backend_parameters import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +18,9 @@ some = settings(max_examples=30)
 
 
 def on_cuda(name: str, dtype: str) -> Any:
-    """A backend's parameter, skipped with the reason where it has no CUDA device."""
+    """Return a test parameter, which is skipped with the reason if the backend has no CUDA device."""
     info = available_backends()[name]
-    reason = info.problem or f"backend {name!r} finds no CUDA device, only {', '.join(info.devices)}"
+    reason = info.problem or f"backend {name!r} has no CUDA device: available here: {', '.join(info.devices)}"
     missing = not any(device.startswith("cuda") for device in info.devices)
     return pytest.param(name, dtype, id=f"{name}-{dtype}", marks=pytest.mark.skipif(missing, reason=reason))
 
@@ -47,22 +47,22 @@ def test_models_agree(backend: str, dtype: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
 def test_searches_agree(backend: str, dtype: str) -> None:
-    """To the bit: which of many equal scores wins, and what the score processors write."""
+    """Bit for bit: which of many equal scores comes first, and the results of logits processors."""
     ops = get_backend(backend, "cuda:0", dtype)
     rng = np.random.default_rng(0)
     for values in ([0.0], [-np.inf, -1e9, -2.0], rng.standard_normal(30), rng.standard_normal(10**6)):
         scores = rng.choice(values, (2, 8 * 96103)).astype(np.float32)
-        check_ranking(ops, scores, 16)
+        check_top_k(ops, scores, 16)
         np.testing.assert_array_equal(ops.to_numpy(ops.to_float32(scores).argmax(-1)), scores.argmax(-1))
     for seed in range(100):
-        check_processors(ops, seed, 1 + seed % 9, 9)
+        check_logits_processors(ops, seed, 1 + seed % 9, 9)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("staggered", [False, True], ids=["even", "staggered"])
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
-def test_the_core_agrees_at_16384_tokens(backend: str, dtype: str, staggered: bool, masked: bool) -> None:
-    """Heads of 64, blocks of 512 and 128 global tokens, as published; the golden core runs on two heads."""
+def test_the_attention_core_agrees_at_16384_tokens(backend: str, dtype: str, staggered: bool, masked: bool) -> None:
+    """Two heads of 64 features, with published sizes: blocks of 512 and 128 global tokens."""
     B, H, T, F, G = 1, 2, 16384, 64, 128
     rng = np.random.default_rng(0)
     arguments: dict[str, Any] = {
@@ -75,7 +75,7 @@ def test_the_core_agrees_at_16384_tokens(backend: str, dtype: str, staggered: bo
 
 
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
-def test_a_model_of_published_blocks_agrees(backend: str, dtype: str) -> None:
+def test_a_model_with_published_block_sizes_agrees(backend: str, dtype: str) -> None:
     config = PegasusXConfig.preset("base", encoder_layers=2, decoder_layers=2, vocab_size=1000)
     rng = np.random.default_rng(0)
     mask = np.arange(2100) < np.array([[2100], [1300]])
@@ -99,37 +99,37 @@ def test_tokens_agree(backend: str, dtype: str, how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 4}], ids=str)
-def test_recorded_steps_write_the_same(backend: str, dtype: str, how: dict[str, Any]) -> None:
-    """More tokens than the first room of a recorded step; on torch the recorded step is what is taken unasked."""
+def test_captured_steps_give_the_same_tokens(backend: str, dtype: str, how: dict[str, Any]) -> None:
+    """More tokens than the first capacity of a static cache, which is the default on torch."""
     config = PegasusXConfig.preset("tiny", init_std=0.5)
     ids = np.random.default_rng(0).integers(106, 256, (2, 50))
     model = PegasusXForConditionalGeneration.from_random(config, 0, backend=backend, dtype=dtype)
     assert model.ops.compiles == (backend == "torch")
-    unasked, growing, fixed = (
+    default, dynamic, static = (
         model.generate(ids, min_new_tokens=100, max_new_tokens=100, cache_implementation=cache, **how).tolist()
         for cache in (None, "dynamic", "static")
     )
-    assert unasked == growing == fixed
+    assert default == dynamic == static
 
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
-def test_everything_stays_on_the_device(backend: str, dtype: str) -> None:
-    """Nothing comes back to the host but what was chosen."""
+def test_only_ids_are_copied_to_the_host(backend: str, dtype: str) -> None:
+    """Only the chosen ids are copied to the host."""
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"), backend=backend, dtype=dtype)
-    before = type(model.ops).to_numpy
-    taken: list[tuple[int, ...]] = []
+    to_numpy = type(model.ops).to_numpy
+    shapes: list[tuple[int, ...]] = []
 
-    def counting(ops: Any, array: Any) -> np.ndarray:
-        taken.append(tuple(array.shape))
-        return before(ops, array)
+    def record_shape(ops: Any, array: Any) -> np.ndarray:
+        shapes.append(tuple(array.shape))
+        return to_numpy(ops, array)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.ops), "to_numpy", counting)
+        patch.setattr(type(model.ops), "to_numpy", record_shape)
         model.generate(np.full((1, 30), 120), max_new_tokens=3)
-    assert taken == [(1,)] * 3  # the ids of each step
+    assert shapes == [(1,)] * 3  # the ids of each step
 
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
-def test_a_device_too_many_is_refused(backend: str, dtype: str) -> None:
+def test_an_unavailable_device_is_refused(backend: str, dtype: str) -> None:
     with pytest.raises(BackendError, match="has no device 'cuda:64'"):
         get_backend(backend, "cuda:64", dtype)

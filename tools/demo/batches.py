@@ -1,4 +1,4 @@
-"""What a step of the training sees: pieces of text to copy, or descriptions with their synopses."""
+"""Training batches: pieces of text to copy, or descriptions with their synopses."""
 
 import random
 from collections.abc import Iterator
@@ -7,26 +7,26 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-OFFSET = 103  # ids that Pegasus keeps for special tokens, so that sentencepiece id i > 1 becomes i + 103
-NUM_COMMON = 400  # the most frequent pieces, which are never exchanged: what a sentence is built with
-WRITE, COPY = 0, 2  # what decoding starts from: a synopsis after the padding id, a copy after <mask_1>
+OFFSET = 103  # Pegasus' special tokens: sentencepiece id i > 1 becomes i + 103
+NUM_COMMON = 400  # the most frequent pieces, mostly function words, are never replaced
+WRITE, COPY = 0, 2  # decoder start tokens: the padding id for a synopsis, <mask_1> for a copy
 Batch = tuple[Tensor, Tensor, list[tuple[int, Tensor]]]  # sources, their mask, and start ids with labels
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """Make one tensor of rows, short ones filled up at the end."""
+    """Stack rows in one tensor, padded at the end."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def span(row: list[int], rng: random.Random) -> list[int]:
-    """Take half of a text, 32 tokens at the most, from anywhere."""
+    """Return a random span of half a text, at most 32 tokens."""
     length = min(32, max(1, len(row) // 2))
     start = rng.randrange(len(row) - length + 1)
     return row[start : start + length]
 
 
 def fragments(texts: list[list[int]], length: int, tokens: int, rng: random.Random) -> Iterator[Batch]:
-    """Give batches of pieces of texts, each to be copied in part."""
+    """Yield batches of pieces of texts with spans to copy."""
     stream = [token for text in texts for token in text]
     while True:
         starts = [rng.randrange(len(stream) - length) for _ in range(tokens // length)]
@@ -36,31 +36,31 @@ def fragments(texts: list[list[int]], length: int, tokens: int, rng: random.Rand
 
 
 class Renaming:
-    """Exchanges what a description and its synopsis share for something else, the same in both.
+    """Replaces pieces that a description and its synopsis share, with the same replacement in both.
 
     Args:
-        pieces: the tokenizer's; a piece that begins a word is exchanged for another such piece.
+        pieces: the tokenizer; a piece that begins a word is replaced by another that begins a word.
     """
 
     def __init__(self, pieces: sentencepiece.SentencePieceProcessor) -> None:
         rare = range(NUM_COMMON, pieces.get_piece_size())
         starts = [i + OFFSET for i in rare if pieces.id_to_piece(i).startswith("▁")]
         others = [i + OFFSET for i in rare if not pieces.id_to_piece(i).startswith("▁")]
-        self._alike = {i: group for group in (starts, others) for i in group}
+        self._replacements = {i: group for group in (starts, others) for i in group}
 
     def __call__(self, source: list[int], synopsis: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-        """Return the pair as it is, or with two thirds of the rarer pieces that both have exchanged."""
+        """Return the pair unchanged, or with two thirds of the shared rarer pieces replaced."""
         if rng.random() < 0.5:
             return source, synopsis
-        shared = [i for i in sorted(set(source) & set(synopsis)) if i in self._alike and rng.random() < 0.67]
-        new = {i: rng.choice(self._alike[i]) for i in shared}
+        shared = [i for i in sorted(set(source) & set(synopsis)) if i in self._replacements and rng.random() < 0.67]
+        new = {i: rng.choice(self._replacements[i]) for i in shared}
         return [new.get(i, i) for i in source], [new.get(i, i) for i in synopsis]
 
 
 def descriptions(
     sources: list[list[int]], synopses: list[list[int]], tokens: int, renaming: Renaming, rng: random.Random
 ) -> Iterator[Batch]:
-    """Give batches of descriptions with their synopses and a span to copy, pairs of like lengths together."""
+    """Yield batches of descriptions of similar lengths, with their synopses and spans to copy."""
     while True:
         size = {i: (len(source) + rng.randint(0, 16)) // 16 for i, source in enumerate(sources)}
         order = sorted(size, key=lambda i: (size[i], len(synopses[i]) + rng.randint(0, 3)))

@@ -2,8 +2,8 @@
 
     python tools/demo/corpus.py build/demo          # writes train.jsonl, dev.jsonl, test.jsonl, corpus.json
 
-The split is a function of the texts alone: a pair is held out by a hash of its description, and whatever shares more
-than `MAX_SHARED` of a held-out description's 8-word shingles is taken out of the training side.
+The split depends on the texts alone: a hash of its description selects a held-out pair, and pairs that share more than
+`MAX_SHARED` of a held-out description's 8-word shingles are removed from the training side.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from pathlib import Path
 LIST = "*_dists_bookworm_main_i18n_Translation-en*"
 SHINGLE = 8  # words
 MAX_SHARED = 0.3  # of a held-out description's shingles with any one training description
-SHORTEST = 16  # words of a description, for it to have something to summarize
+SHORTEST = 16  # words of a description that is worth a summary
 NUM_DEV, NUM_TEST = 300, 500
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One package: its name, its long description as one line a paragraph or list item, and its synopsis."""
+    """A package: its name, its long description with one line for each paragraph or list item, and its synopsis."""
 
     package: str
     description: str
@@ -33,10 +33,10 @@ class Pair:
 
 
 def fetch(folder: Path) -> str:
-    """Let apt fetch the package descriptions of its configured sources, and read Debian 12's.
+    """Fetch the package descriptions of apt's configured sources and return those of Debian 12.
 
     Args:
-        folder: where apt may keep its lists.
+        folder: for apt's lists.
 
     Returns:
         The Translation-en list as text.
@@ -53,7 +53,7 @@ def fetch(folder: Path) -> str:
 
 
 def read_pairs(translation: str) -> list[Pair]:
-    """Read the paragraphs of a Translation-en list, each description once, sorted by its text.
+    """Parse a Translation-en list into pairs, sorted by description and without duplicates.
 
     Args:
         translation: paragraphs with the fields Package and Description-en.
@@ -73,37 +73,37 @@ def read_pairs(translation: str) -> list[Pair]:
 
 
 def unfold(body: str) -> str:
-    """Join the lines of each paragraph of a description; a line indented twice stays a line, " ." parts paragraphs."""
+    """Join the lines of each paragraph of a description; a line indented twice is kept, " ." separates paragraphs."""
     lines: list[str] = []
-    fresh = True
+    starts_paragraph = True
     for line in body.splitlines():
         content = line[1:].rstrip()
         if content in ("", "."):
-            fresh = True
-        elif fresh or content.startswith(" ") or not lines:
+            starts_paragraph = True
+        elif starts_paragraph or content.startswith(" ") or not lines:
             lines.append(content.strip())
-            fresh = False
+            starts_paragraph = False
         else:
             lines[-1] += " " + content.strip()
     return "\n".join(lines)
 
 
 def words(text: str) -> list[str]:
-    """Give the words of a text in lower case, without punctuation."""
+    """Return the words of a text in lower case, without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 
 def shingles(text: str) -> set[str]:
-    """Give every run of 8 words of a text; all of a shorter text."""
+    """Return every run of 8 words of a text; the whole of a shorter text."""
     all_words = words(text)
     return {" ".join(all_words[i : i + SHINGLE]) for i in range(max(1, len(all_words) - SHINGLE + 1))}
 
 
 def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Split pairs so that what is held out shares next to nothing with the training side.
+    """Split pairs so that held-out texts share almost nothing with the training side.
 
     Args:
-        pairs: all pairs, no description twice.
+        pairs: all pairs, with distinct descriptions.
 
     Returns:
         Training, development and test pairs. No development or test description shares more than `MAX_SHARED` of its
@@ -118,7 +118,7 @@ def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
 
 
 def most_shared(pairs: Sequence[Pair], held_out: Iterable[Pair]) -> list[float]:
-    """Say for each pair which share of some held-out description's shingles its description has, at the most."""
+    """Compute for each pair the largest fraction of a held-out description's shingles that its description shares."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, pair in enumerate(pairs):
         for shingle in shingles(pair.description):

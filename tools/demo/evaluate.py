@@ -19,25 +19,25 @@ NUM_RESAMPLES = 10_000
 
 
 def rouge(references: list[str], candidates: list[str]) -> np.ndarray:
-    """Give the F-measures of each candidate in percent, with Porter stemming (N, 3): ROUGE-1, ROUGE-2, ROUGE-L."""
+    """Compute ROUGE-1, ROUGE-2 and ROUGE-L of each candidate: F-measures in percent with Porter stemming (N, 3)."""
     scorer = RougeScorer(KINDS, use_stemmer=True)
     scores = [scorer.score(reference, text) for reference, text in zip(references, candidates, strict=True)]
     return np.array([[100 * score[kind].fmeasure for kind in KINDS] for score in scores])
 
 
 def lead(text: str, num_words: int = 8) -> str:
-    """Give the first words of a text."""
+    """Return the first words of a text."""
     return " ".join(text.split()[:num_words])
 
 
 def interval(values: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """Give the 95 % bootstrap interval of the mean of values (N,)."""
+    """Compute the 95 % bootstrap interval of the mean of values (N,)."""
     means = values[rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))].mean(axis=1)
     return [round(float(bound), 2) for bound in np.percentile(means, [2.5, 97.5])]
 
 
 def report(model_scores: np.ndarray, lead_scores: np.ndarray) -> dict[str, Any]:
-    """Give means and intervals of the model, of the lead, and of their paired difference."""
+    """Compute means and intervals of the model, of the lead, and of their paired difference."""
     rng = np.random.default_rng(0)
     compared = {"model": model_scores, "lead-8": lead_scores, "difference": model_scores - lead_scores}
     return {
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--num-beams", type=int)
     parser.add_argument("--length-penalty", type=float)
-    parser.add_argument("--show", type=int, default=0, help="print so many examples")
+    parser.add_argument("--show", type=int, default=0, help="number of examples to print")
     args = parser.parse_args()
     pairs = load_pairs(args.pairs)
     summarizer = pipeline("summarization", args.model)

@@ -2,10 +2,10 @@
 
     python tools/demo/train.py build/demo    # reads train.jsonl and dev.jsonl, writes checkpoint/ and train.log
 
-A synopsis takes its words from the description, and a model that cannot copy writes fluent nonsense. From synopses
-alone copying is not learned in an hour; from writing down pieces of short texts it is, in minutes. So there are three
-stages: short texts copied, then longer ones, then descriptions with their synopses, and some copying still. In half of
-these pairs words that both share are exchanged for others: what is not true cannot be known by heart, only copied.
+A synopsis takes its words from the description, and a model that cannot copy writes fluent nonsense. Synopses alone do
+not teach copying within an hour; copying pieces of short texts does in minutes. So training has three stages: copying
+short texts, copying longer ones, then descriptions with their synopses and some copying. In half of these pairs, words
+that both texts share are replaced in both: a false statement cannot be memorized, only copied.
 """
 
 import argparse
@@ -39,11 +39,11 @@ SHAPE = {
     "num_global_tokens": 16,
     "activation_function": "relu",
     "max_position_embeddings": 1024,
-    "init_std": 0.07,  # 1 / sqrt(d_model): at 0.02 the first attention weights are all but even, and stay so for long
+    "init_std": 0.07,  # 1 / sqrt(d_model): with 0.02, attention is nearly uniform at first and stays so for long
 }
 
 DECODING = {
-    "num_beams": 4,  # as the development pairs have it
+    "num_beams": 4,  # best on the development pairs
     "length_penalty": 0.8,
     "max_new_tokens": LONGEST_TARGET,
     "decoder_start_token_id": 0,
@@ -57,11 +57,11 @@ class Stage(NamedTuple):
     """A part of the training.
 
     Attributes:
-        steps: how many.
-        learning_rate: reached after 200 steps; in the last stage it falls to 0.
-        dropout: of hidden states. Random numbers for that of attention and activations take a third of a step.
-        fragment: tokens of the pieces of text that are copied; None: whole descriptions, with their synopses.
-        copying: in which part of the steps of whole descriptions a span is copied as well.
+        steps: number of steps.
+        learning_rate: reached after 200 steps; in the last stage it decays to 0.
+        dropout: of hidden states. Dropout of attention and activations would take a third of the step's time.
+        fragment: tokens of each piece of text to copy; None: whole descriptions with their synopses.
+        copying: fraction of the steps on whole descriptions that also copy a span.
     """
 
     steps: int
@@ -79,7 +79,7 @@ STAGES = (
 
 
 def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
-    """Train the unigram model on descriptions and synopses, with Pegasus' ids for padding, end and unknown."""
+    """Train the unigram tokenizer on descriptions and synopses, with Pegasus' ids for padding, end and unknown."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for pair in pairs for line in (*pair.description.split("\n"), pair.synopsis)]),
         model_prefix=str(folder / "spiece"),
@@ -91,14 +91,14 @@ def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        num_threads=1,  # more threads sum in another order, and choose other pieces
+        num_threads=1,  # more threads change the order of sums, and with it the pieces
         minloglevel=2,
     )
     (folder / "spiece.vocab").unlink()
 
 
 def losses_of(model: PegasusXForConditionalGeneration, batch: Batch, smoothing: float) -> list[Tensor]:
-    """Give the mean cross-entropy a token, in nats, of each thing to be written from the same sources."""
+    """Compute the mean cross-entropy of each target of the same sources, in nats a token."""
     source, mask, targets = batch
     losses = []
     with torch.autocast("cpu", torch.bfloat16):
@@ -111,7 +111,7 @@ def losses_of(model: PegasusXForConditionalGeneration, batch: Batch, smoothing: 
 
 
 def development_loss(model: PegasusXForConditionalGeneration, batches: list[Batch]) -> float:
-    """Give the mean loss of the synopses of pairs that training never sees."""
+    """Compute the mean loss of the synopses of the development pairs."""
     model.eval()
     with torch.no_grad():
         losses = torch.stack([losses_of(model, batch, 0.0)[0] for batch in batches])
@@ -120,7 +120,7 @@ def development_loss(model: PegasusXForConditionalGeneration, batches: list[Batc
 
 
 def save(model: PegasusXForConditionalGeneration, folder: Path) -> None:
-    """Write the model in bfloat16; training goes on with the float32 one."""
+    """Save a copy of the model in bfloat16; training continues in float32."""
     copy.deepcopy(model).eval().to(torch.bfloat16).save_pretrained(folder)
 
 
@@ -132,9 +132,9 @@ def train(
     folder: Path,
     log: TextIO,
 ) -> None:
-    """Run a stage of the training; every 500 steps, and at its end, measure and save."""
+    """Run a stage of the training; measure and save every 500 steps of the last stage, and save at the end."""
     for module in model.modules():
-        if hasattr(module, "dropout") and not hasattr(module, "q_proj"):  # an attention's is another
+        if hasattr(module, "dropout") and not hasattr(module, "q_proj"):  # attention has its own dropout
             module.dropout = stage.dropout
     model.train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -194,7 +194,7 @@ def main() -> None:
     for source, synopsis in zip(*encode_pairs(load_pairs(args.folder / "dev.jsonl")), strict=True):
         rows = torch.tensor([source])
         development.append((rows, torch.ones_like(rows), [(WRITE, torch.tensor([synopsis]))]))
-    torch.set_num_threads(2)  # another number sums in another order
+    torch.set_num_threads(2)  # another number changes the order of sums
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     config = PegasusXConfig(

@@ -1,33 +1,32 @@
-"""The work itself, as each implementation does it."""
+"""The tasks: each implementation's workload in a case, prepared once and timed at each repetition."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from pegasusx_ref.benchmarking.cases import MACHINE, Case
-from pegasusx_ref.benchmarking.tasks.core import core_task
-from pegasusx_ref.benchmarking.tasks.decoder import decoder_task
-from pegasusx_ref.benchmarking.tasks.encoder import encoder_task
-from pegasusx_ref.benchmarking.tasks.load import load_task
+from pegasusx_ref.benchmarking.cases import MACHINE, TRANSFORMERS, Case
+from pegasusx_ref.benchmarking.tasks.backends import BackendWorkloads
 from pegasusx_ref.benchmarking.tasks.machine import machine_task
+from pegasusx_ref.benchmarking.tasks.timing import seconds_per_step, synchronizer, timed
+from pegasusx_ref.benchmarking.tasks.transformers import TransformersWorkloads
 
-Task = Callable[[int], float]  # does the work for so many source tokens, and says how many seconds it took
+Task = Callable[[int], float]  # runs a workload for a number of source tokens and returns the seconds that it took
 
 
-def task_of(case: Case, implementation: str, device: str, folder: str | None = None) -> Task:
-    """Make ready what an implementation does in a case: load libraries, build its model.
+def task_for(case: Case, implementation: str, device: str, folder: Path | None = None) -> Task:
+    """Prepare an implementation's task: import libraries and build the model.
 
     Args:
-        case: what is measured.
-        implementation: whose work.
+        case: whose workload is run.
+        implementation: that runs it.
         device: "cpu", "cuda:0", ….
-        folder: a checkpoint of the case's shape, to be loaded.
+        folder: the checkpoint of a "load" case.
 
     Raises:
         PegasusXError: the implementation cannot run here.
     """
     if implementation == MACHINE:
         return machine_task(case, device)
-    if case.kind == "load":
-        return load_task(case, implementation, device, Path(folder or ""))
-    makers = {"encoder": encoder_task, "decoder": decoder_task, "core": core_task}
-    return makers[case.kind](case, implementation, device)
+    workloads = TransformersWorkloads if implementation == TRANSFORMERS else BackendWorkloads
+    prepare = getattr(workloads(case, implementation, device, folder), case.kind)()
+    synchronize, measure = synchronizer(implementation, device), seconds_per_step if case.kind == "decoder" else timed
+    return lambda tokens: measure(prepare(tokens), synchronize)

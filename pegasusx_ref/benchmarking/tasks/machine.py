@@ -1,57 +1,49 @@
-"""What the machine can do at this moment: large matrix products, and reading memory; by the fastest library at hand."""
+"""The machine's limit at the moment: large matrix products or memory reads, by the fastest library installed."""
 
-import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.benchmarking.cases import Case
-from pegasusx_ref.benchmarking.timing import Wait, timed, waiter
+from pegasusx_ref.benchmarking.tasks.timing import Synchronize, synchronizer, timed
 from pegasusx_ref.benchmarking.work import work_of
 from pegasusx_ref.errors import ExtraError
 
-LEAST = 0.3  # seconds that a measurement takes at least
-TIMES = 3  # calls that it takes at least
-# On a CPU and on a GPU: rows of a square matrix; numbers in an array, more than any cache holds (1 and 4 GiB).
-SIZES, LENGTHS = (2048, 8192), (2**28, 2**30)
+MIN_SECONDS, MIN_CALLS = 0.3, 3  # of a measurement
+# On a CPU and on a GPU: rows of a square matrix; numbers in an array larger than any cache (1 and 4 GiB).
+MATRIX_ROWS, ARRAY_LENGTHS = (2048, 8192), (2**28, 2**30)
 
-Measured = tuple[Callable[[], Any], Wait, float]  # a call, what waits for its end, and how much work it does
+Kernel = tuple[Callable[[], Any], Synchronize, float]  # a call, a wait for its end, and its amount of work
 
 
 def machine_task(case: Case, device: str) -> Callable[[int], float]:
-    """Make the machine's limit ready: the least time for the case's work at the rate of the moment; see `task_of`.
+    """Prepare the lower bound for the time of the case's work, at the machine's rate of the moment; see `task_for`.
 
     Raises:
-        ExtraError: no library here computes in the case's dtype on the device.
+        ExtraError: no installed library computes in the case's dtype on the device.
     """
     amount, unit = work_of(case)
-    measurements = products(case.dtype, device) if unit == "FLOP" else reads(device)
-    if not measurements:
-        raise ExtraError(f"no library here measures {case.dtype} on {device}: pip install 'pegasusx-ref[torch]'")
-    return lambda _: amount / max(best_rate(*measurement) for measurement in measurements)
+    kernels = matrix_products(case.dtype, device) if unit == "FLOP" else memory_reads(device)
+    if not kernels:
+        raise ExtraError(
+            f"no installed library computes in {case.dtype} on {device}: pip install 'pegasusx-ref[torch]'"
+        )
+    return lambda tokens: amount / max(best_rate(*kernel) for kernel in kernels)
 
 
-def best_rate(call: Callable[[], Any], wait: Wait, work: float) -> float:
-    """Take the best of some calls: what disturbs one only ever makes it slower.
-
-    Args:
-        call: does the work.
-        wait: waits until the device is done.
-        work: that a call does.
-
-    Returns:
-        Work a second.
-    """
+def best_rate(call: Callable[[], Any], synchronize: Synchronize, work: float) -> float:
+    """Return the work per second of the fastest of some calls: disturbances only ever slow a call down."""
     times: list[float] = []
-    end = time.perf_counter() + LEAST
-    while len(times) < TIMES or time.perf_counter() < end:
-        times.append(timed(call, wait))
+    end = perf_counter() + MIN_SECONDS
+    while len(times) < MIN_CALLS or perf_counter() < end:
+        times.append(timed(call, synchronize))
     return work / min(times)
 
 
-def torch_here() -> Any:
-    """Load torch; None where it is not installed, or does not load."""
+def import_torch() -> Any:
+    """Import torch; None where it is missing or does not load."""
     try:
         import torch
     except (ImportError, OSError):
@@ -59,40 +51,31 @@ def torch_here() -> Any:
     return torch
 
 
-def products(dtype: str, device: str) -> list[Measured]:
-    """Make square matrix products ready, in FLOP, in every library that has them.
-
-    Args:
-        dtype: of the matrices.
-        device: where they lie.
-    """
+def matrix_products(dtype: str, device: str) -> list[Kernel]:
+    """Prepare a square matrix product, its work in FLOP, in each library that supports dtype and device."""
     on_cuda = device.startswith("cuda")
-    size = SIZES[on_cuda]
-    a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
-    found: list[Measured] = []
+    rows = MATRIX_ROWS[on_cuda]
+    a, b = np.random.default_rng(0).standard_normal((2, rows, rows), dtype=np.float32)
+    kernels: list[Kernel] = []
     if not on_cuda and dtype == "float32":
         out = np.empty_like(a)
-        found.append((lambda: np.matmul(a, b, out=out), waiter("numpy", device), 2 * size**3))
-    if (torch := torch_here()) is not None:
+        kernels.append((lambda: np.matmul(a, b, out=out), synchronizer("numpy", device), 2 * rows**3))
+    if (torch := import_torch()) is not None:
         x, y = (torch.from_numpy(matrix).to(device, getattr(torch, dtype)) for matrix in (a, b))
         z = torch.empty_like(x)
-        found.append((lambda: torch.mm(x, y, out=z), waiter("torch", device), 2 * size**3))
-    return found
+        kernels.append((lambda: torch.mm(x, y, out=z), synchronizer("torch", device), 2 * rows**3))
+    return kernels
 
 
-def reads(device: str) -> list[Measured]:
-    """Make reading a large array ready, in bytes, in every library that has it.
-
-    Args:
-        device: where the array lies.
-    """
+def memory_reads(device: str) -> list[Kernel]:
+    """Prepare reading a large array, its work in bytes, in each library that supports the device."""
     on_cuda = device.startswith("cuda")
-    length = LENGTHS[on_cuda]
+    length = ARRAY_LENGTHS[on_cuda]
     x = np.random.default_rng(0).random(1 if on_cuda else length, dtype=np.float32)
-    found: list[Measured] = []
+    kernels: list[Kernel] = []
     if not on_cuda:
-        found.append((lambda: np.dot(x, x), waiter("numpy", device), x.nbytes))
-    if (torch := torch_here()) is not None:
+        kernels.append((lambda: np.dot(x, x), synchronizer("numpy", device), x.nbytes))
+    if (torch := import_torch()) is not None:
         y = torch.rand(length, device=device) if on_cuda else torch.from_numpy(x)
-        found.append((lambda: y.sum(), waiter("torch", device), 4 * length))
-    return found
+        kernels.append((lambda: y.sum(), synchronizer("torch", device), 4 * length))
+    return kernels

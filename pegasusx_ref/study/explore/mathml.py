@@ -1,21 +1,21 @@
-"""The equations of the specification as MathML, which browsers set by themselves."""
+"""The equations of the specification as MathML, which browsers render without a library."""
 
 import re
 
 from pegasusx_ref.errors import InputError
 
-# What GitHub's renderer of LaTeX reads and latex2mathml does not.
-SPELLINGS = ((r"\\arg\s*\\max", r"\\mathrm{arg\\,max}"), (r"(?<=\w)\\_(?=\w+\})", "_"))
+# LaTeX that GitHub renders and latex2mathml does not.
+SPELLINGS = ((r"\\arg\s*\\max", r"\\mathrm{arg\\,max}"), (r"(\\text\{\w+)\\_(?=\w+\})", r"\1_"))
 
 
 def as_mathml(latex: str) -> list[str]:
     """Convert an equation.
 
     Args:
-        latex: what stands between $$ and $$.
+        latex: the text between $$ and $$.
 
     Returns:
-        <math> elements: one for each part that a "qquad" sets apart, since browsers break no lines inside an equation.
+        <math> elements, split at each "qquad": browsers do not break lines inside an equation.
 
     Raises:
         InputError: latex2mathml is not installed.

@@ -1,4 +1,4 @@
-"""What is computed for a token, a global token, a step: the specification's equations, shapes, and golden lines."""
+"""How a token, a global token or a decode step is computed: equations, shapes and golden code of the sections."""
 
 import ast
 import textwrap
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.study.explore.mathml import as_mathml
-from pegasusx_ref.study.sections import Source, golden_source, sections
-from pegasusx_ref.study.steps import sizes_of
+from pegasusx_ref.study.shape_inference import dimension_sizes
+from pegasusx_ref.study.spec_sections import Source, golden_source, sections
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 _LOCAL, _GLOBAL = "encoder.layers.{i}.self_attn.local.{n}", "encoder.layers.{i}.self_attn.global"
@@ -15,8 +15,8 @@ _CROSS = "decoder.layers.{i}.encoder_attn"
 _ATTENTION = ("scores", "probs", "context")
 _DECODER_FFN = ("decoder.layers.{i}.fc1", "decoder.layers.{i}.output")
 
-# For each kind of thing that can be selected: the sections that say how it is computed, in the order of execution, and
-# the tensors that come out.
+# For each kind of item on the page: the sections that define its computation, in the order of execution, with the
+# tensors that they compute.
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "token": {
         "3.3": ("encoder.embed_tokens", "encoder.embeddings"),
@@ -46,28 +46,27 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 FIRST_OPEN = {"token": "7.1", "global": "7.2", "step": "6.4"}
-VARYING = "SX"  # with the block that a token is in
 
 
 class Line(NamedTuple):
-    """A line of golden code."""
+    """A numbered line of golden code."""
 
     number: int
     text: str
 
 
 class Stage(NamedTuple):
-    """A section of the specification, for one kind of thing.
+    """A section of the specification, for one kind of item.
 
     Attributes:
         kind: "token", "global" or "step".
         number: of the section.
         title: of the section.
-        equations: as MathML, in parts.
-        shapes: of every tensor its dimensions, as letter and size; None where it depends on the block.
+        equations: parts of the equations as MathML.
+        shapes: the dimensions of every tensor as letter and size; None for a size that depends on the block.
         source: the golden function.
-        lines: of it, but for what follows the first line of its docstring.
-        is_open: whether it is shown at first.
+        lines: its code, with only the first line of the docstring.
+        is_open: whether the section is expanded initially.
     """
 
     kind: str
@@ -81,7 +80,7 @@ class Stage(NamedTuple):
 
 
 def stages(config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[Stage]:
-    """Describe how everything that can be selected is computed.
+    """Describe how every kind of item is computed.
 
     Args:
         config: of the model.
@@ -89,7 +88,7 @@ def stages(config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[Stag
         num_steps: L.
 
     Raises:
-        InputError: the specification or latex2mathml is not there.
+        InputError: the specification or latex2mathml is missing.
     """
     found = []
     for kind, numbers in STAGES.items():
@@ -102,17 +101,19 @@ def stages(config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[Stag
                     number,
                     section.title,
                     [part for equation in section.equations for part in as_mathml(equation)],
-                    {point: shape(point, config, num_tokens, num_steps) for point in points},
+                    {point: tensor_dimensions(point, config, num_tokens, num_steps) for point in points},
                     source,
-                    folded(source),
+                    shortened(source),
                     number == FIRST_OPEN[kind],
                 )
             )
     return found
 
 
-def shape(point: str, config: PegasusXConfig, num_tokens: int, num_steps: int) -> list[tuple[str, int | None]]:
-    """Give the size of every dimension of a tensor.
+def tensor_dimensions(
+    point: str, config: PegasusXConfig, num_tokens: int, num_steps: int
+) -> list[tuple[str, int | None]]:
+    """Return the dimensions of a tensor with their sizes.
 
     Args:
         point: its name, a key of `TRACE_POINTS`.
@@ -121,10 +122,10 @@ def shape(point: str, config: PegasusXConfig, num_tokens: int, num_steps: int) -
         num_steps: L.
 
     Returns:
-        Letters with sizes; None for the rows and keys of a block.
+        Letters with sizes; None for the rows (S) and keys (X) of a block.
     """
     side = "decoder" if point.startswith("decoder") else "encoder"
-    sizes: dict[str, int | None] = {**sizes_of(config, side), "B": 1, "T": num_tokens, "L": num_steps}
+    sizes: dict[str, int | None] = {**dimension_sizes(config, side), "B": 1, "T": num_tokens, "L": num_steps}
     sizes |= {"S": None, "X": None}
     if ".global." in point:
         sizes["X"] = config.num_global_tokens + num_tokens
@@ -133,8 +134,8 @@ def shape(point: str, config: PegasusXConfig, num_tokens: int, num_steps: int) -
     return [(letter, sizes[letter]) for letter in TRACE_POINTS[point]]
 
 
-def folded(source: Source) -> list[Line]:
-    """Number the lines of a function, and leave out all but the first of its docstring."""
+def shortened(source: Source) -> list[Line]:
+    """Number the lines of a function and omit its docstring except for the first line."""
     numbered = [Line(source.first_line + i, text) for i, text in enumerate(source.lines)]
     (definition,) = ast.parse(textwrap.dedent("\n".join(source.lines))).body
     assert isinstance(definition, ast.FunctionDef | ast.ClassDef)

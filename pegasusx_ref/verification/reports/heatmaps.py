@@ -1,13 +1,12 @@
-"""Where tensors are wrong: rho by position and head, a layer's blocks and global tokens side by side."""
+"""Heatmaps of rho by position and head, with a layer's blocks and global tokens side by side."""
 
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general, numbers_in
-from pegasusx_ref.verification import Report
-from pegasusx_ref.verification.checking import Rows
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
+from pegasusx_ref.verification.verdicts import Report, RowErrors
 
 AXES = {"G": "global token", "T": "position", "L": "target position"}
 Edges = tuple[int, ...]
@@ -18,35 +17,35 @@ class Strip(NamedTuple):
 
     Attributes:
         axis: what the rows are: "global token", "position", "target position".
-        rows: rho and what is wrong, by head and row; one line where a tensor has no heads.
-        edges: where the layer's blocks meet.
-        other_edges: where the blocks of the layer beside it meet, if those are others.
+        rows: the errors by head and row; one head where a tensor has none.
+        edges: between the layer's blocks.
+        other_edges: between the neighbouring layer's blocks, where they differ.
     """
 
     axis: str
-    rows: Rows
+    rows: RowErrors
     edges: Edges = ()
     other_edges: Edges = ()
 
 
 class Heatmap(NamedTuple):
-    """One place of the model, of one text.
+    """One place of the model, for one batch row.
 
     Attributes:
         place: such as "encoder.layers.1.self_attn.scores".
-        text: its number in the batch.
+        batch_row: its number.
         has_heads: whether the tensors have heads.
         strips: global tokens first.
     """
 
     place: str
-    text: int
+    batch_row: int
     has_heads: bool
     strips: list[Strip]
 
 
 class Spot(NamedTuple):
-    """A row, and how far off it is."""
+    """A row and its error."""
 
     axis: str
     row: int
@@ -56,59 +55,58 @@ class Spot(NamedTuple):
     is_wrong: bool
 
 
-def place(name: str) -> str:
-    """Name what the tensors of tokens, of global tokens and of the blocks of a layer have in common."""
+def place_of(name: str) -> str:
+    """Return the name that tensors of tokens, of global tokens and of a layer's blocks share."""
     return re.sub(r"\b(local\.\d+|global|globals|tokens)\.", "", name)
 
 
-def heatmaps(report: Report, where: str) -> list[Heatmap]:
-    """Lay the tensors of a place side by side.
+def heatmaps(report: Report, place: str) -> list[Heatmap]:
+    """Assemble the tensors of a place side by side.
 
     Args:
-        report: what `verify` found.
-        where: the place, as `place` names it.
+        report: the result of `verify`.
+        place: from `place_of`.
 
     Returns:
-        One heatmap a text; none where no tensor of the place could be compared.
+        One heatmap for each batch row; none where no tensor of the place could be compared.
     """
-    num_texts, num_tokens = report.valid.source_mask_BT.shape
-    whole: dict[str, Rows] = {}
+    batch, num_tokens = report.valid.source_mask_BT.shape
+    whole: dict[str, RowErrors] = {}
     has_heads = False
-    for name, rows in report.rows.items():
-        if place(name) != where:
+    for name, errors in report.rows.items():
+        if place_of(name) != place:
             continue
-        has_heads |= rows.rho.ndim == 3
-        rho, is_wrong = (array.reshape(num_texts, -1, array.shape[-1]) for array in rows)
+        has_heads |= errors.rho.ndim == 3
+        rho, is_wrong = (array.reshape(batch, -1, array.shape[-1]) for array in errors)
         letter, start, length = TRACE_POINTS[general(name)][-2], 0, rho.shape[2]
         if letter == "S":
-            layer, block = numbers_in(name)
-            letter, start, length = "T", report.valid.blocks[layer][block][0], num_tokens
+            letter, start, length = "T", report.valid.block(name)[0], num_tokens
         shape = (*rho.shape[:2], length)
-        side = whole.setdefault(AXES[letter], Rows(np.full(shape, np.nan), np.zeros(shape, dtype=bool)))
-        side.rho[:, :, start : start + rho.shape[2]] = rho
-        side.is_wrong[:, :, start : start + rho.shape[2]] = is_wrong
-    edges = block_edges(report, where)
+        rows = whole.setdefault(AXES[letter], RowErrors(np.full(shape, np.nan), np.zeros(shape, dtype=bool)))
+        rows.rho[:, :, start : start + rho.shape[2]] = rho
+        rows.is_wrong[:, :, start : start + rho.shape[2]] = is_wrong
+    edges = block_edges(report, place)
 
-    def strips(text: int) -> list[Strip]:
-        of_text = {axis: Rows(*(array[text] for array in whole[axis])) for axis in AXES.values() if axis in whole}
-        return [Strip(axis, rows, *(edges if axis == "position" else ())) for axis, rows in of_text.items()]
+    def strip(axis: str, b: int) -> Strip:
+        return Strip(axis, RowErrors(*(array[b] for array in whole[axis])), *(edges if axis == "position" else ()))
 
-    return [Heatmap(where, text, has_heads, strips(text)) for text in range(num_texts)] if whole else []
+    axes = [axis for axis in AXES.values() if axis in whole]
+    return [Heatmap(place, b, has_heads, [strip(axis, b) for axis in axes]) for b in range(batch)] if axes else []
 
 
-def block_edges(report: Report, where: str) -> tuple[Edges, Edges]:
-    """Say where the blocks of a place's layer meet, and those of the layer beside it where they are staggered."""
-    match = re.match(r"encoder\.layers\.(\d+)\.", where)
+def block_edges(report: Report, place: str) -> tuple[Edges, Edges]:
+    """Return the edges between the blocks of a place's layer, and those of a neighbouring layer that differ."""
+    match = re.match(r"encoder\.layers\.(\d+)\.", place)
     if match is None:
         return (), ()
     layer, blocks = int(match.group(1)), report.valid.blocks
-    beside = layer - 1 if layer else min(1, len(blocks) - 1)
-    edges, others = (tuple(start for start, _ in blocks[number] if start) for number in (layer, beside))
+    neighbour = layer - 1 if layer else min(1, len(blocks) - 1)
+    edges, others = (tuple(start for start, _ in blocks[number] if start) for number in (layer, neighbour))
     return edges, tuple(edge for edge in others if edge not in edges)
 
 
 def worst_spots(heatmap: Heatmap, count: int) -> list[Spot]:
-    """Give the rows that are most wrong, and otherwise those with the largest rho."""
+    """Return the rows with the largest rho, wrong rows first."""
     spots = []
     for strip in heatmap.strips:
         rho, is_wrong = (array.ravel() for array in strip.rows)
@@ -121,5 +119,5 @@ def worst_spots(heatmap: Heatmap, count: int) -> list[Spot]:
 
 
 def block_at(strip: Strip, row: int) -> int | None:
-    """Number the block that a position lies in."""
+    """Return the number of the block that a position is in."""
     return int(np.searchsorted(strip.edges, row, side="right")) if strip.edges else None

@@ -1,19 +1,19 @@
-"""A verification's report as the XML that CI systems read: one test case a tensor."""
+"""A verification's report as JUnit XML for CI systems: one test case per tensor."""
 
 import re
 from xml.etree import ElementTree as ET
 
-from pegasusx_ref.verification import Check, Report
-from pegasusx_ref.verification.reports.text import counted, explained, why
+from pegasusx_ref.verification.reports.text import details, located, verdict_counts
+from pegasusx_ref.verification.verdicts import Check, Report
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_junit(report: Report, subject: str = "candidate") -> str:
-    """Write JUnit's XML: what fails is a failure, what warns, is blind or was judged widely says so in its output.
+    """Format a report as JUnit XML; the verdicts warn and blind, and wide tolerances, are in a case's system-out.
 
     Args:
-        report: what `verify` found.
+        report: the result of `verify`.
         subject: what was verified, in words.
     """
     failed = sum(check.verdict == "fail" for check in report.table)
@@ -21,18 +21,18 @@ def as_junit(report: Report, subject: str = "candidate") -> str:
     suites = ET.Element("testsuites", counts)
     suite = ET.SubElement(suites, "testsuite", {"name": printable(f"verify {subject}"), **counts})
     properties = ET.SubElement(suite, "properties")
-    for name, value in {"arithmetic": report.arithmetic, "verdicts": counted(report)}.items():
+    for name, value in {"arithmetic": report.arithmetic, "verdicts": verdict_counts(report)}.items():
         ET.SubElement(properties, "property", {"name": name, "value": value})
     for check in report.table:
         _add_case(suite, check, report)
     if report.unknown:
-        ET.SubElement(suite, "system-out").text = printable(f"not known here: {', '.join(report.unknown)}")
+        ET.SubElement(suite, "system-out").text = printable(f"unknown names: {', '.join(report.unknown)}")
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
 
 
-def part(name: str) -> str:
-    """Name the part of the model that a tensor belongs to: encoder.layers.1, decoder, …."""
+def model_part(name: str) -> str:
+    """Return the part of the model that a tensor belongs to: encoder.layers.1, decoder, …."""
     match = re.match(r"(encoder|decoder)(\.layers\.\d+)?", name)
     return match.group() if match else "head"
 
@@ -43,18 +43,16 @@ def printable(text: str) -> str:
 
 
 def _add_case(suite: ET.Element, check: Check, report: Report) -> None:
-    case = ET.SubElement(suite, "testcase", {"classname": part(check.name), "name": printable(check.name)})
+    case = ET.SubElement(suite, "testcase", {"classname": model_part(check.name), "name": printable(check.name)})
     numbers = f"rho {check.rho:.3g}, error {check.error:.3g}, sigma {check.sigma:.3g}, bound {check.bound:.3g}"
     if check.verdict == "fail":
-        told = [f"{check.operation}{why(check)}: {numbers}", f"from end to end {check.end_to_end:.3g}"]
+        lines = [f"{check.operation}{details(check)}: {numbers}", f"end to end {check.end_to_end:.3g}"]
         if check is report.first_failure:
-            told += [
-                "the first tensor that is wrong",
-                *(f"looks like: {explained(d, check)}" for d in report.diagnoses),
-            ]
-        message = {"message": printable(told[0]), "type": check.operation}
-        ET.SubElement(case, "failure", message).text = printable("\n".join(told))
-    noted = [check.verdict] if check.verdict in ("warn", "blind") else []
-    noted += [] if check.is_direct else ["wide: what goes into it was not shown"]
-    if noted:
-        ET.SubElement(case, "system-out").text = f"{', '.join(noted)}: {numbers}"
+            lines.append("the first wrong tensor")
+            lines += [f"likely bug: {located(diagnosis, check)}" for diagnosis in report.diagnoses]
+        message = {"message": printable(lines[0]), "type": check.operation}
+        ET.SubElement(case, "failure", message).text = printable("\n".join(lines))
+    notes = [check.verdict] if check.verdict in ("warn", "blind") else []
+    notes += [] if check.is_direct else ["wide: the candidate does not show all inputs of the operation"]
+    if notes:
+        ET.SubElement(case, "system-out").text = f"{', '.join(notes)}: {numbers}"

@@ -1,4 +1,4 @@
-"""How far an implementation may be off, tensor by tensor: two numbers for each way to use a vector."""
+"""The tolerance of each tensor of a vector: two numbers for each way to use the vector."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,69 +7,69 @@ import numpy as np
 
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import listen
-from pegasusx_ref.verification.arithmetic import Arithmetic, Errors, rounding
 from pegasusx_ref.verification.candidates import Inputs
+from pegasusx_ref.verification.error_bounds import Arithmetic, Errors, rounding_errors
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import LOWEST, CheckingOperations
 
 
 class Tolerance(NamedTuple):
-    """What rounding does to one tensor.
+    """The rounding error of one tensor.
 
     Attributes:
-        sigma: the standard deviation of its errors, of the row where it is largest (root mean square over the row).
-        bound: what no element of a correct implementation is off by.
+        sigma: the standard deviation of the errors, as the root mean square of the row where it is largest.
+        bound: the largest error of an element in a correct implementation.
     """
 
     sigma: float
     bound: float
 
     def or_wider(self, other: "Tolerance") -> "Tolerance":
-        """Allow what either allows: the spread of samples may come out below what one operation alone may do."""
+        """Return the larger of each number: the spread of samples may be less than the error of one operation."""
         return Tolerance(max(self.sigma, other.sigma), max(self.bound, other.bound))
 
 
-Take = Callable[[str, np.ndarray], np.ndarray]  # rows that count, as a matrix
-GoOn = Callable[[str, Estimate], Estimate]  # what the next operations find in a tensor's place
+TakeRows = Callable[[str, np.ndarray], np.ndarray]  # the rows that count, as a matrix
+Replacement = Callable[[str, Estimate], Estimate]  # the tensor that the next operations compute from
 
 
 def on_exact(name: str, estimate: Estimate) -> Estimate:
-    """Go on with the golden tensor: each operation's errors are its own."""
+    """Continue with the golden tensor: each operation has its own errors only."""
     return Estimate(estimate.rng, estimate.value, estimate.value, names=(name,))
 
 
 def on_rounded(arithmetic: Arithmetic) -> Callable[[str, Estimate], Estimate]:
-    """Go on with the golden tensor as an implementation can hold it, rounded once."""
+    """Continue with the golden tensor, rounded once to what an implementation can store."""
 
-    def go_on(name: str, estimate: Estimate) -> Estimate:
+    def replace(name: str, estimate: Estimate) -> Estimate:
         seen = np.where(estimate.value == LOWEST, 0.0, estimate.value)
-        return Estimate(estimate.rng, estimate.value, estimate.value, rounding(arithmetic, seen))
+        return Estimate(estimate.rng, estimate.value, estimate.value, rounding_errors(arithmetic, seen))
 
-    return go_on
+    return replace
 
 
 def on_own(name: str, estimate: Estimate) -> Estimate:
-    """Go on with what rounding has made of the tensor by then, and forget how it came about: that would hold it all."""
-    return estimate.forgetful()
+    """Continue with the tensor and all earlier rounding errors; detached, to free the memory of earlier tensors."""
+    return estimate.detach()
 
 
 def tolerances(
     model: PegasusXForConditionalGeneration,
     inputs: Inputs,
     arithmetic: Arithmetic,
-    go_on: GoOn,
-    take: Take,
+    replace: Replacement,
+    take: TakeRows,
     see: Callable[[str, Estimate], None] | None = None,
 ) -> dict[str, Tolerance]:
-    """Find out how far rounding may take every tensor of a run.
+    """Compute the rounding error of every tensor of a run.
 
     Args:
-        model: the golden one.
+        model: the golden model.
         inputs: ids and masks.
         arithmetic: what the implementation computes in.
-        go_on: what its operations start from: `on_exact`, `on_rounded(…)` or `on_own`.
-        take: gives the rows of an array of a tensor's shape that count and are kept, as a matrix.
-        see: is shown every estimate.
+        replace: what its operations compute from: `on_exact`, `on_rounded(…)` or `on_own`.
+        take: returns the rows that count and are kept, as a matrix, for any array of a tensor's shape.
+        see: called with every estimate.
 
     Returns:
         Tolerances by name, in the order of execution.
@@ -80,7 +80,7 @@ def tolerances(
         if see is not None:
             see(name, estimate)
         found[name] = largest(Errors(*(take(name, array) for array in estimate.allowed())))
-        return go_on(name, estimate)
+        return replace(name, estimate)
 
     golden = PegasusXForConditionalGeneration(model.config, model.state_dict(), CheckingOperations(arithmetic))
     with listen(measure):
@@ -89,7 +89,7 @@ def tolerances(
 
 
 def largest(errors: Errors) -> Tolerance:
-    """Take the row with the largest errors, and the element with the largest bound.
+    """Return the sigma of the row with the largest errors, and the largest bound of an element.
 
     Args:
         errors: of the rows that count (rows, features).

@@ -1,10 +1,10 @@
-// Draws the page from the data beside it. Three things can be selected, each with layers of its own: a token of the
-// source, a global token, a step of the summary. Everything that is shown follows from `state`.
+// Renders the page from its embedded data. Three kinds of items can be selected: a token of the source, a global token,
+// a step of the summary. The page is a function of `state`, which holds the selected item and layer of each kind.
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
-const SHOWN_KEYS = 4; // of each layer, in the table
+const SHOWN_KEYS = 4; // of each layer in the table
 const MOST_NUMBERED = 32; // global tokens
 const PLAY_MS = 700;
 
@@ -17,9 +17,9 @@ function unpacked({ type, data: base64 }) {
   return new ARRAYS[type](bytes.buffer);
 }
 
-const weightOf = (byte) => (byte / 255) ** 2; // bytes hold square roots
+const weightOf = (byte) => (byte / 255) ** 2; // bytes are quantized square roots
 
-// A reader of sampled keys: (layer, row) -> [{ at, weight, head }], the strongest first.
+// Returns a function (layer, row) -> [{ at, weight, head }] of the stored keys, the strongest first.
 function reader({ rows, count, ...arrays }) {
   const [keys, weights, heads] = [arrays.keys, arrays.weights, arrays.heads].map(unpacked);
   return (layer, row) => {
@@ -58,9 +58,9 @@ const staggeredName = (layer) => (layer % 2 && data.staggers ? "staggered" : "ev
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 const visible = (piece) => piece.trim() || "␣";
 
-// --- what can be selected --------------------------------------------------------------------------------------------
+// --- kinds of items --------------------------------------------------------------------------------------------------
 
-// Each kind says how many there are, how many layers they have, and what an item attends to in a layer.
+// Of each kind: the number of items and layers, and the keys that an item attends to in a layer.
 const KINDS = {
   token: {
     list: byId("source"),
@@ -68,7 +68,7 @@ const KINDS = {
     layers: data.layers.length,
     layerName: (layer) => `Encoder layer ${layer}, ${staggeredName(layer)}`,
     name: (i) => `Token ${i}: “${visible(data.tokens[i])}”`,
-    told: () => "It attends to the tokens of its block and to the global tokens, in one softmax.",
+    description: () => "It attends to the tokens of its block and to the global tokens, in one softmax.",
     columns: ["layer", "block", "on globals", "strongest in the block"],
     block: blockOf,
     share: (layer, i) => weightOf(globalsShare[layer * numTokens + i]),
@@ -84,7 +84,7 @@ const KINDS = {
     layers: data.layers.length,
     layerName: (layer) => `Encoder layer ${layer}, ${staggeredName(layer)}`,
     name: (i) => `Global token ${i}`,
-    told: () => "It attends to all tokens and to all global tokens, in every layer.",
+    description: () => "It attends to all tokens and to all global tokens, in every layer.",
     columns: ["layer", "on globals", "strongest in the text"],
     share: (layer, i) => weightOf(globalsOwnShare[layer * data.numGlobals + i]),
     keys: byGlobals,
@@ -95,24 +95,24 @@ const KINDS = {
     layers: data.cross.layers,
     layerName: (layer) => `Decoder layer ${layer}`,
     name: (i) => `Step ${i + 1}: “${visible(data.written[i])}”`,
-    told: (i) => {
+    description: (i) => {
       const { probability, rank } = data.steps[i];
-      const place = rank ? `${rank} ${rank > 1 ? "tokens were" : "token was"} likelier, but the search chose it` : "the likeliest";
-      return `Probability ${percent(probability)}, ${place}. Cross-attention reads the text to write it.`;
+      const place = rank ? `rank ${rank + 1}: the search chose it over ${rank} more likely ${rank > 1 ? "tokens" : "token"}` : "the most likely token";
+      return `Probability ${percent(probability)}, ${place}. The layers below show its cross-attention to the source.`;
     },
     columns: ["layer", "strongest in the text"],
     keys: cross,
   },
 };
 
-const firstEdge = data.layouts[data.layers[0]][1] ?? 1; // at an edge there is the most to see
+const firstEdge = data.layouts[data.layers[0]][1] ?? 1; // the initial selection: staggering shows best at a block edge
 const state = {
   kind: "token",
   at: { token: firstEdge - 1, global: 0, step: 0 },
   layer: { token: 0, global: 0, step: 0 },
 };
 
-// --- building, once --------------------------------------------------------------------------------------------------
+// --- building the page, once -----------------------------------------------------------------------------------------
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -128,7 +128,7 @@ function option(kind, i, text, isSpecial) {
   return made;
 }
 
-// The source is cut wherever some layer has an edge, so that a block is a run of whole pieces.
+// The source is split at the block edges of all layers, so that every block is a run of whole pieces.
 function buildSource() {
   const starts = [...new Set(data.layouts.flat())].sort((a, b) => a - b);
   const pieces = starts.map((start, n) => {
@@ -147,35 +147,35 @@ function buildSource() {
 const pieces = buildSource();
 KINDS.global.list.append(...Array.from({ length: data.numGlobals }, (_, i) => option("global", i, i, false)));
 KINDS.global.list.childNodes.forEach((chip, i) => (chip.title = `global token ${i}`));
-KINDS.global.list.classList.toggle("many", data.numGlobals > MOST_NUMBERED); // small chips, without their numbers
+KINDS.global.list.classList.toggle("many", data.numGlobals > MOST_NUMBERED); // small chips without numbers
 KINDS.step.list.append(...data.written.map((piece, i) => option("step", i, piece, writtenSpecial.has(i))));
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
-let lit = []; // elements to put out before others are lit
+let highlighted = []; // to clear before the next are highlighted
 let selected = null;
 
 const largest = (...lists) => Math.max(...lists.map((keys) => keys[0]?.weight ?? 0)) || 1;
 
-function light(prefix, keys, most) {
+function highlight(prefix, keys, most) {
   for (const { at, weight } of keys) {
     const token = byId(`${prefix}-${at}`);
     const share = weight / most;
     token.style.setProperty("--share", share.toFixed(3));
-    token.classList.add("lit");
+    token.classList.add("highlighted");
     token.classList.toggle("strong", share > 0.5);
-    lit.push(token);
+    highlighted.push(token);
   }
 }
 
-function drawLights(kind, layer, i) {
-  for (const token of lit) token.classList.remove("lit", "strong");
-  lit = [];
+function drawHighlights(kind, layer, i) {
+  for (const token of highlighted) token.classList.remove("highlighted", "strong");
+  highlighted = [];
   const keys = kind.keys(layer, i);
   const globals = kind.globals?.(layer, i) ?? [];
-  const most = largest(keys, globals); // one scale for both, as there is one softmax
-  light("token", keys, most);
-  light("global", globals, most);
+  const most = largest(keys, globals); // one scale for both: they share one softmax
+  highlight("token", keys, most);
+  highlight("global", globals, most);
   drawOverview(kind, layer, i, keys);
 }
 
@@ -259,7 +259,7 @@ function keyItem({ at, weight, head }, most, prefix) {
     element("span", { className: "position", textContent: isGlobal ? "" : at }),
     button,
     bar(weight / most),
-    element("span", { className: "head", textContent: `head ${head}`, title: "the head that weighs it most" }),
+    element("span", { className: "head", textContent: `head ${head}`, title: "the head with the largest weight" }),
     element("span", { className: "number", textContent: percent(weight) }),
   );
   item.dataset.key = `${prefix}-${at}`;
@@ -275,13 +275,13 @@ function drawCandidates(i) {
     const number = element("span", { className: "number", textContent: percent(p), title: aside });
     return element("li", { className: isChosen ? "chosen" : "" }, name, bar(p), number);
   });
-  const heading = element("h3", { textContent: "What might have stood here" });
+  const heading = element("h3", { textContent: "Most likely tokens" });
   byId("candidates").replaceChildren(heading, element("ol", { className: "bars" }, ...items));
 }
 
 function drawDetail(kind, layer, i) {
   byId("what").textContent = kind.name(i);
-  byId("told").textContent = kind.told(i);
+  byId("description").textContent = kind.description(i);
   if (kind === KINDS.step) drawCandidates(i);
   else byId("candidates").replaceChildren();
   const [head, body] = byId("layers").children;
@@ -314,21 +314,21 @@ function draw() {
   byId("layer").ariaValueText = kind.layerName(layer);
   byId("layer-name").textContent = kind.layerName(layer);
   drawSelection(kind, i);
-  drawLights(kind, layer, i);
+  drawHighlights(kind, layer, i);
   drawEdges();
   drawDetail(kind, layer, i);
   for (const stage of document.querySelectorAll("details")) stage.hidden = stage.dataset.kind !== state.kind;
 }
 
-// --- moving about ----------------------------------------------------------------------------------------------------
+// --- navigation ------------------------------------------------------------------------------------------------------
 
 function show(target) {
   target?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-// What a global token or a step reads may be far away in the text.
+// The keys of a global token or a step may be far away in the text.
 function showStrongest() {
-  if (state.kind !== "token") show(lit[0]);
+  if (state.kind !== "token") show(highlighted[0]);
 }
 
 function select(kindName, i) {
@@ -344,7 +344,7 @@ function select(kindName, i) {
 function chooseLayer(layer) {
   const most = KINDS[state.kind].layers - 1;
   state.layer[state.kind] = Math.max(0, Math.min(most, layer));
-  // Tokens and global tokens stand in the same layers.
+  // Tokens and global tokens share the encoder layers.
   if (state.kind !== "step") state.layer.token = state.layer.global = state.layer[state.kind];
   draw();
   showStrongest();
@@ -370,7 +370,7 @@ function togglePlay() {
   return play(true);
 }
 
-// The token at the other side of the nearest edge of the layer's blocks.
+// The next token at a block edge of the layer: the last or first of this block, then the first or last beyond it.
 function acrossEdge(token, direction) {
   const [start, stop] = blockOf(state.layer.token, token);
   if (direction > 0) return token < stop - 1 ? stop - 1 : stop;

@@ -1,0 +1,89 @@
+"""Matrix products with weights on a CPU: by MKL or by oneDNN, and for few rows with packed weights.
+
+torch multiplies float32 with MKL, which uses AVX-512 on Intel's processors only: on others oneDNN takes half the time.
+With few rows, as in beam search, reading the weights takes most of the time. oneDNN reads them faster from a packed
+copy, which is made once. Measured: benchmarks/results/README.md.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Numbers of rows for which packing pays; a single float32 row is as fast without.
+FEW_ROWS = {torch.float32: range(2, 33), torch.bfloat16: range(1, 33)}
+MIN_ONEDNN_WEIGHT_SIZE = 2**16  # numbers in a weight: smaller ones stay in the cache
+GEMV_CHUNK_ROWS = 16  # rows of the weight in each of the products that `gemv` computes
+CALLS_BEFORE_PACKING = 4  # with few rows: packing takes as long as some products
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # empty if this torch does not have it
+IS_MKL_SLOW = bool(CPU.get("avx512_f")) and "Intel" not in str(CPU.get("cpu_name", "Intel"))
+# Without AMX, torch's fused attention converts bfloat16 to float32.
+HAS_BFLOAT16_WITHOUT_AMX = HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not CPU.get("amx_bf16")
+
+
+class PackedWeights:
+    """Copies of weights in oneDNN's packed layout, made for those that are often multiplied with few rows."""
+
+    def __init__(self) -> None:
+        self._calls = WeakTensorKeyDictionary()
+        self._packed = WeakTensorKeyDictionary()
+
+    def get(self, weight: Tensor, num_rows: int) -> Tensor | None:
+        """Return the packed copy of a weight, or None if it has not been used often enough yet."""
+        version = 0 if weight.is_inference() else weight._version  # increases with each in-place write
+        packed: Tensor | None
+        packed, packed_version = self._packed.get(weight, (None, 0))
+        if packed is None or version != packed_version:
+            self._calls[weight] = self._calls.get(weight, 0) + 1
+            if self._calls[weight] <= CALLS_BEFORE_PACKING:
+                return None
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+            self._packed[weight] = packed, version
+        return packed
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: PackedWeights) -> Tensor:
+    """Compute `torch.nn.functional.linear` by the fastest implementation for this CPU, dtype and number of rows.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,), or None.
+        packed_weights: the backend's.
+    """
+    is_small = weight.numel() < MIN_ONEDNN_WEIGHT_SIZE
+    if x.device.type != "cpu" or x.dtype not in FEW_ROWS or is_small or not HAS_ONEDNN:
+        return F.linear(x, weight, bias)
+    num_rows = x.numel() // x.shape[-1]
+    is_slow = IS_MKL_SLOW and x.dtype == torch.float32
+    if num_rows == 1 and is_slow:
+        return gemv(x, weight, bias)
+    packed = packed_weights.get(weight, num_rows) if num_rows in FEW_ROWS[x.dtype] else None
+    if packed is None and not is_slow:
+        return F.linear(x, weight, bias)
+    return onednn_linear(x, weight if packed is None else packed, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `torch.nn.functional.linear` by oneDNN; the weight may be packed."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `linear` of a single row as a batch of small products, which MKL spreads over its threads.
+
+    MKL computes a single matrix-vector product on one thread, which alone reads memory at half the speed.
+    """
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    num_chunks, num_in = len(weight) // GEMV_CHUNK_ROWS, weight.shape[1]
+    whole = num_chunks * GEMV_CHUNK_ROWS
+    column = x.reshape(1, 1, num_in).mT  # its strides are those of a transposed row: a plain column takes longer
+    chunks = weight[:whole].view(num_chunks, GEMV_CHUNK_ROWS, num_in)
+    y_chunks = y.view(-1)[:whole].view(num_chunks, GEMV_CHUNK_ROWS, 1)
+    torch.bmm(chunks, column.expand(num_chunks, num_in, 1), out=y_chunks)
+    if whole < len(weight):
+        torch.mv(weight[whole:], x.reshape(num_in), out=y.view(-1)[whole:])
+    return y if bias is None else y.add_(bias)

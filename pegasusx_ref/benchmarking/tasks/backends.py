@@ -1,0 +1,84 @@
+"""The workloads as this package runs them on a backend; results stay on the device."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref.backend.arrays import to_numpy
+from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.benchmarking.cases import Case
+from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.encoder import encoder
+from pegasusx_ref.model.layers import embed
+from pegasusx_ref.tracing import listen
+
+
+class BackendWorkloads:
+    """The workload of each kind of case; every method prepares one.
+
+    A method returns a function that takes T, makes the inputs, and returns the call to be timed.
+
+    Raises:
+        BackendError: the backend cannot run here.
+    """
+
+    def __init__(self, case: Case, backend: str, device: str, folder: Path | None) -> None:
+        self.case, self.folder = case, folder
+        self.settings: dict[str, Any] = {"backend": backend, "device": device, "dtype": case.dtype}
+        self.ops: Any = get_backend(backend, device, case.dtype)  # its library is imported now, not in the timed call
+
+    def encoder(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the encoder over one text; the call returns hidden states (1, T, D)."""
+        model = PegasusXForConditionalGeneration.from_random(self.case.config, **self.settings)
+
+        def encode(ids_BT: np.ndarray) -> Any:
+            x_BTD = embed(model.ops, model.weights, model.config, "encoder", model.ops.asarray(ids_BT), start=0)
+            return encoder(model.ops, model.weights.at("encoder"), model.config, x_BTD, None)[0]
+
+        return lambda tokens: partial(encode, self.case.source_ids(tokens))
+
+    def decoder(self) -> Callable[[int], Callable[[Callable[[], None]], Any]]:
+        """Prepare a search; the call takes a function to call after each step, and returns token ids (1, L)."""
+        model = PegasusXForConditionalGeneration.from_random(self.case.config, **self.settings)
+
+        def search(states_BTD: np.ndarray, on_step: Callable[[], None]) -> Any:
+            with listen(lambda *_: on_step(), "lm_head"):
+                return model.generate(encoder_outputs=(states_BTD,), **self.case.search_settings)
+
+        return lambda tokens: partial(search, self.case.encoder_states(tokens))
+
+    def load(self) -> Callable[[int], Callable[[], float]]:
+        """Prepare loading the checkpoint; the call reads every number and returns their sum.
+
+        Reading them counts because a memory-mapped file is read on access only.
+        """
+
+        def load() -> float:
+            model = PegasusXForConditionalGeneration.from_pretrained(self.folder or "", **self.settings)
+            return total({id(tensor): tensor for tensor in model.weights.values()}.values())  # tied weights once
+
+        return lambda tokens: load
+
+    def core(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the attention over the blocks of one staggered layer and the global tokens."""
+        config, H = self.case.config, self.case.config.encoder_attention_heads
+
+        @cache
+        def prepare(tokens: int) -> Callable[[], Any]:
+            rng = np.random.default_rng(0)
+            lengths = [tokens] * 3 + [config.num_global_tokens] * 3  # queries, keys and values of both
+            shapes = [(1, length, H, config.d_model // H) for length in lengths]
+            streams = [self.ops.asarray(rng.standard_normal(s, dtype=np.float32)).swapaxes(1, 2) for s in shapes]
+            blocks = block_bounds(tokens, config.block_size, staggered=True)
+            return partial(self.ops.global_local_attention, *streams, None, blocks)
+
+        return prepare
+
+
+def total(tensors: Any) -> float:
+    """Add up all numbers of some tensors, always with NumPy, so that implementations differ in loading only."""
+    return sum(float(to_numpy(tensor).sum(dtype=np.float32)) for tensor in tensors)

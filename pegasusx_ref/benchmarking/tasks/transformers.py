@@ -1,0 +1,81 @@
+"""The workloads as transformers runs them, with the weights of this package's models."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref.benchmarking.cases import Case
+from pegasusx_ref.benchmarking.tasks.backends import total
+from pegasusx_ref.errors import ExtraError
+from pegasusx_ref.model import PegasusXForConditionalGeneration
+
+
+class TransformersWorkloads:
+    """The workload of each kind of case except "core", prepared as in `BackendWorkloads`.
+
+    Raises:
+        ExtraError: transformers or torch is not installed.
+    """
+
+    def __init__(self, case: Case, _: str, device: str, folder: Path | None) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise ExtraError(f"{error.name} is not installed: pip install transformers torch") from None
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self.case, self.device, self.folder = case, device, folder
+        self.torch, self.transformers, self.dtype = torch, transformers, getattr(torch, case.dtype)
+
+    def model(self) -> Any:
+        """Build a model with the same random weights as this package's."""
+        config = self.case.config
+        model = self.transformers.PegasusXForConditionalGeneration(self.transformers.PegasusXConfig(**config.to_dict()))
+        weights = PegasusXForConditionalGeneration.from_random(config).state_dict()
+        tensors = {f"model.{name}": self.torch.from_numpy(tensor) for name, tensor in weights.items()}
+        model.load_state_dict(tensors, strict=False)  # without the tied copies
+        return model.to(self.device, self.dtype).eval()
+
+    def encoder(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the encoder over one text; the call returns hidden states (1, T, D)."""
+        encoder = self.model().get_encoder()
+
+        def encode(ids_BT: np.ndarray) -> Any:
+            with self.torch.inference_mode():
+                return encoder(input_ids=self.torch.from_numpy(ids_BT).to(self.device)).last_hidden_state
+
+        return lambda tokens: partial(encode, self.case.source_ids(tokens))
+
+    def decoder(self) -> Callable[[int], Callable[[Callable[[], None]], Any]]:
+        """Prepare a search; the call takes a function to call after each step, and returns token ids (1, L)."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        model = self.model()
+
+        def search(states_BTD: np.ndarray, on_step: Callable[[], None]) -> Any:
+            def processor(_: Any, scores: Any) -> Any:
+                on_step()
+                return scores
+
+            # A new object for each search, which repeats the states for its beams in place.
+            states = BaseModelOutput(self.torch.from_numpy(states_BTD).to(self.device, self.dtype))
+            processors = self.transformers.LogitsProcessorList([processor])
+            with self.torch.inference_mode():
+                return model.generate(encoder_outputs=states, logits_processor=processors, **self.case.search_settings)
+
+        return lambda tokens: partial(search, self.case.encoder_states(tokens))
+
+    def load(self) -> Callable[[int], Callable[[], float]]:
+        """Prepare loading the checkpoint; the call reads every number and returns their sum."""
+        model_class = self.transformers.PegasusXForConditionalGeneration
+
+        def load() -> float:
+            with self.torch.inference_mode():
+                model = model_class.from_pretrained(self.folder, dtype=self.dtype).to(self.device)
+                return total(model.parameters())
+
+        return lambda tokens: load

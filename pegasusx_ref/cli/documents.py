@@ -1,0 +1,58 @@
+"""Documents that commands read: files or standard input, as text and as token ids."""
+
+import sys
+from pathlib import Path
+
+from pegasusx_ref.cli.messages import UsageError, note
+from pegasusx_ref.summarization import SummarizationPipeline
+from pegasusx_ref.tokenizer.batching import BatchEncoding
+
+
+def read_document(path: Path) -> tuple[str, str]:
+    """Read a document, or standard input for "-".
+
+    Returns:
+        Its name, and its text.
+
+    Raises:
+        UsageError: it cannot be read, is not UTF-8 text, or is empty.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 text (byte {error.start} is {raw[error.start]:#04x})") from None
+    if "\0" in text:
+        raise UsageError(f"{name}: a binary file, not text (it contains a zero byte)")
+    if not text.strip():
+        raise UsageError(f"{name}: the document is empty")
+    return name, text
+
+
+def encode_document(name: str, text: str, summarizer: SummarizationPipeline) -> BatchEncoding:
+    """Encode a document as a batch of one row, cut to the model's length with a note.
+
+    Args:
+        name: of the document.
+        text: of the document.
+        summarizer: the model and its tokenizer.
+    """
+    batch = summarizer.encode([text])
+    limit = f"the model's {summarizer.model.config.max_position_embeddings} tokens"
+    note_dropped(name, batch.num_truncated_tokens[0], limit)
+    return batch
+
+
+def note_dropped(name: str, num_dropped: int, limit: str) -> None:
+    """Print a note if tokens of a document were dropped.
+
+    Args:
+        name: of the document.
+        num_dropped: number of dropped tokens.
+        limit: description of the limit.
+    """
+    if num_dropped:
+        note(f"{name} is longer than {limit}: the last {num_dropped} were dropped")

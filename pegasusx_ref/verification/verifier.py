@@ -1,0 +1,96 @@
+"""Verification of an implementation, operation by operation. [spec 16]"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.encoder import layer_blocks
+from pegasusx_ref.model.inputs import mask as check_mask
+from pegasusx_ref.model.inputs import token_ids
+from pegasusx_ref.tracing import listen
+from pegasusx_ref.verification.candidates import Candidate
+from pegasusx_ref.verification.checker import Checker
+from pegasusx_ref.verification.diagnosis import diagnose
+from pegasusx_ref.verification.dumps import MASKS
+from pegasusx_ref.verification.error_bounds import ARITHMETICS, Arithmetic
+from pegasusx_ref.verification.known_bugs import LayerContext
+from pegasusx_ref.verification.operations import CheckingOperations
+from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.verdicts import Report
+
+
+def verify(
+    reference: PegasusXForConditionalGeneration,
+    candidate: Candidate | Mapping[str, np.ndarray],
+    inputs: Mapping[str, Any],
+    arithmetic: str = "float32",
+) -> Report:
+    """Check an implementation operation by operation, each from the candidate's own tensors. [spec 16.8]
+
+    Args:
+        reference: the model, with the candidate's weights.
+        candidate: returns its tensors for the inputs, by trace-point name: `from_transformers`, `from_backend` or any
+            function; or a mapping of tensors that are already computed.
+        inputs: input_ids (B, T), attention_mask (B, T), decoder_input_ids (B, L), decoder_attention_mask (B, L); the
+            masks are optional.
+        arithmetic: what the candidate computes in: "float64", "float32", "tf32", "bfloat16", "float16".
+
+    Raises:
+        InputError: an unknown arithmetic, missing inputs, or a candidate without any known tensor.
+
+    Source: rounding errors as random numbers: Higham and Mary 2019, "A new approach to probabilistic rounding error
+    analysis".
+    """
+    ops = CheckingOperations(get_arithmetic(arithmetic))
+    config = reference.config
+    arrays = check_inputs(inputs, config.vocab_size)
+    tensors = candidate(arrays) if callable(candidate) else candidate
+    T = arrays["input_ids"].shape[1]
+    blocks = [layer_blocks(config, T, i) for i in range(config.encoder_layers)]
+    source, target = (
+        np.ones(arrays[ids].shape, dtype=bool) if arrays[mask] is None else arrays[mask] for ids, mask in MASKS.items()
+    )
+    model = PegasusXForConditionalGeneration(config, reference.state_dict(), ops)
+    valid = ValidRows(source, target, blocks)
+    checker = Checker(tensors, valid)
+    with listen(checker):
+        model(**arrays)
+    compared = {check.name for check in checker.checks}
+    if not compared:
+        names = ", ".join(repr(name) for name in list(tensors)[:3]) or "none at all"
+        raise InputError(
+            f"the candidate has no tensor with a trace point's name: it has {names}; see pegasusx_ref.TRACE_POINTS"
+        )
+    diagnoses = []
+    if (failure := checker.failure) is not None:
+        context = LayerContext(config, model.weights, source, failure.layer_tensors)
+        diagnoses = diagnose(failure, ops.arithmetic, context)
+    unknown = sorted(set(tensors) - compared - set(arrays))
+    return Report(checker.checks, failure, diagnoses, arithmetic, unknown, config, valid, checker.rows)
+
+
+def get_arithmetic(name: str) -> Arithmetic:
+    """Return the arithmetic of a name.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in ARITHMETICS:
+        raise InputError(f"arithmetic={name!r} is not known: pass one of {', '.join(ARITHMETICS)}")
+    return ARITHMETICS[name]
+
+
+def check_inputs(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Check all ids and masks before anything runs."""
+    if others := set(inputs) - {*MASKS, *MASKS.values()}:
+        raise InputError(f"inputs have {', '.join(sorted(others))}: a run takes {', '.join(MASKS)} and their masks")
+    arrays: dict[str, Any] = {}
+    for ids, mask in MASKS.items():
+        if inputs.get(ids) is None:
+            raise InputError(f"{ids} is missing: a run takes {' and '.join(MASKS)}, and a dump must contain them")
+        arrays[ids] = token_ids(ids, inputs[ids], vocab_size)
+        arrays[mask] = check_mask(mask, inputs.get(mask), arrays[ids].shape)
+    return arrays

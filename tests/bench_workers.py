@@ -1,0 +1,70 @@
+"""Functions that tests of `pegasusx-ref bench` run in spawned workers, which import them by name."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from pegasusx_ref.benchmarking import runner
+from pegasusx_ref.benchmarking.cases import Case
+
+MIB = 2**20
+
+
+def exits() -> Callable[[], Any]:
+    def task() -> None:
+        print("the library is broken", file=sys.stderr, flush=True)
+        os._exit(3)
+
+    return task
+
+
+def dies_of(number: int) -> Callable[[], Any]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def raises(error: Exception) -> Callable[[], Any]:
+    def task() -> None:
+        raise error
+
+    return task
+
+
+def fails_to_prepare() -> Callable[[], Any]:
+    raise ModuleNotFoundError("No module named 'nowhere'")
+
+
+def never_ends() -> Callable[[], Any]:
+    return threading.Event().wait
+
+
+def prints() -> Callable[[], Any]:
+    def task() -> float:
+        print("stray")
+        os.write(1, b"stray too\n")
+        os.system("echo and stray")
+        return 0.25
+
+    return task
+
+
+def sigint_is_ignored() -> Callable[[], Any]:
+    return lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def keeps_memory(case: Case) -> Callable[[], Any]:
+    """Prepare a repetition of a task that allocates 48 MiB at its first run and keeps them."""
+    kept: list[np.ndarray] = []
+
+    def task(tokens: int) -> float:
+        if not kept:
+            kept.append(np.ones(48 * MIB // 8))
+        return 0.25
+
+    with patch.object(runner, "task_for", lambda *_: task):
+        return runner.prepare_repetition(case, "numpy", "cpu", None)
