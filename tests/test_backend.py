@@ -148,6 +148,7 @@ class ThirdParty(GoldenBackend):
 """
 
 
+@pytest.mark.slow
 def test_a_backend_installed_from_a_folder_is_found_listed_and_run(
     tmp_path: Path, wordy_folder: Path, prose: str
 ) -> None:

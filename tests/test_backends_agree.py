@@ -52,6 +52,7 @@ def _with_nan(array: np.ndarray) -> np.ndarray:
     return array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @some
@@ -60,6 +61,7 @@ def test_operations_agree(backend: str, dtype: str, name: str, data: st.DataObje
     check_operation(backend_on_cpu(backend, dtype), data.draw(operations(name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @some
 @given(st.data())
@@ -86,6 +88,7 @@ def test_every_trace_point_agrees(backend: str, data: st.DataObject) -> None:
         assert_close(name, actual[name], tensor, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", IN_FLOAT64)
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.8}], ids=str)
 @some
@@ -125,6 +128,7 @@ def beam_scores(model: Any, batch: Any, texts: np.ndarray, max_new_tokens: int, 
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 def test_the_embedded_checkpoint_gives_the_same_summary_on_every_backend(backend: str, dtype: str) -> None:
     """In half precision too: on this text the best tokens win by a wide margin."""
@@ -153,6 +157,7 @@ def test_uninitialized_memory_is_nan() -> None:
     assert torch.randn(2, 2).new_empty(5).isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", IN_FLOAT64)
 def test_long_texts_of_several_lengths_agree(backend: str) -> None:
     """There are more blocks than backends compute in one batch."""

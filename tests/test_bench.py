@@ -43,6 +43,8 @@ from pegasusx_ref.cli import main
 from pegasusx_ref.cli.bench import exit_on_sigterm
 from pegasusx_ref.golden.global_local import block_bounds
 
+pytestmark = pytest.mark.slow
+
 FACTS: dict[str, Any] = {
     "machine": {"cpu": "A processor", "cores": 2, "memory_gib": 24, "os": "Linux 6", "gpu": ""},
     "versions": {"python": "3.11", "numpy": "2.4.6", "code of pegasusx-ref": "0123456789ab"},

@@ -18,6 +18,8 @@ from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.model.layers import feed_forward
 from pegasusx_ref.model.weights import Weights, random_weights
 
+pytestmark = pytest.mark.slow
+
 IN_CHUNKS = [each for each in EVERYTHING if each.values[0] in ("numpy", "torch")]
 
 

@@ -82,6 +82,7 @@ def test_explain_uses_the_shapes_of_a_checkpoint(model_folder: object) -> None:
     assert found["steps"][0]["shape"] == [1, 128, 500]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_markdown_and_numbered_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pegasusx_ref.cli.printing.is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")

@@ -16,6 +16,8 @@ from pegasusx_ref import DEMO_CHECKPOINT, PegasusXForConditionalGeneration
 from pegasusx_ref.cli import main
 from pegasusx_ref.verification import Candidate, from_backend
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: object) -> Result:
     result = CliRunner().invoke(main, ["verify", *map(str, arguments)])

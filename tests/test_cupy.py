@@ -19,6 +19,8 @@ from tolerances import assert_close
 from pegasusx_ref import BackendError, available_backends, get_backend
 from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).parents[1] / "backends" / "pegasusx_cupy" / "attention.cu"
 IN_CI = bool(os.environ.get("CI"))
 needs_compiler = pytest.mark.skipif(emulated.COMPILER is None and not IN_CI, reason=emulated.NO_COMPILER)

@@ -17,6 +17,8 @@ from corpus import MAX_SHARED, Pair, load_pairs, most_shared
 
 from pegasusx_ref import DEMO_CHECKPOINT, PegasusTokenizer, PegasusXForConditionalGeneration, pipeline
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = Path(__file__).parent / "data" / "held_out.jsonl"
 CARD = (DEMO_CHECKPOINT / "README.md").read_text(encoding="utf-8")
 PORTABLE = 0.5  # points of ROUGE: float32 rounding of another machine may change a close choice

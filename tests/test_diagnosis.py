@@ -22,6 +22,8 @@ from pegasusx_ref.verification.known_bugs import KNOWN_BUGS, FailedOperation, La
 from pegasusx_ref.verification.operations import HIDDEN
 from pegasusx_ref.verification.verdicts import Failure
 
+pytestmark = pytest.mark.slow
+
 SHAPE: dict[str, Any] = {"init_std": 0.2, "encoder_layers": 2, "decoder_layers": 1, "activation_function": "gelu"}
 CONFIGS = {
     "published": PegasusXConfig.preset("tiny", **SHAPE),

@@ -13,6 +13,8 @@ import pytest
 
 from pegasusx_ref import DEMO_CHECKPOINT, BackendError
 
+pytestmark = pytest.mark.slow
+
 TEXT = (
     "Plants are among the most remarkable and essential life forms on Earth, possessing a unique ability to "
     "produce their own food through a process known as photosynthesis. This complex biochemical process is "

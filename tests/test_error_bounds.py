@@ -16,6 +16,8 @@ from pegasusx_ref.verification import error_bounds
 from pegasusx_ref.verification.error_bounds import ARITHMETICS, Errors
 from pegasusx_ref.verification.verdicts import WARN
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["float32", "tf32", "bfloat16", "float16"]  # float64 needs longdouble: see below
 KINDS: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 

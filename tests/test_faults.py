@@ -10,6 +10,8 @@ import suffixes
 from fault_table import COMMAND, NO_FAULT, Finding, fault_table, finding, verify_fault
 from faults import FAULTS
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[1] / "spec" / "faults.md"
 RHO = r"\b\d\.\de[+-]\d+\b"
 DTYPES = ("float64", "float32", "bfloat16")

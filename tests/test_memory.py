@@ -7,6 +7,8 @@ import pytest
 
 from pegasusx_ref.benchmarking.memory import can_reset_peak
 
+pytestmark = pytest.mark.slow
+
 # In its own process: other resident memory would count.
 ENCODE = """
 import sys

@@ -24,6 +24,8 @@ from tolerances import relative_error
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
 from pegasusx_ref.model.weights import random_weights
 
+pytestmark = pytest.mark.slow
+
 B, T, L = 3, 70, 40
 BLOCK = 8
 CONFIG = PegasusXConfig.preset("tiny", encoder_layers=2, block_size=BLOCK, activation_function="gelu", init_std=0.3)

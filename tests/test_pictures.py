@@ -25,6 +25,8 @@ from pegasusx_ref.study.pictures.index_map_areas import index_map_areas
 from pegasusx_ref.study.pictures.reach import runs, token_reach
 from pegasusx_ref.verification import visible_keys
 
+pytestmark = pytest.mark.slow
+
 TEXT = "Starling is a desktop program that draws maps of the night sky. It shows stars for any place and time."
 
 shapes = st.fixed_dictionaries(

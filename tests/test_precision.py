@@ -12,6 +12,8 @@ from tolerances import HALF_PRECISION, relative_error
 from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, get_backend, record
 from pegasusx_ref.model.weights import random_weights
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch", reason="half precision needs the torch backend: torch is not installed")
 
 

@@ -148,6 +148,7 @@ def reached(model: PegasusXForConditionalGeneration, ids: np.ndarray, token: int
     return [set(np.flatnonzero((x != y).any(axis=(0, 2))).tolist()) for x, y in zip(a[1:], b[1:], strict=True)]
 
 
+@pytest.mark.slow
 @on_every_backend
 def test_information_crosses_block_edges_on_staggered_layers_and_through_globals(backend: str) -> None:
     """Layer 0 has blocks of 8 from 0, layer 1 from 4: token 7 reaches its block, then the two staggered blocks."""

@@ -20,6 +20,8 @@ from pegasusx_ref.verification.reports.svg import FIRST_FAILING, LEVELS, binned,
 from pegasusx_ref.verification.valid_rows import ValidRows
 from pegasusx_ref.verification.verdicts import FAIL, RowErrors
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)  # blocks of 8, 4 global tokens, 4 heads
 _rng = np.random.default_rng(0)
 INPUTS: dict[str, Any] = {

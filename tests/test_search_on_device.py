@@ -12,6 +12,8 @@ from strategies import seeds
 
 from pegasusx_ref import PegasusXConfig, record
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.5)
 IDS = np.random.default_rng(0).integers(106, 256, (2, 21))
 PROCESSORS: dict[str, Any] = {

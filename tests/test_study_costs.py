@@ -27,6 +27,8 @@ from pegasusx_ref.study.costs import (
 from pegasusx_ref.study.shape_inference import steps, weights_of
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
+pytestmark = pytest.mark.slow
+
 
 class Counter:
     """The FLOPs of matrix products so far."""

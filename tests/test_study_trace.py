@@ -22,6 +22,8 @@ from pegasusx_ref.study.step_table import as_table, table_rows
 from pegasusx_ref.study.tensor_statistics import StatisticsListener, combined, statistics_of
 from pegasusx_ref.study.tensor_values import Pieces, attention_lines, format_values, queries_and_keys
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
     result = CliRunner().invoke(main, ["trace", *map(str, arguments)], input=stdin)

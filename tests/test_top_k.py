@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pegasusx_numpy import top_k
 from strategies import seeds
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def score_tables(draw: st.DrawFn) -> np.ndarray:

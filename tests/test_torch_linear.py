@@ -9,6 +9,8 @@ from backend_parameters import random_model
 
 from pegasusx_ref import PegasusXConfig
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="torch is not installed")
 linear: Any = pytest.importorskip("pegasusx_torch.linear")
 needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="this torch has no oneDNN")

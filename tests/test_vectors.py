@@ -81,6 +81,7 @@ def check(name: str, tensors: dict[str, np.ndarray], tmp_path: Path, *options: s
 # --- the committed vectors -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case
 def test_new_weights_and_inputs_have_the_same_bytes(name: str) -> None:
     for file, tensors in (("weights", fresh(name).weights), ("inputs", fresh(name).inputs)):
@@ -93,6 +94,7 @@ def test_checksums_are_those_of_the_files(name: str) -> None:
     assert read_vector(FOLDER / name).trace.keys() == committed(name).trace.keys()
 
 
+@pytest.mark.slow
 @every_case
 def test_newly_computed_tensors_are_the_same(name: str) -> None:
     assert fresh(name).trace.keys() == committed(name).trace.keys()
@@ -102,6 +104,7 @@ def test_newly_computed_tensors_are_the_same(name: str) -> None:
         assert_close(tensor, seen(value), seen(expected), VECTORS)
 
 
+@pytest.mark.slow
 @every_case
 def test_a_new_manifest_is_the_same(name: str) -> None:
     found, expected = (json.loads(json.dumps(m)) for m in (fresh(name).manifest, committed(name).manifest))
@@ -137,6 +140,7 @@ def test_vectors_are_what_transformers_computes(transformers: ModuleType, name: 
         assert_close(entry["name"], np.where(hidden, 0.0, found), seen(expected), FLOAT64)
 
 
+@pytest.mark.slow
 @every_case
 def test_manifests_fit_the_schema_and_the_files(name: str) -> None:
     folder = committed(name)
@@ -307,6 +311,7 @@ def test_a_dump_of_the_kept_rows_is_compared_with_them(tmp_path: Path) -> None:
         assert result.stdout.startswith(f"First wrong: {name} (")
 
 
+@pytest.mark.slow
 def test_write_writes_what_is_committed(tmp_path: Path) -> None:
     result = run("write", tmp_path / "out", "--preset", "one-token", "--preset", "masked-row")
     assert result.exit_code == 0
@@ -397,6 +402,7 @@ def started(program: Path, *arguments: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [[], ["float"]], ids=["double", "float"])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "long"])
 def test_the_example_passes_on_every_block(attention_block: Path, name: str, precision: list[str]) -> None:
@@ -422,6 +428,7 @@ def changed(name: str, tensor: str, factor: float, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "wrong"),
     [
@@ -442,6 +449,7 @@ def test_the_example_detects_a_corrupted_vector(
     assert [line.split()[1] for line in failed] == [f"encoder.layers.1.self_attn.local.1.{wrong}:"]
 
 
+@pytest.mark.slow
 def test_the_example_reports_unreadable_files(attention_block: Path, tmp_path: Path) -> None:
     content = (FOLDER / "staggered" / "trace.safetensors").read_bytes()
     for num_bytes, message in (

@@ -33,6 +33,7 @@ def failed(report: Report) -> list[str]:
 # --- no false alarm --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @settings(max_examples=40)
 @given(st.data())
@@ -47,6 +48,7 @@ def test_stock_transformers_passes_but_for_its_positions(
     assert report.unknown == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @settings(max_examples=25)
 @given(st.data())
@@ -95,6 +97,7 @@ class InAnotherOrder(GoldenBackend):
         return array.view(np.ndarray)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Reordered, ByThrees])
 @settings(max_examples=25)
 @given(st.data())
@@ -119,6 +122,7 @@ class BiasFirst(GoldenBackend):
     linear_full_precision = linear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @settings(max_examples=25)
 @given(st.data())
@@ -168,6 +172,7 @@ def test_every_trace_point_is_checked(transformers: ModuleType) -> None:
 # --- single elements and rows; the suite of faults is in test_faults.py ----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(40))
 def test_any_changed_element_is_found(number: int) -> None:
     rng = np.random.default_rng(number)
