@@ -4,6 +4,13 @@ An example is a ``>>>`` in a fenced ``python`` block. A page's blocks share one 
 front of a block leaves it out.
 """
 
+import os
+
+# Before NumPy is imported. Threads of OpenBLAS and OpenMP (torch) spin while they wait: where several processes share
+# the cores, small matrices take up to ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from suffixes import pytest_runtest_teardown, pytest_runtestloop
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser

@@ -16,9 +16,6 @@ hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# OpenMP's threads (torch) sleep while they wait. Spinning costs several times the CPU time where cores are shared.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # Real English prose, about 77,000 characters: the descriptions of 200 Debian packages.
 DESCRIPTIONS = (Path(__file__).parent / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
 PROSE = "\n".join(json.loads(line)["description"] for line in DESCRIPTIONS)

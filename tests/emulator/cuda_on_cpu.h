@@ -5,10 +5,12 @@
 // Shared memory is NaN when a thread block starts.
 
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -26,15 +28,23 @@ static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 constexpr int STACK = 1 << 18, WARP = 32, MAX_THREADS = 1024;
 
+// A fiber is made once and runs the kernel for a thread of each later block. Switches are jumps between stacks:
+// swapcontext is a system call for each, which takes most of the time, and is needed only to enter a new stack.
 struct Fiber {
     ucontext_t context;
-    std::vector<char> stack = std::vector<char>(STACK);
+    std::unique_ptr<char[]> stack;
+    jmp_buf position;
     bool is_done;
 };
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static ucontext_t starter;
+static jmp_buf scheduler;
 static int current;
 static void (*kernel)();
+
+static void jump(jmp_buf from, jmp_buf to) {
+    if (!_setjmp(from)) _longjmp(to, 1);
+}
 
 struct Barrier {
     int expected = 0, arrived = 0;
@@ -49,7 +59,7 @@ struct Barrier {
         long arrival = generation;
         ++arrived;
         open();
-        while (arrival == generation) swapcontext(&fibers[current].context, &scheduler);
+        while (arrival == generation) jump(fibers[current].position, scheduler);
     }
     void leave() {
         --expected;
@@ -60,31 +70,35 @@ static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP];
 static double exchanged[MAX_THREADS];
 
 static void run_fiber() {
-    kernel();
-    fibers[current].is_done = true;
-    block_barrier.leave();
-    warp_barriers[current / WARP].leave();
+    for (;;) {
+        jump(fibers[current].position, scheduler);
+        kernel();
+        fibers[current].is_done = true;
+        block_barrier.leave();
+        warp_barriers[current / WARP].leave();
+    }
+}
+
+static void start(Fiber& fiber) {
+    fiber.stack.reset(new char[STACK]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, run_fiber, 0);
+    if (!_setjmp(scheduler)) swapcontext(&starter, &fiber.context);
 }
 
 static void run_block(int num_threads, bool backwards) {
     memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
-    fibers.resize(num_threads);
     block_barrier = {num_threads};
     for (int first = 0; first < num_threads; first += WARP)
         warp_barriers[first / WARP] = {num_threads - first < WARP ? num_threads - first : WARP};
-    for (auto& fiber : fibers) {
-        fiber.is_done = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = &scheduler;
-        makecontext(&fiber.context, run_fiber, 0);
-    }
+    for (int i = 0; i < num_threads; ++i) fibers[i].is_done = false;
     while (block_barrier.expected)
         for (int i = 0; i < num_threads; ++i) {
             current = backwards ? num_threads - 1 - i : i;
             threadIdx = {current, 0, 0};
-            if (!fibers[current].is_done) swapcontext(&scheduler, &fibers[current].context);
+            if (!fibers[current].is_done) jump(scheduler, fibers[current].position);
         }
 }
 
@@ -92,6 +106,10 @@ static void launch(void (*function)(), Dim3 grid, int num_threads, bool backward
     kernel = function;
     gridDim = grid;
     blockDim = {num_threads, 1, 1};
+    for (current = (int)fibers.size(); current < num_threads; ++current) {
+        fibers.emplace_back();
+        start(fibers.back());
+    }
     for (int z = 0; z < grid.z; ++z)
         for (int y = 0; y < grid.y; ++y)
             for (int x = 0; x < grid.x; ++x) {
