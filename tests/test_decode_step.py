@@ -93,7 +93,7 @@ def test_where_compiling_pays_it_is_the_default(compiling: Any) -> None:
     growing = written(compiling, [[7, 8, 9]], cache_implementation="dynamic")
     assert compiling.ops.calls == []
     assert written(compiling, [[7, 8, 9]]) == growing
-    assert compiling.ops.calls == [1, 2, 4, 1]  # rooms for 2, 4, 8 and 9 tokens; the first step is taken outside
+    assert compiling.ops.calls == [1, 2, 4, 1]  # capacities of 2, 4, 8 and 9 tokens; the first step is not compiled
 
 
 @pytest.mark.usefixtures("small_capacity")

@@ -215,7 +215,7 @@ def test_among_equal_logits_the_lowest_id_wins() -> None:
 
 
 @given(seeds, st.integers(1, 12), st.integers(2, 9))
-def test_score_processors_equal_transformers(transformers: ModuleType, seed: int, length: int, vocab: int) -> None:
+def test_logits_processors_equal_transformers(transformers: ModuleType, seed: int, length: int, vocab: int) -> None:
     import transformers.generation.logits_process as theirs
 
     rng = np.random.default_rng(seed)
@@ -340,7 +340,7 @@ def test_ids_that_the_file_lacks(transformers: ModuleType, tmp_path: Path, writt
     assert again.tolist() == theirs.tolist()
 
 
-def test_settings_that_are_not_followed_are_named() -> None:
+def test_unsupported_settings_are_named() -> None:
     config = PegasusXConfig.preset("tiny", extra={"suppress_tokens": [3], "bad_words_ids": None, "typical_p": 1.0})
     model = PegasusXForConditionalGeneration.from_random(config)
     with pytest.warns(UserWarning, match=r"ignoring unsupported settings of the checkpoint: suppress_tokens=\[3\]"):

@@ -464,6 +464,16 @@ def test_unknown_keyword_is_a_type_error_that_names_it(model: Any, headless: Any
             call()
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("num_beam", "; did you mean 'num_beams'?"), ("seeds", "; did you mean 'seed'?"), ("decoder_input_ids", "")],
+)
+def test_generate_names_an_unknown_argument_and_suggests_the_nearest_one(model: Any, name: str, hint: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        model.generate(SOURCE, **{name: 1})
+    assert str(caught.value) == f"generate() got an unexpected keyword argument {name!r}{hint}"
+
+
 def test_a_model_without_a_head_takes_no_labels(headless: Any) -> None:
     with pytest.raises(TypeError, match="'labels'"):
         headless(SOURCE, labels=TARGET)

@@ -55,7 +55,7 @@ class GoldenBackend:
         return array
 
     def to_float32(self, array: np.ndarray) -> np.ndarray:
-        """Copy an array through `asarray`; backends with half precision, to which that rounds, override this."""
+        """Copy an array to float32. Backends with half precision must override this, because their `asarray` rounds."""
         return self.asarray(array).astype(np.float32)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

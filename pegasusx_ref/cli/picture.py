@@ -19,7 +19,7 @@ from pegasusx_ref.study.pictures.attention_probabilities import (
 )
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
-preset_option = click.option("--preset", type=click.Choice(list(PRESETS)), help="Published shape, in place of --model.")
+preset_option = click.option("--preset", type=click.Choice(list(PRESETS)), help="Published shape, instead of --model.")
 document_argument = click.argument("file", type=options.PATH)
 
 
@@ -56,7 +56,7 @@ def encoded(file: Path, folder: Path | None) -> tuple[SummarizationPipeline, np.
 @options.encoder_layer_option
 @options.picture_option
 def index_map(folder: Path | None, preset: str | None, tokens: int, padding: int, layer: int, out: Path) -> None:
-    """Draw which keys each query of a layer attends to."""
+    """Draw the keys that each query of a layer attends to."""
     if padding >= tokens:
         raise UsageError(f"--padding {padding} must be less than --tokens {tokens}")
     key_mask = np.arange(tokens) < tokens - padding if padding else None

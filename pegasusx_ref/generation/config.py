@@ -1,12 +1,10 @@
 """The defaults of `generate`: generation_config.json, then config.json. [spec 12]"""
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pegasusx_ref.checkpoint.files import read_json
 from pegasusx_ref.checkpoint.settings import fields_and_extra, is_integer
@@ -38,6 +36,13 @@ INTEGERS = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
 }
+
+
+class ModelConfig(Protocol):
+    """A model's configuration, as far as generation needs it: the entries of its config.json."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +96,13 @@ class GenerationConfig:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_model_config(cls, entries: Mapping[str, Any]) -> Self:
-        """Take the generation settings among the entries of a config.json, where older checkpoints hold them."""
+    def from_model_config(cls, config: ModelConfig) -> Self:
+        """Take the generation settings of a model's config.json, where older checkpoints have them."""
         names = {f.name for f in dataclasses.fields(cls)} | NEUTRAL.keys()
-        return cls._read({}, {name: value for name, value in entries.items() if name in names})
+        return cls._read({}, {name: value for name, value in config.to_dict().items() if name in names})
 
     @classmethod
-    def from_pretrained(cls, folder: Path, model_config: Mapping[str, Any]) -> Self:
+    def from_pretrained(cls, folder: Path, config: ModelConfig) -> Self:
         """Read generation_config.json; without that file, use the settings in config.json.
 
         If generation_config.json has no eos_token_id, no token ends a text. Missing start and padding tokens are taken
@@ -105,15 +110,16 @@ class GenerationConfig:
 
         Args:
             folder: the checkpoint folder.
-            model_config: the entries of its config.json.
+            config: the model's configuration.
 
         Raises:
             CheckpointError: the file is not JSON.
         """
         path = folder / "generation_config.json"
         if not path.exists():
-            return cls.from_model_config(model_config)
-        defaults = {name: model_config[name] for name in ("decoder_start_token_id", "pad_token_id")}
+            return cls.from_model_config(config)
+        entries = config.to_dict()
+        defaults = {name: entries[name] for name in ("decoder_start_token_id", "pad_token_id")}
         return cls._read(defaults | {"eos_token_id": None}, read_json(path))
 
     @classmethod
@@ -129,15 +135,7 @@ class GenerationConfig:
         return extra | {n: v for n, v in values.items() if v is not None and v != defaults.get(n)}
 
     def updated(self, **changes: Any) -> Self:
-        """Copy with the changes that are not None.
-
-        Raises:
-            TypeError: a name that is not a setting.
-        """
-        names = {f.name for f in dataclasses.fields(self)} - {"extra"}
-        for name in changes.keys() - names:
-            hint = "".join(f"; did you mean {n!r}?" for n in difflib.get_close_matches(name, names, 1))
-            raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
+        """Copy with the changes that are not None."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def check(self, vocab_size: int) -> None:

@@ -125,7 +125,7 @@ def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def keep_top_p(scores: np.ndarray, p: float) -> np.ndarray:
-    """Keep the fewest best tokens whose probabilities together exceed p, one at least. [spec 12.9]
+    """Keep the smallest set of best tokens whose total probability reaches p, at least one. [spec 12.9]
 
     Source: arXiv 1904.09751; HF `TopPLogitsWarper`.
     """

@@ -13,7 +13,7 @@ from pegasusx_ref.model.layers import embed, lm_head
 from pegasusx_ref.model.weights import Weights
 from pegasusx_ref.tracing import tap
 
-FIRST_CAPACITY = 64  # tokens a row that a static cache has slots for at first
+FIRST_CAPACITY = 64  # initial capacity of a static cache, in tokens per row
 
 
 class DynamicDecodeStep:
@@ -65,8 +65,8 @@ class StaticDecodeStep(DynamicDecodeStep):
         weights: of the whole model.
         config: the model's configuration.
         source: the encoder's output.
-        max_tokens: tokens a row at the most, which limits the capacity.
-        compiled: False runs the step uncompiled, because a replayed step calls no listener.
+        max_tokens: maximum number of tokens per row, the upper limit of the capacity.
+        compiled: False to run the step uncompiled, needed with a listener: a replayed step calls none.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """One run of encoder and decoder: arguments are checked before anything is computed, outputs come from the trace."""
 
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,18 +15,6 @@ from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import embed
 from pegasusx_ref.model.outputs import EncoderOutput, Recorded, recording
 from pegasusx_ref.model.weights import Weights
-
-
-class ForwardOptions(TypedDict):
-    """The keyword arguments that both models take, with the meaning that `PegasusXModel` gives them."""
-
-    inputs_embeds: NotRequired[Any]
-    decoder_inputs_embeds: NotRequired[Any]
-    encoder_outputs: NotRequired[Any]
-    past_key_values: NotRequired[DecoderCache | None]
-    use_cache: NotRequired[bool | None]
-    output_hidden_states: NotRequired[bool]
-    output_attentions: NotRequired[bool]
 
 
 class Source(NamedTuple):
@@ -94,7 +82,7 @@ def forward(
     decoder_input_ids: Any,
     decoder_attention_mask: Any,
     *,
-    labels_BL: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     inputs_embeds: Any = None,
     decoder_inputs_embeds: Any = None,
     encoder_outputs: Any = None,
@@ -116,8 +104,8 @@ def forward(
         _check_tokens(config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
     )
     B, L = targets.shape[:2]
-    if labels_BL is not None and labels_BL.shape != (B, L):
-        raise InputError(f"labels have shape {labels_BL.shape}, but the target {(B, L)}")
+    if labels is not None and labels.shape != (B, L):
+        raise InputError(f"labels have shape {labels.shape}, but the target has {(B, L)}")
     source = check_source(ops, config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
     inputs.same_batch(encoder=source.tokens.shape[0], decoder=B)
     if past_key_values is not None:

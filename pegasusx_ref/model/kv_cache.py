@@ -41,8 +41,8 @@ class DynamicKV(NamedTuple):
             new: keys or values of the new tokens (B, H, L, F).
 
         Returns:
-            Keys or values of all tokens. The capacity doubles when it is exhausted, so a token is copied twice on
-            average.
+            Keys or values of all tokens. The capacity doubles when it is exhausted, so each token is written once
+            and copied about once more on average.
         """
         B, H, L, F = new.shape
         length = self.length + L
@@ -76,7 +76,7 @@ class LayerCache(NamedTuple):
 
     self_k: DynamicKV | StaticKV  # of the target tokens so far
     self_v: DynamicKV | StaticKV
-    cross_k_BHTF: Array  # computed once a source
+    cross_k_BHTF: Array  # computed once per source
     cross_v_BHTF: Array
 
 

@@ -1,14 +1,18 @@
 """The two models that users call: ids in, hidden states, logits or generated ids out."""
 
+import inspect
 import warnings
-from typing import Any, Unpack
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
 
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, check_streamer, search
 from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.decode_step import DynamicDecodeStep, StaticDecodeStep
-from pegasusx_ref.model.forward import ForwardOptions, check_source, forward, run_encoder
+from pegasusx_ref.model.forward import check_source, forward, run_encoder
+from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
 from pegasusx_ref.model.outputs import GenerateOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from pegasusx_ref.model.pretrained import PegasusXPreTrainedModel
@@ -28,7 +32,14 @@ class PegasusXModel(PegasusXPreTrainedModel):
         attention_mask: Any = None,
         decoder_input_ids: Any = None,
         decoder_attention_mask: Any = None,
-        **options: Unpack[ForwardOptions],
+        *,
+        inputs_embeds: Any = None,
+        decoder_inputs_embeds: Any = None,
+        encoder_outputs: Any = None,
+        past_key_values: DecoderCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Seq2SeqModelOutput:
         """Run encoder and decoder.
 
@@ -37,27 +48,36 @@ class PegasusXModel(PegasusXPreTrainedModel):
             attention_mask: 1 for a source token, 0 for padding (B, T); all tokens where None.
             decoder_input_ids: target token ids (B, L), the start token first; with past_key_values the new ones only.
             decoder_attention_mask: 1 for a target token, 0 for padding (B, past + L); all tokens where None.
-            options: optional arguments.
-
-                - inputs_embeds: scaled source embeddings without positions (B, T, D), instead of input_ids.
-                - decoder_inputs_embeds: scaled target embeddings without positions (B, L, D), instead of
-                  decoder_input_ids.
-                - encoder_outputs: the output of `encode`, a tuple, or hidden states (B, T, D), instead of input_ids.
-                - past_key_values: the cache of an earlier call, for the target tokens before these.
-                - use_cache: whether to return past_key_values; the configuration's value where None.
-                - output_hidden_states: whether to return the input of every layer too.
-                - output_attentions: whether to return the attention probabilities too.
+            inputs_embeds: scaled source embeddings without positions (B, T, D), instead of input_ids.
+            decoder_inputs_embeds: scaled target embeddings without positions (B, L, D), instead of decoder_input_ids.
+            encoder_outputs: the output of `encode`, a tuple, or hidden states (B, T, D), instead of input_ids.
+            past_key_values: the cache of an earlier call, for the target tokens before these.
+            use_cache: whether to return past_key_values; the configuration's value where None.
+            output_hidden_states: whether to return the input of every layer too.
+            output_attentions: whether to return the attention probabilities too.
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
 
         Source: HF `PegasusXModel.forward`.
         """
-        model = (self.ops, self.weights, self.config)
-        hidden_BLD, fields = forward(
-            *model, input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, **options
+        hidden_BLD, output = forward(
+            self.ops,
+            self.weights,
+            self.config,
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
-        return Seq2SeqModelOutput(last_hidden_state=self.ops.to_numpy(hidden_BLD), **fields)
+        return Seq2SeqModelOutput(last_hidden_state=self.ops.to_numpy(hidden_BLD), **output)
 
 
 class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
@@ -73,7 +93,13 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         decoder_attention_mask: Any = None,
         *,
         labels: Any = None,
-        **options: Unpack[ForwardOptions],
+        inputs_embeds: Any = None,
+        decoder_inputs_embeds: Any = None,
+        encoder_outputs: Any = None,
+        past_key_values: DecoderCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Seq2SeqLMOutput:
         """Run encoder, decoder and head.
 
@@ -83,7 +109,13 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             decoder_input_ids: see `PegasusXModel`; made from labels where None.
             decoder_attention_mask: see `PegasusXModel`.
             labels: token ids to score (B, L), -100 where no loss is taken; padding counts unless it is -100.
-            options: see `PegasusXModel`; with labels, use_cache is False where None.
+            inputs_embeds: see `PegasusXModel`.
+            decoder_inputs_embeds: see `PegasusXModel`.
+            encoder_outputs: see `PegasusXModel`.
+            past_key_values: see `PegasusXModel`.
+            use_cache: see `PegasusXModel`; with labels False where None.
+            output_hidden_states: see `PegasusXModel`.
+            output_attentions: see `PegasusXModel`.
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
@@ -94,19 +126,32 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             labels = inputs.token_ids("labels", labels, self.config.vocab_size, ignored_labels=True)
             if (labels == IGNORED_LABEL).all():
                 raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
-            if decoder_input_ids is None and options.get("decoder_inputs_embeds") is None:
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
                 start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
                 decoder_input_ids = shift_tokens_right(labels, pad, start)
-            options["use_cache"] = bool(options.get("use_cache"))
-        model = (self.ops, self.weights, self.config)
-        hidden_BLD, fields = forward(
-            *model, input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels_BL=labels, **options
+            use_cache = bool(use_cache)
+        hidden_BLD, output = forward(
+            self.ops,
+            self.weights,
+            self.config,
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            labels=labels,
         )
         logits_BLV = tap("lm_head", lm_head(self.ops, self.weights, hidden_BLD))
         loss = None
         if labels is not None:
             loss = float(self.ops.cross_entropy(logits_BLV, self.ops.asarray(labels)))
-        return Seq2SeqLMOutput(loss=loss, logits=self.ops.to_numpy(logits_BLV), **fields)
+        return Seq2SeqLMOutput(loss=loss, logits=self.ops.to_numpy(logits_BLV), **output)
 
     def generate(
         self,
@@ -143,7 +188,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
-            ConfigError: settings that describe no decoding.
+            ConfigError: an invalid setting.
             TypeError: a name that is not a setting.
         """
         config = self._checked_settings(settings, streamer)
@@ -156,16 +201,24 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
 
         model = (self.ops, self.weights, self.config)
         encoded = run_encoder(*model, source)
-        next_logits: NextLogits = DynamicDecodeStep(*model, encoded)
+        source_ids = source.ids_BT
+        del source  # embeddings of a long input are large
         if is_static:
             max_tokens = config.lengths()[1] - 1
-            next_logits = StaticDecodeStep(*model, encoded, max_tokens, compiled=not is_traced)
+            next_logits: NextLogits = StaticDecodeStep(*model, encoded, max_tokens, compiled=not is_traced)
+        else:
+            next_logits = DynamicDecodeStep(*model, encoded)
         batch_size = encoded.tokens_BTD.shape[0]
-        ids, scores = search(next_logits, batch_size, config, source.ids_BT, seed, streamer, self.ops)
+        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer, self.ops)
         return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
 
     def _checked_settings(self, settings: dict[str, Any], streamer: Streamer | None) -> GenerationConfig:
         """Merge the settings with the checkpoint's, check them, and warn of those that have no effect."""
+        names = {f.name for f in fields(GenerationConfig)} - {"extra"}
+        for name in settings.keys() - names:
+            known = names | set(inspect.signature(self.generate).parameters) - {"settings"}
+            hint = "".join(f"; did you mean {n!r}?" for n in get_close_matches(name, known, 1, cutoff=0.8))
+            raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
         config = self.generation_config.updated(**settings)
         config.check(self.config.vocab_size)
         if ignored := config.unsupported():

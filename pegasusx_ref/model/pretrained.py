@@ -42,7 +42,7 @@ class PegasusXPreTrainedModel:
     ) -> None:
         self.config = config
         self.ops = ops
-        self.generation_config = generation_config or GenerationConfig.from_model_config(config.to_dict())
+        self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         self.generation_config.check(config.vocab_size)
         self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
@@ -95,7 +95,7 @@ class PegasusXPreTrainedModel:
         dtype = dtype if dtype is not None else torch_dtype
         ops = _backend(backend, device if device is not None else device_map, dtype, config)
         tensors, config = load_weights(folder, config, cls.has_head)
-        return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config.to_dict()))
+        return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
 
     @classmethod
     def from_random(

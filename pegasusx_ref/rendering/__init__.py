@@ -1,1 +1,1 @@
-"""Number formatting, text tables, HTML templates and matplotlib helpers, shared by several rooms."""
+"""Number formatting, text tables, HTML templates and matplotlib helpers, shared by several subpackages."""

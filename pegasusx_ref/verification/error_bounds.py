@@ -138,7 +138,7 @@ def layer_norm_errors(
 def activation_errors(a: Arithmetic, name: str, x: np.ndarray, result: np.ndarray) -> Errors:
     """Compute the errors of an activation. [spec 13.5]
 
-    An implementation may compose it of operations that each round their result.
+    An implementation may compute it in several operations, each of which rounds.
     Each activation but relu is x times a factor between 0 and 1. Far below 0 the factor is the sum of 1 and a number
     near -1, so the error is absolute there. The slope passes on the error of the argument. transformers composes
     "gelu_new" of single operations, in bfloat16 too.

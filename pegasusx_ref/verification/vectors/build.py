@@ -68,7 +68,7 @@ def make_vector(name: str, arithmetics: Sequence[str] = tuple(ARITHMETICS)) -> V
 
     described = TensorEntries(weights, inputs, kept)
     found = {a: vector_tolerances(model, inputs, a, kept, described if a == "float64" else None) for a in arithmetics}
-    # The order of the format: embedding lookups by name, then everything else in the order of execution.
+    # Format 1 lists the embedding lookups first, by name, then everything else in the order of execution.
     lookups = sorted((e for e in described.entries if e["name"].endswith(".embed_tokens")), key=itemgetter("name"))
     entries = [*lookups, *(e for e in described.entries if e not in lookups)]
     for entry in entries:
