@@ -4,11 +4,13 @@ from torch import Tensor
 
 
 class SourceLengths:
-    """Computes the lengths of right-padded texts, and caches those of the last mask for the next layer."""
+    """Computes the lengths of right-padded texts, and caches those of the last mask for the next layer.
+
+    Threads may share an object: mask and lengths are published together, so a thread never gets another mask's lengths.
+    """
 
     def __init__(self) -> None:
-        self._mask_BT: Tensor | None = None
-        self._lengths: list[int] | None = None
+        self._last: tuple[Tensor | None, list[int] | None] = (None, None)
 
     def get(self, key_mask_BT: Tensor | None, x_BHTF: Tensor) -> list[int] | None:
         """Return the number of real tokens in each batch row, or None if padding precedes a real token.
@@ -19,8 +21,9 @@ class SourceLengths:
         """
         if key_mask_BT is None:
             return [x_BHTF.shape[2]] * x_BHTF.shape[0]
-        if key_mask_BT is not self._mask_BT:
+        mask_BT, lengths = self._last
+        if mask_BT is not key_mask_BT:
             is_right_padded = bool((key_mask_BT[:, :-1] >= key_mask_BT[:, 1:]).all())
-            self._lengths = key_mask_BT.sum(dim=1).tolist() if is_right_padded else None
-            self._mask_BT = key_mask_BT
-        return self._lengths
+            lengths = key_mask_BT.sum(dim=1).tolist() if is_right_padded else None
+            self._last = key_mask_BT, lengths
+        return lengths
