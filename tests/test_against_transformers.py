@@ -76,6 +76,7 @@ def test_every_activation_and_awkward_length(transformers: ModuleType, activatio
     assert_close("logits", model(ids, decoder_input_ids=target).logits, theirs.logits, FLOAT64)
 
 
+@pytest.mark.slow
 @settings(many, max_examples=30)
 @given(st.data())
 def test_embeddings_instead_of_ids_target_masks_and_caches(transformers: ModuleType, data: st.DataObject) -> None:

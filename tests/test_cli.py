@@ -421,6 +421,7 @@ def test_a_real_process_is_silent_on_request(folder: Path, files: list[Path], su
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, summaries[0] + "\n", b"")
 
 
+@pytest.mark.slow
 def test_a_real_process_reports_errors_in_one_line(folder: Path, tmp_path: Path) -> None:
     done = process(tmp_path / "missing.txt", "--model", folder)
     assert (done.returncode, done.stdout) == (2, b"")
@@ -430,6 +431,7 @@ def test_a_real_process_reports_errors_in_one_line(folder: Path, tmp_path: Path)
     assert done.stderr.decode() == "Error: standard input: the document is empty\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_one_line_and_keeps_summaries(folder: Path, files: list[Path], summaries: list[str]) -> None:
     documents = map(str, files[:2] * 500)
     command = [sys.executable, "-m", "pegasusx_ref", "summarize", *documents, "--model", str(folder), *LIMIT]

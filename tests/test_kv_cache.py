@@ -1,6 +1,7 @@
 """Dynamic caches grow by doubling and never change the rows of an earlier step; padding is zero."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, configs, seeds
@@ -54,6 +55,7 @@ def test_padding_is_zero() -> None:
     assert (buffer[:, :, 3:] == 0).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.data())
 def test_nothing_is_read_beyond_the_written_positions(data: st.DataObject) -> None:

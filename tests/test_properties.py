@@ -58,6 +58,7 @@ def test_padding_changes_nothing(backend: str, data: st.DataObject) -> None:
     assert_close("globals", padded.global_hidden_state, alone.global_hidden_state, CACHED)
 
 
+@pytest.mark.slow
 @draws_on_every_backend
 @some
 @given(st.data())
@@ -106,6 +107,7 @@ def test_cached_decoding_equals_uncached(backend: str, data: st.DataObject) -> N
     assert_close("logits", np.concatenate(pieces, axis=1), whole, CACHED)
 
 
+@pytest.mark.slow
 @draws_on_every_backend
 @some
 @given(st.data())

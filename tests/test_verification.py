@@ -147,6 +147,7 @@ def test_another_order_changes_the_result() -> None:
     assert changed == set(TRACE_POINTS) - inputs - {"decoder.embeddings"}
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.data())
 def test_any_tensors_may_be_missing(data: st.DataObject) -> None:

@@ -21,8 +21,8 @@ class SourceLengths:
         """
         if key_mask_BT is None:
             return [x_BHTF.shape[2]] * x_BHTF.shape[0]
-        mask_BT, lengths = self._last
-        if mask_BT is not key_mask_BT:
+        last_mask, lengths = self._last  # of any shape
+        if last_mask is not key_mask_BT:
             is_right_padded = bool((key_mask_BT[:, :-1] >= key_mask_BT[:, 1:]).all())
             lengths = key_mask_BT.sum(dim=1).tolist() if is_right_padded else None
             self._last = key_mask_BT, lengths
