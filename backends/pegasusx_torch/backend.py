@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -33,6 +34,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 MAX_CHUNK_TOKENS = 1024  # on a CPU: large enough that reading the weights again for each chunk costs little
 POSITION_CHUNK = 2048  # tokens: chunks of the float64 positions do not raise the peak of memory
+
+
+@cache
+def position_frequencies(width: int, device: torch.device) -> Tensor:
+    """Compute the angular frequencies of the positions (D/2,), float64, once: every decode step needs them.
+
+    By NumPy's exp, as in the golden function: torch's may differ in the last bit, which the position multiplies.
+
+    Args:
+        width: D.
+        device: of the result.
+    """
+    half = width // 2
+    return torch.from_numpy(np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))).to(device)
 
 
 class TorchBackend:
@@ -130,10 +145,7 @@ class TorchBackend:
     def add_positions(self, x_BTD: Tensor, start: int) -> Tensor:
         _, T, D = x_BTD.shape
         y_BTD = torch.empty_like(x_BTD, dtype=self._residual_dtype)
-        # NumPy's exp, as in the golden function: torch's may differ in the last bit, which the position multiplies.
-        half = D // 2
-        frequencies_host = np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))
-        frequencies = torch.from_numpy(frequencies_host).to(self._device)
+        frequencies = position_frequencies(D, self._device)
         for first in range(0, T, POSITION_CHUNK):
             chunk = slice(first, min(first + POSITION_CHUNK, T))
             positions = torch.arange(chunk.start, chunk.stop, dtype=torch.float64, device=self._device) + start

@@ -100,6 +100,7 @@ def forward(
         InputError: arguments that the model cannot take, or that do not fit each other.
     """
     # All checks come before the encoder, which may take minutes.
+    inputs.exactly_one(decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds)
     targets = ops.asarray(
         _check_tokens(config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
     )
@@ -142,8 +143,7 @@ def forward(
 
 
 def _check_tokens(config: PegasusXConfig, ids_name: str, ids: Any, embeds_name: str, embeds: Any) -> np.ndarray:
-    """Check token ids, or the embeddings given instead."""
-    inputs.exactly_one(**{ids_name: ids, embeds_name: embeds})
+    """Check token ids, or the embeddings if there are no ids."""
     if ids is None:
         return inputs.hidden_states(embeds_name, embeds, config.d_model)
     return inputs.token_ids(ids_name, ids, config.vocab_size)
