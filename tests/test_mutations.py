@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from inspect import signature
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,17 +65,16 @@ def cosines_first(original: Any, ops: Any, x: Any, start: int) -> Any:
     return x + positions.roll(x.shape[2] // 2, 2)
 
 
-def wrong_base(original: Any, ops: Any, x: Any, start: int) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        log = SimpleNamespace(log=lambda base: math.log(2 * base))
-        patch.setattr(import_module("pegasusx_torch.backend"), "math", log)
-        return original(ops, x, start)
-
-
 UNFUSED = ("pegasusx_torch.attention", "attention_unfused")
 KEYS_AND_VALUES = ("pegasusx_torch.global_local", "QKV.keys_and_values")
 EQUAL_BLOCKS = ("pegasusx_torch.global_local", "_attend_equal_blocks")
 TORCH = {
+    # Frequencies are powers of the base: this exponent makes 10000 to 20000.
+    "wrong base of the frequencies": Mutation(
+        "pegasusx_torch.backend",
+        "position_frequencies",
+        lambda f, width, device: f(width, device) ** (math.log(20000) / math.log(10000)),
+    ),
     "scale missing with few queries": Mutation(*UNFUSED, lambda f, q, *kv: f(q * q.shape[3] ** 0.5, *kv)),
     "mask missing with few queries": Mutation(*UNFUSED, lambda f, q, k, v, visible: f(q, k, v, None)),
     "mask inverted with few queries": Mutation(
@@ -103,7 +101,6 @@ TORCH = {
     for name, operation, broken in (
         ("positions from 1", "add_positions", lambda f, ops, x, start: f(ops, x, start + 1)),
         ("cosines first", "add_positions", cosines_first),
-        ("wrong base of the frequencies", "add_positions", wrong_base),
         ("no embedding scale", "embed_tokens", lambda f, ops, ids, table, scale: f(ops, ids, table, 1.0)),
         ("wrong size of eps", "layer_norm", lambda f, ops, x, weight, bias, eps: f(ops, x, weight, bias, 100 * eps)),
         ("no bias", "linear", lambda f, ops, x, weight, bias: f(ops, x, weight, None)),
