@@ -11,12 +11,17 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
 from suffixes import pytest_runtest_teardown, pytest_runtestloop
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-__all__ = ["pytest_collect_file", "pytest_runtest_teardown", "pytest_runtestloop"]
+__all__ = ["pytest_addoption", "pytest_collect_file", "pytest_runtest_teardown", "pytest_runtestloop"]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "spec/*.md"], excludes=["backends/*"]
 ).pytest()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="Run the long forms of the reliability tests: hours.")

@@ -1,38 +1,24 @@
 """The golden reference of PEGASUS-X: every layer as a page of plain NumPy, equal to transformers to 1e-10."""
 
-from pegasusx_ref.backend.registry import available_backends, get_backend
-from pegasusx_ref.demo import DEMO_CHECKPOINT
-from pegasusx_ref.errors import BackendError, CheckpointError, ConfigError, ExtraError, InputError, PegasusXError
-from pegasusx_ref.generation import GenerationConfig
-from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
-from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.summarization import SummarizationPipeline, pipeline
-from pegasusx_ref.tokenizer import PegasusTokenizer
-from pegasusx_ref.tracing import listen, record
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS
-from pegasusx_ref.verification import verify
+TYPE_CHECKING = False  # to Python; importing typing takes 9 ms, in which the command line cannot handle signals yet
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DEMO_CHECKPOINT",
-    "TRACE_POINTS",
-    "BackendError",
-    "CheckpointError",
-    "ConfigError",
-    "ExtraError",
-    "GenerationConfig",
-    "InputError",
-    "PegasusTokenizer",
-    "PegasusXConfig",
-    "PegasusXError",
-    "PegasusXForConditionalGeneration",
-    "PegasusXModel",
-    "SummarizationPipeline",
-    "available_backends",
-    "get_backend",
-    "listen",
-    "pipeline",
-    "record",
-    "verify",
-]
+if TYPE_CHECKING:
+    from pegasusx_ref.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import the public names when one of them is used; the command line handles signals before that."""
+        from importlib import import_module
+
+        if not name.startswith("__") or name == "__all__":  # Python looks for others, such as __wrapped__
+            public = import_module("pegasusx_ref.public")
+            globals().update({name: getattr(public, name) for name in ("__all__", *public.__all__)})
+        try:
+            return globals()[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

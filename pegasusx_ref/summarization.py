@@ -7,7 +7,7 @@ from typing import Any
 
 from pegasusx_ref.checkpoint.settings import is_integer
 from pegasusx_ref.demo import DEMO_CHECKPOINT
-from pegasusx_ref.errors import CheckpointError, InputError
+from pegasusx_ref.errors import CheckpointError, InputError, shown
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tokenizer.batching import BatchEncoding, list_of_texts
@@ -16,7 +16,7 @@ Summary = dict[str, str]
 
 
 class SummarizationPipeline:
-    """A model with its tokenizer, called with texts.
+    """A model with its tokenizer, called with texts. Threads may share it, each call with a streamer of its own.
 
     Args:
         model: generates the summaries.
@@ -138,8 +138,8 @@ def pipeline(
         CheckpointError: the folder is missing, corrupt, or belongs to another model.
         BackendError: the backend, the device or the dtype is not available.
     """
-    if task != SummarizationPipeline.task:
-        raise InputError(f"task={task!r} is not supported: pass 'summarization'")
+    if not isinstance(task, str) or task != SummarizationPipeline.task:
+        raise InputError(f"task={shown(task)} is not supported: pass 'summarization'")
     if model is None:
         warnings.warn(
             "no model was given: using the embedded checkpoint, which can only write the one-line synopsis of a Debian "

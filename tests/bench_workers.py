@@ -53,8 +53,8 @@ def prints() -> Callable[[], Any]:
     return task
 
 
-def sigint_is_ignored() -> Callable[[], Any]:
-    return lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+def sigint_is_blocked() -> Callable[[], Any]:
+    return lambda: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def keeps_memory(case: Case) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """A replacement of CuPy: strict arrays, and kernels that run on the CPU with tests/emulator."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -24,14 +25,18 @@ class RawModule:
 
 
 class Device:
-    def __init__(self, number: int) -> None:
-        self.number = number
+    """A device; without a number, the one that is current in this thread."""
+
+    current = threading.local()
+
+    def __init__(self, id: int | None = None) -> None:
+        self.id = getattr(self.current, "id", 0) if id is None else id
 
     def use(self) -> None:
-        pass
+        self.current.id = self.id
 
 
-def fake_modules() -> dict[str, ModuleType]:
+def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     def asarray(array: Any) -> StrictArray:
         return array if isinstance(array, StrictArray) else StrictArray(np.array(array))
 
@@ -55,7 +60,7 @@ def fake_modules() -> dict[str, ModuleType]:
     cupy.cuda.is_available = lambda: True
     cupy.cuda.Device = Device
     cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")
-    cupy.cuda.runtime.getDeviceCount = lambda: 1
+    cupy.cuda.runtime.getDeviceCount = lambda: num_devices
     special: Any = ModuleType("cupyx.scipy.special")
     special.erf = lambda x: StrictArray(scipy.special.erf(unwrapped(x)))
     names = ("cupyx", "cupyx.scipy")
@@ -63,10 +68,10 @@ def fake_modules() -> dict[str, ModuleType]:
 
 
 @contextmanager
-def installed() -> Iterator[None]:
+def installed(num_devices: int = 1) -> Iterator[None]:
     """Replace CuPy inside the block; the CuPy backend is imported anew inside it and after it."""
     before = remove_modules()
-    sys.modules.update(fake_modules())
+    sys.modules.update(fake_modules(num_devices))
     try:
         yield
     finally:

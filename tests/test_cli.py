@@ -317,7 +317,7 @@ def test_a_binary_file_is_rejected(folder: Path, tmp_path: Path, content: bytes,
 def test_a_missing_file_is_rejected_before_any_summary(folder: Path, files: list[Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
     assert error_line(files[0], missing, "--model", folder) == f"{missing}: No such file or directory"
-    assert error_line(tmp_path, "--model", folder) == f"{tmp_path}: Is a directory"
+    assert error_line(tmp_path, "--model", folder) == f"{tmp_path}: a folder, not a file"
 
 
 def test_a_missing_model_folder_is_rejected(files: list[Path], tmp_path: Path) -> None:

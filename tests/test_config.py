@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from pegasusx_ref import CheckpointError, ConfigError, PegasusXConfig
+from pegasusx_ref.model.config import LIMITS
 from pegasusx_ref.model.weights import parameter_shapes
 
 # config.json of google/pegasus-x-base and google/pegasus-x-large.
@@ -250,7 +253,7 @@ POSITIVE = [
 def test_sizes_must_be_positive_integers(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be an integer of at least 1" in str(caught.value)
+    assert f"{name}={value!r} must be an integer from {LIMITS[name].least} to " in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, "2", None, False])
@@ -258,7 +261,7 @@ def test_sizes_must_be_positive_integers(name: str, value: Any) -> None:
 def test_layers_must_be_nonnegative_integers(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be an integer of at least 0" in str(caught.value)
+    assert f"{name}={value!r} must be an integer from 0 to 1,024" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["encoder_layers", "decoder_layers"])
@@ -279,7 +282,7 @@ def test_switches_must_be_true_or_false(name: str, value: Any) -> None:
 def test_eps_and_init_std_must_be_finite_and_positive(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be a number above 0" in str(caught.value)
+    assert f"{name}={value!r} must be a number from 1e-30 to" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [-1, 256, 1.0, "1", True, [1, 256], [1, -2], [True]])
@@ -307,11 +310,28 @@ def test_no_eos_at_all_is_an_error_but_none_need_be_forced() -> None:
         PegasusXConfig.preset("tiny", eos_token_id=[])
 
 
-@pytest.mark.parametrize("value", [2, 33])
-def test_width_must_be_even_and_at_least_four(value: int) -> None:
-    with pytest.raises(ConfigError) as caught:
+@pytest.mark.parametrize(("value", "message"), [(2, "an integer from 4 to 65,536"), (33, "even")])
+def test_width_must_be_even_and_at_least_four(value: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"d_model={value} must be {message}"):
         PegasusXConfig.preset("tiny", d_model=value, encoder_attention_heads=1, decoder_attention_heads=1)
-    assert f"d_model={value} must be even and at least 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("excess", [1, 10**12, 10**5000], ids=["1", "10**12", "10**5000"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_numbers_beyond_their_limits_are_refused_before_anything_is_made_of_them(name: str, excess: int) -> None:
+    limits, started = LIMITS[name], time.perf_counter()
+    with pytest.raises(ConfigError, match=re.escape(limits.reason)) as caught:
+        PegasusXConfig.preset("tiny", **{name: int(limits.most) + excess})
+    assert len(str(caught.value)) < 300
+    assert time.perf_counter() - started < 0.5
+
+
+def test_the_specification_lists_every_limit() -> None:
+    text = (Path(__file__).parents[1] / "spec/14-checkpoints.md").read_text()
+    for name, (least, most, reason) in LIMITS.items():
+        row = re.search(rf"^\| .*`{name}`.* \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+        assert row is not None, name
+        assert row.groups() == (f"{least:,}", f"{most:,}", reason)
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
@@ -354,7 +374,7 @@ def test_another_architecture_is_refused(model_type: Any) -> None:
 
 def test_bad_value_in_a_file_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_global_tokens": 0}))
-    with pytest.raises(ConfigError, match="num_global_tokens=0 must be an integer of at least 1"):
+    with pytest.raises(ConfigError, match="num_global_tokens=0 must be an integer from 1 to 65,536"):
         PegasusXConfig.from_pretrained(tmp_path)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import emulated
@@ -16,8 +17,9 @@ import pytest
 from strict_arrays import StrictArray
 from tolerances import assert_close
 
-from pegasusx_ref import BackendError, available_backends, get_backend
+from pegasusx_ref import BackendError, PegasusXConfig, PegasusXModel, available_backends, get_backend
 from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
+from pegasusx_ref.tracing import listen
 
 pytestmark = pytest.mark.slow
 
@@ -185,6 +187,31 @@ def test_an_unavailable_device_is_refused() -> None:
         with pytest.raises(BackendError, match="'cupy' does not compute in 'float16': it declares float32, float64"):
             get_backend("cupy", dtype="float16")
         assert available_backends()["cupy"].devices == ("cuda:0",)
+
+
+@needs_compiler
+def test_every_thread_computes_on_the_models_device() -> None:
+    """CuPy's current device is that of a thread: 0 in a new one, and any in one that uses several models."""
+    config = PegasusXConfig.preset("tiny")
+    with fake_cupy.installed(num_devices=2):
+        import cupy
+
+        models = [PegasusXModel.from_random(config, backend="cupy", device=f"cuda:{i}") for i in (0, 1)]
+        found: list[tuple[int, int]] = []
+
+        def run(number: int) -> None:
+            points = ("*.tokens.input", "*.self_attn_layer_norm", "decoder.layers.*.input", "decoder.layer_norm")
+            with listen(lambda name, value: found.append((number, cupy.cuda.Device().id)), *points):
+                encoded = models[number].encode([[7, 8, 9]])
+                models[number](encoder_outputs=encoded, decoder_input_ids=[[0, 7]])
+
+        for number in (1, 0, 1):
+            thread = Thread(target=run, args=(number,))
+            thread.start()
+            thread.join()
+            run(number)
+    assert {number for number, _ in found} == {0, 1}
+    assert all(number == device for number, device in found)
 
 
 def test_the_command_line_reports_the_reason_in_one_line(wordy_folder: Path) -> None:

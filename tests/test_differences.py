@@ -13,14 +13,25 @@ from backend_parameters import random_model
 from hf_reference import hf_reference, run, to_torch
 from tolerances import FLOAT64, relative_error
 
-from pegasusx_ref import ConfigError, GenerationConfig, InputError, PegasusTokenizer, PegasusXConfig, record
+from pegasusx_ref import (
+    ConfigError,
+    GenerationConfig,
+    InputError,
+    NumericsError,
+    PegasusTokenizer,
+    PegasusXConfig,
+    PegasusXForConditionalGeneration,
+    get_backend,
+    record,
+)
 from pegasusx_ref.generation import search
+from pegasusx_ref.golden.attention import attention
 from pegasusx_ref.golden.embedding import sinusoidal_positions
 from pegasusx_ref.golden.feed_forward import ACTIVATIONS, gelu, gelu_tanh
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.golden.head import cross_entropy, log_softmax
 from pegasusx_ref.golden.normalization import layer_norm
-from pegasusx_ref.model.weights import parameter_shapes
+from pegasusx_ref.model.weights import parameter_shapes, random_weights
 
 TINY = PegasusXConfig.preset("tiny")
 RNG = np.random.default_rng(17)
@@ -344,3 +355,29 @@ def test_n25_names_and_layouts_are_those_of_transformers(hf_model: Any) -> None:
     by_flax = np.einsum("d,dhf->hf", x_D, kernel_DHF).reshape(-1)
     assert np.allclose(x_D @ kernel_DHF.reshape(12, 12), by_flax)
     assert np.allclose(kernel_DHF.reshape(12, 12).T @ x_D, by_flax)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_n26_an_overflow_is_nan_here_and_may_be_finite_there(transformers: ModuleType) -> None:
+    import torch
+
+    x = np.float32(1e30) * RNG.standard_normal((1, 4, 33)).astype(np.float32)
+    ones, halves = np.ones(33, np.float32), np.full(33, 0.5, np.float32)
+    assert np.isnan(layer_norm(x, ones, halves, 1e-5)).all()
+    there = torch.nn.functional.layer_norm(torch.from_numpy(x), (33,), torch.from_numpy(ones), torch.from_numpy(halves))
+    assert (torch.isnan(there) | (there == 0.5)).all()
+
+    q, k, v = (to_torch(np.full((1, 1, 40, 8), value)).float() for value in (1e30, -1e30, 1.0))
+    ours = attention(*(tensor.numpy() for tensor in (q, k, v)))
+    assert np.isnan(ours).all()
+    context = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert (torch.isnan(context) | (context == 0)).all()
+
+    weights = {name: w * np.float32(np.nan) for name, w in random_weights(TINY, 0, head=True).items()}
+    model = PegasusXForConditionalGeneration(TINY, weights, get_backend("numpy"))
+    assert generated(hf_reference(transformers, model), SOURCE, max_new_tokens=3).shape[0] == 1
+    with pytest.raises(NumericsError, match="the logits of token 1 are not finite"):
+        model.generate(SOURCE, max_new_tokens=3)

@@ -146,17 +146,17 @@ def test_other_files_are_one_clear_error(tmp_path: Path) -> None:
         from_dump(tmp_path / "none.npz")
     for name in ("dump.npz", "dump.safetensors"):
         (tmp_path / name).write_bytes(b"something else")
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=rf"{name}: not an? (npz|complete safetensors) file"):
             from_dump(tmp_path / name)
     (tmp_path / "dump.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"^\S+dump.bin: a dump is a \.safetensors or \.npz file, not \.bin$"):
         from_dump(tmp_path / "dump.bin")
     path = tmp_path / "objects.npz"
     np.savez(path, lm_head=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="'lm_head' cannot be read"):
+    with pytest.raises(InputError, match="tensor 'lm_head': not readable"):
         from_dump(path)["lm_head"]
     (tmp_path / "map.toml").write_text("lm_head = ")
-    with pytest.raises(InputError, match="cannot be read as a TOML file"):
+    with pytest.raises(InputError, match=r"^\S+map.toml: not a TOML file"):
         from_dump(saved(tmp_path, {"x": np.ones(2)}, ".npz"), tmp_path / "map.toml")
 
 
@@ -165,7 +165,7 @@ def test_a_broken_archive_is_one_clear_error(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.ones(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name in ("empty.npz", "array.npz"):
-        with pytest.raises(InputError, match=f"{name} cannot be read: not an npz file"):
+        with pytest.raises(InputError, match=f"{name}: not an npz file"):
             from_dump(tmp_path / name)
     for save in (np.savez, np.savez_compressed):
         path = tmp_path / f"{save.__name__}.npz"
@@ -173,7 +173,7 @@ def test_a_broken_archive_is_one_clear_error(tmp_path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content)
-        with pytest.raises(InputError, match="'lm_head' cannot be read"):
+        with pytest.raises(InputError, match="tensor 'lm_head': not readable"):
             from_dump(path)["lm_head"]
 
 

@@ -350,16 +350,20 @@ def test_unsupported_settings_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_beams": 0}, "num_beams=0 must be an integer of at least 1"),
+        ({"num_beams": 0}, "num_beams=0 must be an integer from 1 to 1,024"),
         ({"num_beams": 2.0}, "num_beams=2.0 must be an integer"),
         ({"num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=1"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 is more than num_beams=2"),
         ({"do_sample": True, "num_beams": 2}, "do_sample with num_beams=2"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"top_p": 1.5}, "top_p=1.5 must be at most 1"),
-        ({"top_k": -1}, "top_k=-1 must be an integer of at least 0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be a number from 1e-30 to 1e+30"),
+        ({"top_p": 1.5}, "top_p=1.5 must be a number from 1e-30 to 1 (a probability above 0)"),
+        ({"top_k": -1}, "top_k=-1 must be an integer from 0"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty=nan must be a number"),
         ({"length_penalty": "long"}, "length_penalty='long' must be a number"),
+        ({"num_beams": 10**12}, "num_beams=1000000000000 must be an integer from 1 to 1,024"),
+        ({"length_penalty": 1e300}, "length_penalty=1e+300 must be a number from -6 to 6"),
+        ({"repetition_penalty": 10**400}, "must be a number from 1e-30 to 1e+30"),
+        ({"early_stopping": 1}, "early_stopping=1: choose True, False or 'never'"),
         ({"early_stopping": "maybe"}, "early_stopping='maybe': choose True, False or 'never'"),
         ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size=-2 must be"),
         ({"eos_token_id": 256}, "eos_token_id=256 must be a token id"),
@@ -406,11 +410,12 @@ def test_the_documentations_cache_argument_is_accepted() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"min_length": -1}, "min_length=-1"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens=1000000000000"),
     ],
 )
 def test_impossible_lengths_are_refused_before_the_encoder_runs(limits: dict[str, Any], message: str) -> None:
     model = PegasusXForConditionalGeneration.from_random(PegasusXConfig.preset("tiny"))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ConfigError, match=message):
         model.generate([[7]], **limits)
 
 

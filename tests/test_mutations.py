@@ -184,7 +184,7 @@ NUMPY = {
         *FEW_QUERIES, lambda f, q, k, v, masked: f(q, heads_reversed(k), v, masked)
     ),
     "sums over all heads": Mutation(
-        "pegasusx_numpy.attention", "exp_in_place", lambda f, scores: np.full_like(sums := f(scores), sums.sum())
+        "pegasusx_numpy.attention", "exp_in_place", lambda f, *given: np.full_like(sums := f(*given), sums.sum())
     ),
     "no bias": Mutation("pegasusx_numpy.backend", "linear", lambda f, x, weight, bias: f(x, weight, None)),
     "another thread's bias": Mutation("pegasusx_numpy.backend", "linear", first_threads_bias),

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from strategies import batches, configs, seeds
 
 from pegasusx_ref import PegasusTokenizer, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
+from pegasusx_ref.checkpoint.safetensors_writer import file_layout, safetensors_writer
 from pegasusx_ref.cli import main
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.rendering.tables import Table, as_lines, count, counted, size
-from pegasusx_ref.study.safetensors_writer import file_layout, safetensors_writer
 from pegasusx_ref.study.shape_inference import steps, steps_at
 from pegasusx_ref.study.step_table import as_table, table_rows
 from pegasusx_ref.study.tensor_statistics import StatisticsListener, combined, statistics_of
@@ -260,7 +260,7 @@ def test_trace_reports_errors_in_one_line(
         ([text, "--at", "encoder.layers.7.self_attn"], "did you mean encoder.layers.1.self_attn"),
         ([text, "--target", " "], "--target is empty"),
         ([text, "--at", "lm_head", "--json"], "--at and --json exclude each other"),
-        ([text, "--save", tmp_path], "Is a directory"),
+        ([text, "--save", tmp_path], "is not a regular file"),
         ([text, "--dtype", "float16"], "'float16' is not one of"),
     ):
         result = run(*arguments, "--model", model_folder)

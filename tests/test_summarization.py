@@ -148,7 +148,7 @@ def test_unsupported_arguments_of_pipeline_are_errors(
         (["A text.", None], {}, InputError, "text 1 is a NoneType: pass a str"),
         ("A text.", {"batch_size": 0}, InputError, "batch_size=0 must be an integer of at least 1"),
         ("A text.", {"max_tokens": 3}, TypeError, "max_tokens"),
-        ("A text.", {"num_beams": 0}, ValueError, "num_beams=0 must be an integer of at least 1"),
+        ("A text.", {"num_beams": 0}, ValueError, "num_beams=0 must be an integer from 1 to 1,024"),
     ],
     ids=str,
 )

@@ -542,7 +542,7 @@ def test_only_texts_are_encoded(tokenizer: PegasusTokenizer, text: Any) -> None:
 def test_wrong_type_is_named(tokenizer: PegasusTokenizer) -> None:
     with pytest.raises(InputError, match="expected a text, got a list: "):
         tokenizer([["the", "list"]])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="expected a text, got a int: '7'"):
+    with pytest.raises(InputError, match="expected a text, got a int: 7"):
         tokenizer.text_to_ids(7)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,10 @@
 """Matrix products with weights of the torch backend on a CPU: packed weights, single rows."""
 
+import copy
 import gc
+import pickle
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -46,6 +50,59 @@ def test_products_agree_before_and_after_packing(
         error = (y.double() - expected).abs().max() / expected.abs().max()
         assert error < {torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]
     assert len(packed_weights._packed) == (rows in linear.FEW_ROWS[dtype])
+
+
+@needs_onednn
+@pytest.mark.parametrize("is_slow", [False, True], ids=["Intel", "others"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 8, 31, 33])
+@pytest.mark.parametrize("shape", [(300, 400), (257, 513)], ids=str)
+def test_every_call_gives_the_same_bits(
+    rows: int, shape: tuple[int, int], dtype: Any, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call gives does not depend on how often the weight was used, and on whether it is packed."""
+    monkeypatch.setattr(linear, "IS_MKL_SLOW", is_slow)
+    weight, bias, packed_weights = (
+        randn(1, *shape, dtype=dtype),
+        randn(2, shape[0], dtype=dtype),
+        linear.PackedWeights(),
+    )
+    for b in (bias, None):
+        for x in (randn(0, rows, shape[1], dtype=dtype), randn(0, rows, 2, shape[1], dtype=dtype)[:, 1:]):
+            ys = [linear.linear(x, weight, b, packed_weights) for _ in range(10)]
+            assert all(torch.equal(y, ys[0]) for y in ys)
+
+
+@needs_onednn
+def test_one_thread_packs_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    reorder, packed = torch.ops.mkldnn._reorder_linear_weight, []
+
+    def slowly(weight: Any, num_rows: int) -> Any:
+        packed.append(num_rows)
+        sleep(0.01)
+        return reorder(weight, num_rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", slowly)
+    packed_weights, weight = linear.PackedWeights(), randn(0, 300, 400, dtype=torch.float32)
+    threads = [Thread(target=multiply, args=(packed_weights, weight, 10)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert packed == [8]
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_model_with_packed_weights_can_be_copied(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_ONEDNN_WEIGHT_SIZE", 0)
+    monkeypatch.setattr(linear, "CALLS_BEFORE_PACKING", 0)
+    model = random_model(PegasusXConfig.preset("tiny"), 3, "torch", "float32")
+    logits = model([[7, 8]], decoder_input_ids=[[0, 7]]).logits
+    assert len(model.ops._packed_weights._packed)  # type: ignore[attr-defined]
+    assert (copied(model)([[7, 8]], decoder_input_ids=[[0, 7]]).logits == logits).all()
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (1, 1, 7)], ids=str)

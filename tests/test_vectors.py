@@ -332,7 +332,7 @@ def test_write_writes_what_is_committed(tmp_path: Path) -> None:
     [
         (
             ["check", "nowhere", "--dump", "good.safetensors"],
-            "nowhere/manifest.json: No such file or directory; give the folder",
+            "nowhere/manifest.json: no such file; give the folder",
         ),
         (["check", "vector"], "Missing option '--dump'"),
         (["check", "vector", "--dump", "nowhere.npz"], "nowhere.npz: no such file"),
@@ -342,9 +342,9 @@ def test_write_writes_what_is_committed(tmp_path: Path) -> None:
         (["check", "damaged", "--dump", "good.safetensors"], "damaged/weights.safetensors: has sha256 "),
         (
             ["check", "incomplete", "--dump", "good.safetensors"],
-            "incomplete/inputs.safetensors: No such file or directory",
+            "incomplete/inputs.safetensors: cannot be read: No such file or directory: write the vector",
         ),
-        (["check", "no-json", "--dump", "good.safetensors"], "no-json/manifest.json: is not JSON"),
+        (["check", "no-json", "--dump", "good.safetensors"], "no-json/manifest.json: not a JSON object ("),
         (["check", "later", "--dump", "good.safetensors"], "has format 'pegasusx-vectors-9'; this version reads"),
         (["check", "empty", "--dump", "good.safetensors"], "empty/manifest.json: has no 'config'"),
         (["write", "others"], "others: holds 'thesis.txt', which is not part of a vector; give a new or empty folder"),

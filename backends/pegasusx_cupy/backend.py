@@ -10,12 +10,15 @@ from pegasusx_numpy.top_k import stable_top_k
 
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
 from pegasusx_ref.backend import GoldenBackend, is_core_traced
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.global_local import Blocks
 
 
 class CupyBackend(GoldenBackend):
-    """CuPy on one CUDA device, which becomes the current device of the thread that creates the backend.
+    """CuPy on one CUDA device.
+
+    CuPy launches kernels on a thread's current device. Copying to and from the device and allocating make it current:
+    each call of a model begins with a copy.
 
     Args:
         device: "cuda:0", …, or a number; None and "auto" mean the first one.
@@ -34,10 +37,10 @@ class CupyBackend(GoldenBackend):
         requested = available[0] if device in (None, "auto", "cuda", 0) else device
         requested = f"cuda:{requested}" if isinstance(requested, int) else requested
         if requested not in available:
-            raise BackendError(f"backend 'cupy' has no device {device!r}: available here: {', '.join(available)}")
+            raise BackendError(f"backend 'cupy' has no device {shown(device)}: available here: {', '.join(available)}")
         self.device = str(requested)
         self.dtype = dtype
-        cupy.cuda.Device(int(self.device.removeprefix("cuda:"))).use()
+        self._device = cupy.cuda.Device(int(self.device.removeprefix("cuda:")))
 
     @classmethod
     def devices(cls) -> list[str]:
@@ -52,15 +55,18 @@ class CupyBackend(GoldenBackend):
 
     def asarray(self, array: np.ndarray) -> Any:
         """Copy an array to the device; half precision is up-cast exactly."""
+        self._device.use()
         return cupy.asarray(super().asarray(array))
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """Copy an array to the host."""
+        self._device.use()
         on_host: np.ndarray = cupy.asnumpy(array)
         return on_host
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """Allocate an uninitialized array."""
+        self._device.use()
         return cupy.empty(shape, dtype=self.dtype)
 
     stable_top_k = staticmethod(stable_top_k)

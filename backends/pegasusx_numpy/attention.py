@@ -54,9 +54,8 @@ def attention_of_head(
     for start in range(0, len(q_LF), MAX_QUERIES):
         rows = slice(start, start + MAX_QUERIES)
         scores_SX = (q_LF[rows] * q_LF.shape[1] ** -0.5) @ k_XF.T
-        if masked is not None:
-            _mask_in_place(scores_SX, masked if len(masked) == 1 else masked[rows])
-        sums_S1 = exp_in_place(scores_SX)
+        masked_rows = masked if masked is None or len(masked) == 1 else masked[rows]
+        sums_S1 = exp_in_place(scores_SX, masked_rows)
         context_LF[rows] = scores_SX @ v_XF
         context_LF[rows] /= sums_S1
     return context_LF
@@ -89,25 +88,30 @@ def attention_few_queries(
     small_scores = scores_HLX[:, :, :whole].reshape(H, L, -1, size)
     small_scores[:] = (q_HLF[:, None] @ small_matrices(k_HXF).swapaxes(2, 3)).swapaxes(1, 2)
     scores_HLX[:, :, whole:] = q_HLF @ k_HXF[:, whole:].swapaxes(1, 2)
-    if masked is not None:
-        _mask_in_place(scores_HLX, masked)
-    sums_HL1 = exp_in_place(scores_HLX)
+    sums_HL1 = exp_in_place(scores_HLX, masked)
     context_HLF: np.ndarray = (small_scores.swapaxes(1, 2) @ small_matrices(v_HXF)).sum(axis=1)
     context_HLF += scores_HLX[:, :, whole:] @ v_HXF[:, whole:]
     context_HLF /= sums_HL1
     return context_HLF
 
 
-def exp_in_place(scores: np.ndarray) -> np.ndarray:
-    """Replace scores (..., X) by exp(score - the row's maximum), and return the sum of each row (..., 1)."""
-    scores -= scores.max(axis=-1, keepdims=True)
+def exp_in_place(scores: np.ndarray, masked: np.ndarray | None = None) -> np.ndarray:
+    """Replace scores (..., X) by exp(score - the row's maximum), and return the sum of each row (..., 1).
+
+    Args:
+        scores: finite or not; a row whose unmasked scores are all -inf becomes NaN.
+        masked: True for keys whose scores become the lowest number; None means nowhere.
+    """
+    lowest = np.finfo(scores.dtype).min
+    if masked is not None:
+        np.copyto(scores, lowest, where=masked)
+    largest = scores.max(axis=-1, keepdims=True)
+    if masked is not None:
+        largest[(largest == lowest) & ~masked.all(axis=-1, keepdims=True)] = np.nan
+    scores -= largest
     np.exp(scores, out=scores)
     sums: np.ndarray = scores.sum(axis=-1, keepdims=True)
     return sums
-
-
-def _mask_in_place(scores: np.ndarray, masked: np.ndarray) -> None:
-    np.copyto(scores, np.finfo(scores.dtype).min, where=masked)
 
 
 def empty_context(q_BHTF: np.ndarray) -> np.ndarray:

@@ -27,8 +27,10 @@ def attention(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | 
     else:
         # A query whose keys are all masked averages over all keys: equal scores do that.
         all_masked = ~visible.any(dim=2, keepdim=True)[:, None]
-        q_BHLF = q_BHLF.masked_fill(all_masked, 0)
-        context_BHLF = scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF, attn_mask=visible[:, None] | all_masked)
+        equal_BHLF = q_BHLF.masked_fill(all_masked, 0)
+        context_BHLF = scaled_dot_product_attention(equal_BHLF, k_BHXF, v_BHXF, attn_mask=visible[:, None] | all_masked)
+        if overflowed(context_BHLF):
+            context_BHLF = attention_of_head_groups(q_BHLF, k_BHXF, v_BHXF, visible)
     tapped_BHLF: Tensor = tap("context", context_BHLF)
     return tapped_BHLF
 
@@ -40,11 +42,38 @@ def attention_unfused(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: T
         q_BHLF, k_BHXF, v_BHXF = q_BHLF.float(), k_BHXF.float(), v_BHXF.float()
     scores_BHLX = (q_BHLF * q_BHLF.shape[3] ** -0.5) @ k_BHXF.mT
     if visible is not None:
-        scores_BHLX = scores_BHLX.masked_fill(~visible[:, None], torch.finfo(scores_BHLX.dtype).min)
+        mask_in_place(scores_BHLX, ~visible[:, None])
     scores_BHLX = tap("scores", scores_BHLX)
     probs_BHLX: Tensor = tap("probs", scores_BHLX.softmax(dim=3))
     context_BHLF: Tensor = tap("context", (probs_BHLX @ v_BHXF).to(dtype))
     return context_BHLF
+
+
+def mask_in_place(scores: Tensor, masked: Tensor) -> None:
+    """Set the scores of masked keys to the lowest number; a row whose other scores are all -inf becomes NaN.
+
+    Args:
+        scores: (..., L, X).
+        masked: True for masked keys, in a shape that broadcasts to that of the scores.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    scores.masked_fill_(masked, lowest)
+    overflowed = (scores.amax(dim=-1, keepdim=True) == lowest) & ~masked.all(dim=-1, keepdim=True)
+    if not may_read(overflowed) or overflowed.any():
+        scores.masked_fill_(overflowed, torch.nan)
+
+
+def overflowed(context_BHLF: Tensor) -> bool:
+    """Return whether the fused kernel on a CPU may have met scores that overflow: then its result is 0 or NaN.
+
+    Masked keys whose scores overflow make the whole row NaN there, and a row of -inf becomes 0.
+    """
+    return may_read(context_BHLF) and not bool((context_BHLF[..., 0].abs() > 0).all())
+
+
+def may_read(tensor: Tensor) -> bool:
+    """Return whether Python may read a result: on CUDA it would wait, and a graph could not record it."""
+    return bool(tensor.device.type == "cpu")
 
 
 def is_faster_by_heads(q_BHLF: Tensor) -> bool:
@@ -62,16 +91,17 @@ def attention_by_heads(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: 
 
 
 def attention_of_head_groups(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
-    """Compute several heads together where each has few scores; keys and values are converted to float32."""
+    """Compute several heads together where each has few scores; half precision is converted to float32."""
     B, H, X, F = k_BHXF.shape
     group_size = max(MAX_CACHED_NUMBERS // (B * X * max(F, q_BHLF.shape[2])), 1)
     context_BHLF = empty_context(q_BHLF)
+    dtype = torch.promote_types(q_BHLF.dtype, torch.float32)
     for first in range(0, H, group_size):
         heads = slice(first, first + group_size)
-        scores = (q_BHLF[:, heads].float() * F**-0.5) @ k_BHXF[:, heads].float().mT
+        scores = (q_BHLF[:, heads].to(dtype) * F**-0.5) @ k_BHXF[:, heads].to(dtype).mT
         if visible is not None:
-            scores.masked_fill_(~visible[:, None], torch.finfo(scores.dtype).min)
-        context_BHLF[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].float()
+            mask_in_place(scores, ~visible[:, None])
+        context_BHLF[:, heads] = scores.softmax(dim=3) @ v_BHXF[:, heads].to(dtype)
     return context_BHLF
 
 
@@ -88,7 +118,7 @@ def attention_of_single_heads(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, vi
             for probs_LX, q_LF, k_XF in zip(probs, q_BHLF[b, heads], k_BHXF[b, heads], strict=False):
                 scores_LX = onednn_linear(q_LF.float() * F**-0.5, k_XF.float())
                 if masked is not None:
-                    scores_LX.masked_fill_(masked[b], torch.finfo(scores_LX.dtype).min)
+                    mask_in_place(scores_LX, masked[b])
                 probs_LX.copy_(scores_LX.softmax(dim=1))
             context_BHLF[b, heads] = probs[: H - first] @ v_BHXF[b, heads]
     return context_BHLF
@@ -99,6 +129,8 @@ def attention_unmasked(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor) -> Tensor
     if is_faster_by_heads(q_BHLF):
         return attention_by_heads(q_BHLF, k_BHXF, v_BHXF, None)
     context_BHLF: Tensor = scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF)
+    if overflowed(context_BHLF):
+        return attention_of_head_groups(q_BHLF, k_BHXF, v_BHXF, None)
     return context_BHLF
 
 

@@ -1,7 +1,6 @@
 """The model's operations on torch tensors."""
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pegasusx_ref.backend import Step
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch.attention import attention
 from pegasusx_torch.cuda_graph import CudaGraphStep
 from pegasusx_torch.global_local import QKV, global_local_attention
 from pegasusx_torch.linear import PackedWeights, linear
+from pegasusx_torch.normalization import layer_norm
 from pegasusx_torch.padding import SourceLengths
 from pegasusx_torch.precision import allow_tf32, linear_full_precision
 from pegasusx_torch.top_k import stable_top_k
@@ -48,6 +48,29 @@ def position_frequencies(width: int, device: torch.device) -> Tensor:
     """
     half = width // 2
     return torch.from_numpy(np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))).to(device)
+
+
+class WritableView:
+    """A view of an array that NumPy and torch take for writable, without a copy.
+
+    Weights that are mapped from a file are read-only, and torch warns of that, though nothing writes to them.
+    `warnings.catch_warnings` would change the filters of all threads.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # keeps the memory alive
+        interface = array.__array_interface__
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """View a floating-point array as a tensor; what torch cannot view, such as big-endian numbers, is copied."""
+    dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)  # not float128
+    if array.dtype != dtype or not array.flags.aligned or min(array.strides, default=0) < 0:
+        array = array.astype(dtype, order="C")
+    is_bfloat16 = array.dtype == ml_dtypes.bfloat16
+    tensor = torch.from_numpy(np.asarray(WritableView(array.view(np.int16) if is_bfloat16 else array)))
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
 
 
 class TorchBackend:
@@ -98,14 +121,8 @@ class TorchBackend:
         if array.dtype.kind in "biu":
             integers = np.ascontiguousarray(array, dtype=None if array.dtype == bool else np.int64)
             return torch.from_numpy(integers).to(self._device)
-        with warnings.catch_warnings():
-            # Weights that are mapped from a file are read-only; nothing writes to them.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            if array.dtype == ml_dtypes.bfloat16:
-                tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            else:
-                tensor = torch.from_numpy(np.asarray(array))
-        return tensor.to(self._device, self._residual_dtype if array.ndim == 1 else self._compute_dtype)
+        dtype = self._residual_dtype if array.ndim == 1 else self._compute_dtype
+        return as_tensor(array).to(self._device, dtype)
 
     def to_numpy(self, array: Tensor) -> np.ndarray:
         """Copy a tensor to the host, half precision as float32."""
@@ -154,11 +171,10 @@ class TorchBackend:
         return y_BTD
 
     def layer_norm(self, x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        y_BTD = F.layer_norm(x_BTD.to(self._residual_dtype), weight_D.shape, weight_D, bias_D, eps)
-        return y_BTD.to(self._compute_dtype)
+        return layer_norm(x_BTD.to(self._residual_dtype), weight_D, bias_D, eps).to(self._compute_dtype)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        with allow_tf32(self.tf32):
+        with allow_tf32(self.tf32, self._device):
             if self._compute_dtype is torch.float16 and x.device.type == "cpu":
                 return linear_full_precision(x, weight, bias, self._packed_weights).to(self._compute_dtype)
             bias = None if bias is None else bias.to(self._compute_dtype)
@@ -176,7 +192,7 @@ class TorchBackend:
         return x.to(self._residual_dtype) + y
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
-        with allow_tf32(self.tf32):
+        with allow_tf32(self.tf32, self._device):
             return attention(q_BHLF, k_BHXF, v_BHXF, visible)
 
     def global_local_attention(
@@ -192,7 +208,7 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         qkv = QKV(q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF)
         lengths = self._source_lengths.get(key_mask_BT, q_BHTF)
-        with allow_tf32(self.tf32):
+        with allow_tf32(self.tf32, self._device):
             return global_local_attention(qkv, key_mask_BT, lengths, blocks)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
@@ -223,4 +239,4 @@ def find_device(device: Any) -> torch.device:
     if requested.type == "cpu":
         return torch.device("cpu")
     reason = "" if len(available) > 1 else " (torch finds no CUDA device)"
-    raise BackendError(f"backend 'torch' has no device {device!r}: available here: {', '.join(available)}{reason}")
+    raise BackendError(f"backend 'torch' has no device {shown(device)}: available here: {', '.join(available)}{reason}")

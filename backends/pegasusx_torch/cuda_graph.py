@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pegasusx_torch.precision import process_settings
+
 
 class CudaGraphStep:
     """A function of tensors that is captured as a CUDA graph at its first call and replayed at every later one.
@@ -44,6 +46,6 @@ class CudaGraphStep:
             self._step(*self._inputs)
         current.wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with process_settings, torch.cuda.graph(graph, capture_error_mode="thread_local"):  # one capture at a time
             result = self._step(*self._inputs)
         return graph, result

@@ -2,8 +2,11 @@
 
 torch multiplies float32 with MKL, which uses AVX-512 on Intel's processors only: on others oneDNN takes half the time.
 With few rows, as in beam search, reading the weights takes most of the time. oneDNN reads them faster from a packed
-copy, which is made once. Measured: benchmarks/results/README.md.
+copy, which is made once. The plain weight gives the same bits as the packed one, so that a call's result does not
+depend on earlier calls: with few rows oneDNN multiplies both. Measured: benchmarks/results/README.md.
 """
+
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -24,24 +27,32 @@ HAS_BFLOAT16_WITHOUT_AMX = HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not C
 
 
 class PackedWeights:
-    """Copies of weights in oneDNN's packed layout, made for those that are often multiplied with few rows."""
+    """Copies of weights in oneDNN's packed layout, made for those that are often multiplied with few rows.
+
+    Threads may share an object: one of them packs, the others wait. A copy of an object packs its own weights.
+    """
 
     def __init__(self) -> None:
         self._calls = WeakTensorKeyDictionary()
         self._packed = WeakTensorKeyDictionary()
+        self._lock = Lock()
 
-    def get(self, weight: Tensor, num_rows: int) -> Tensor | None:
-        """Return the packed copy of a weight, or None if it has not been used often enough yet."""
+    def __reduce__(self) -> tuple[type["PackedWeights"], tuple[()]]:
+        return PackedWeights, ()
+
+    def get(self, weight: Tensor, num_rows: int) -> Tensor:
+        """Return the packed copy of a weight, or the weight itself if it has not been used often enough yet."""
         version = 0 if weight.is_inference() else weight._version  # increases with each in-place write
-        packed: Tensor | None
-        packed, packed_version = self._packed.get(weight, (None, 0))
-        if packed is None or version != packed_version:
-            self._calls[weight] = self._calls.get(weight, 0) + 1
-            if self._calls[weight] <= CALLS_BEFORE_PACKING:
-                return None
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
-            self._packed[weight] = packed, version
-        return packed
+        with self._lock:
+            packed: Tensor | None
+            packed, packed_version = self._packed.get(weight, (None, 0))
+            if packed is None or version != packed_version:
+                self._calls[weight] = self._calls.get(weight, 0) + 1
+                if self._calls[weight] <= CALLS_BEFORE_PACKING:
+                    return weight
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+                self._packed[weight] = packed, version
+            return packed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: PackedWeights) -> Tensor:
@@ -60,10 +71,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: Packe
     is_slow = IS_MKL_SLOW and x.dtype == torch.float32
     if num_rows == 1 and is_slow:
         return gemv(x, weight, bias)
-    packed = packed_weights.get(weight, num_rows) if num_rows in FEW_ROWS[x.dtype] else None
-    if packed is None and not is_slow:
+    if num_rows in FEW_ROWS[x.dtype]:
+        weight = packed_weights.get(weight, num_rows)
+    elif not is_slow:
         return F.linear(x, weight, bias)
-    return onednn_linear(x, weight if packed is None else packed, bias)
+    return onednn_linear(x, weight, bias)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -9,20 +10,32 @@ from torch.nn import functional as F
 
 from pegasusx_torch.linear import PackedWeights, linear
 
+# Held where a setting of CUDA's that belongs to the process is changed. A listener inside may run another model.
+process_settings = RLock()
+
 
 @contextmanager
-def allow_tf32(is_allowed: bool) -> Iterator[None]:
-    """Set whether CUDA may round float32 operands to TF32 inside the block, whatever the program's setting is."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
-    if before == is_allowed:
+def allow_tf32(is_allowed: bool, device: torch.device) -> Iterator[None]:
+    """Set whether CUDA may round float32 operands to TF32 inside the block, whatever the program's setting is.
+
+    The setting belongs to the process, so one thread at a time launches products on CUDA. It applies to the launch, and
+    also to products that a CUDA graph captures.
+
+    Args:
+        is_allowed: whether it may.
+        device: where the products are computed; the setting does not matter on a CPU.
+    """
+    if device.type != "cuda":
         yield
         return
-    settings.allow_tf32 = is_allowed
-    try:
-        yield
-    finally:
-        settings.allow_tf32 = before
+    settings = torch.backends.cuda.matmul
+    with process_settings:
+        before = settings.allow_tf32
+        settings.allow_tf32 = is_allowed
+        try:
+            yield
+        finally:
+            settings.allow_tf32 = before
 
 
 def linear_full_precision(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: PackedWeights) -> Tensor:

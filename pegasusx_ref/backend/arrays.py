@@ -32,7 +32,7 @@ def to_numpy(values: Any) -> np.ndarray:
         return np.asarray(values)
     import torch  # only here: torch is optional, and whoever has a tensor has it
 
-    tensor = values.detach().cpu()
+    tensor = values.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
     return np.asarray(tensor.numpy())

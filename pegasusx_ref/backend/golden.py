@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pegasusx_ref.backend.protocol import Step
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden import attention, embedding, feed_forward, global_local, head, normalization, top_k
 
 
@@ -19,7 +19,7 @@ class GoldenBackend:
 
     def __init__(self, device: str | int | None, dtype: str) -> None:
         if device not in (None, "auto", "cpu", 0):
-            raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {device!r}")
+            raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {shown(device)}")
         self.device = "cpu"
         self.dtype = dtype
 

@@ -18,6 +18,7 @@ class Backend(Protocol):
     Arrays stay on the device between operations; only ids and masks are copied to it, and ids or results back. Besides
     the operations, the model uses what NumPy, CuPy and torch arrays share: `shape`, `dtype`, slicing, `reshape` and
     `swapaxes`. Searches also use arithmetic, `argmax`, `clip`, and indexing with arrays of integers.
+    Threads may share a backend: whatever it caches must not change the result of another thread's call.
     A backend is constructed with the keywords `device`, as users pass it to `get_backend`, `dtype`, one of the `dtypes`
     that its class declares, and its own options. [spec 15.1]
     """

@@ -1,19 +1,25 @@
 """The installed backends, and how to get one. [spec 15]"""
 
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, distributions
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pegasusx_ref.backend import Backend
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, reason, shown
 
 ENTRY_POINT_GROUP = "pegasusx_ref.backends"
 BUILT_IN = {
     "golden": EntryPoint("golden", "pegasusx_ref.backend:GoldenBackend", ENTRY_POINT_GROUP),
     "numpy": EntryPoint("numpy", "pegasusx_numpy:NumpyBackend", ENTRY_POINT_GROUP),
 }
+OF_INSTANCES = ("dtype", "device", "compiles")
+OF_CLASSES = [name for name in vars(Backend) if not name.startswith("_") and name not in OF_INSTANCES]
+SIGNALLED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the command line raises SystemExit with these at a signal
 
 
 class BackendInfo(NamedTuple):
@@ -39,20 +45,7 @@ def backend_names() -> list[str]:
 
 def available_backends() -> dict[str, BackendInfo]:
     """Describe every installed backend by name, the golden one first, including those that cannot run. [spec 15.3]"""
-    found = {}
-    for name in backend_names():
-        try:
-            backend_class = _load(name)
-        except BackendError as error:
-            found[name] = BackendInfo("", (), (), str(error))
-            continue
-        devices, problem = (), None
-        try:
-            devices = tuple(backend_class.devices())
-        except BackendError as error:
-            problem = str(error)
-        found[name] = BackendInfo(backend_class.version, devices, tuple(backend_class.dtypes), problem)
-    return found
+    return {name: _describe(name) for name in backend_names()}
 
 
 def get_backend(
@@ -67,17 +60,19 @@ def get_backend(
         options: of this backend, such as `tf32=True` for torch.
 
     Raises:
-        BackendError: the backend is unknown, does not run on the device, or does not compute in the dtype.
+        BackendError: the backend is unknown or broken, does not run on the device, or does not compute in the dtype.
         TypeError: the backend does not have the option.
     """
     backend_class = _load(name)
     dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
         raise BackendError(
-            f"backend {name!r} does not compute in {dtype!r}: it declares {', '.join(backend_class.dtypes)} "
+            f"backend {name!r} does not compute in {shown(dtype)}: it declares {', '.join(backend_class.dtypes)} "
             "(weights stored in another dtype are converted on load)"
         )
-    backend: Backend = backend_class(device=device, dtype=dtype, **options)
+    with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, TypeError)):
+        backend: Backend = backend_class(device=device, dtype=dtype, **options)
+        _check_attributes(name, backend, OF_INSTANCES)
     return backend
 
 
@@ -95,22 +90,91 @@ def dtype_name(dtype: Any) -> str:
     try:
         return str(np.dtype(dtype).name)
     except TypeError:
-        raise BackendError(f"dtype {dtype!r} is not a known dtype: pass a name such as 'float32'") from None
+        raise BackendError(f"dtype {shown(dtype)} is not a known dtype: pass a name such as 'float32'") from None
 
 
-def _announced() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+def _announced() -> dict[str, list[EntryPoint]]:
+    """Find the entry points of each name; a package that is found twice on the path counts once, as for Python."""
+    found = {name: [point] for name, point in BUILT_IN.items()}
+    packages = set()
+    for distribution in distributions():
+        try:
+            points = set(distribution.entry_points.select(group=ENTRY_POINT_GROUP))
+            package = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower() if points else ""
+        except Exception:  # metadata that cannot be read announce nothing
+            continue
+        if points and package not in packages:
+            packages.add(package)
+            for point in points:
+                found.setdefault(point.name, []).append(point)
+    return found
 
 
 def _load(name: str) -> Any:
-    """Load the class of a backend."""
-    point = BUILT_IN.get(name) or _announced().get(name)
-    if point is None:
+    """Load the class of a backend and check what it declares."""
+    points = _announced().get(name) if isinstance(name, str) else None
+    if points is None:
         raise BackendError(
-            f"backend {name!r} is not installed: available here: {', '.join(backend_names())} "
+            f"backend {shown(name)} is not installed: available here: {', '.join(backend_names())} "
             f"(packages add others through the entry-point group {ENTRY_POINT_GROUP!r})"
         )
+    if len(points) > 1:
+        packages = " and ".join(point.dist.name if point.dist else "pegasusx-ref" for point in points)
+        raise BackendError(f"backend {name!r} is announced by {packages}: uninstall all but one of them")
+    (point,) = points
+    with _foreign_code(f"backend {name!r} ({point.value}) cannot be loaded"):
+        backend_class = point.load()
+        _check_attributes(name, backend_class, OF_CLASSES)
+        for attribute in ("name", "version"):
+            if not isinstance(value := getattr(backend_class, attribute), str):
+                raise BackendError(f"backend {name!r}: {attribute} must be a str, not {shown(value)}")
+        _strings(name, "dtypes", backend_class.dtypes)
+    return backend_class
+
+
+def _describe(name: str) -> BackendInfo:
+    version, dtypes = "", ()
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"backend {name!r} ({point.value}) cannot be loaded: {error}") from error
+        backend_class = _load(name)
+        version, dtypes = backend_class.version, tuple(backend_class.dtypes)
+        with _foreign_code(f"backend {name!r} cannot list its devices"):
+            devices = _strings(name, "devices()", backend_class.devices())
+    except BackendError as error:
+        return BackendInfo(version, (), dtypes, str(error))
+    return BackendInfo(version, devices, dtypes, None)
+
+
+@contextmanager
+def _foreign_code(failure: str, allowed: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Iterator[None]:
+    """Raise a BackendError with the reason, whatever the code of another package raises.
+
+    Args:
+        failure: what failed, for the message.
+        allowed: exceptions that pass.
+    """
+    try:
+        yield
+    except allowed:
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in SIGNALLED:
+            raise
+        try:
+            why = reason(error)
+        except Exception:  # its own __str__
+            why = "no message"
+        if isinstance(error, BackendError):
+            raise BackendError(why) from error
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise BackendError(f"{failure}: {kind}{why}") from error
+
+
+def _check_attributes(name: str, backend: Any, attributes: Sequence[str]) -> None:
+    if missing := [attribute for attribute in attributes if not hasattr(backend, attribute)]:
+        raise BackendError(f"backend {name!r} ({type(backend).__name__}) lacks {', '.join(missing)}")
+
+
+def _strings(name: str, attribute: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise BackendError(f"backend {name!r}: {attribute} must be a list or tuple of str, not {shown(value)}")

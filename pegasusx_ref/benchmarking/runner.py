@@ -49,7 +49,8 @@ def run_cases(
         An iterator over the new results, each after it was written.
 
     Raises:
-        InputError: no implementation ran, the code changed during the run, or the file cannot be written.
+        InputError: no implementation ran, or the code changed during the run.
+        OutputError: the file cannot be written.
     """
     digest = code_digest()
     for case in cases:

@@ -8,10 +8,14 @@ from typing import Any
 from pegasusx_ref.benchmarking.facts import differences
 from pegasusx_ref.benchmarking.report import report
 from pegasusx_ref.benchmarking.results import CaseResult, Results, summarize
-from pegasusx_ref.checkpoint.files import replacing
-from pegasusx_ref.errors import InputError, PegasusXError
+from pegasusx_ref.checkpoint.settings import Limits
+from pegasusx_ref.errors import InputError
+from pegasusx_ref.files.json_files import read_json
+from pegasusx_ref.files.reading import reading
+from pegasusx_ref.files.writing import write_text
 
 FORMAT = 1
+TOKENS = Limits(0, 2**20, "64 times the published input length")
 REMEDY = "use --fresh to start anew or --out to name another file"
 
 
@@ -19,14 +23,10 @@ def write_results(path: Path, results: Results) -> None:
     """Write results and the metrics derived from them; a reader never sees half a file.
 
     Raises:
-        InputError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     entries = {"format": FORMAT} | dataclasses.asdict(results) | {"summary": summarize(results)}
-    try:
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}): --out names another file") from None
+    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> Results:
@@ -35,20 +35,17 @@ def read_results(path: Path) -> Results:
     Raises:
         InputError: the file does not exist or is not a results file.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "a results file of pegasusx-ref bench", InputError, REMEDY):
+        entries = read_json(path)
         if entries.pop("format") != FORMAT:
             raise ValueError(f"the format is not {FORMAT}")
         entries.pop("summary")
         cases = {name: CaseResult.from_dict(result) for name, result in entries.pop("cases").items()}
+        for result in cases.values():
+            TOKENS.check("tokens", result.case.tokens)
         results = Results(cases=cases, **entries)
         report(results)  # fails where an entry that the report needs is missing or invalid
         return results
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, PegasusXError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}: not a results file of pegasusx-ref bench ({reason}): {REMEDY}") from None
 
 
 def resume_results(

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -34,11 +34,13 @@ class Worker:
         self._connection, other_end = context.Pipe()
         self._output = NamedTemporaryFile(prefix="pegasusx-ref-bench-")  # noqa: SIM115 - closed with the process
         self._process = context.Process(target=serve, args=(other_end, self._output.name, prepare, args), daemon=True)
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process, which ends it
+        resource_tracker.ensure_running()  # its start, otherwise with the first worker's, unblocks SIGINT
+        # Ctrl-C is for this process, which ends the worker: the worker inherits that it is blocked.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
-            signal.signal(signal.SIGINT, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         other_end.close()
         try:
             self._receive()

@@ -1,14 +1,15 @@
 """Reading a safetensors file without copying it, bfloat16 included."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from pegasusx_ref.errors import CheckpointError
+from pegasusx_ref.errors import CheckpointError, shown
+from pegasusx_ref.files.json_files import parse_object
+from pegasusx_ref.files.reading import open_regular, reading
 
 WEIGHTS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -29,7 +30,12 @@ INTEGERS: dict[str, np.dtype] = {
 }
 
 
-def read_safetensors(path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS) -> dict[str, np.ndarray]:
+MAX_HEADER_SIZE = 2**24  # bytes: 100,000 tensors
+
+
+def read_safetensors(
+    path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Map a safetensors file into memory.
 
     The safetensors library validates the file (header, offsets, length); the tensors are then views of a memory map, so
@@ -41,35 +47,31 @@ def read_safetensors(path: Path, dtypes: Mapping[str, np.dtype] = WEIGHTS) -> di
         dtypes: the expected dtypes, by the format's names.
 
     Returns:
-        Read-only arrays by name.
+        Read-only arrays by name, and the file's metadata.
 
     Raises:
         CheckpointError: the file is missing, truncated or corrupt, or a tensor is of another dtype.
 
     Source: https://huggingface.co/docs/safetensors, "Format".
     """
-    if not path.exists():
-        raise CheckpointError(f"{path}: missing, although the index names it")
-    try:
+    with reading(path, "a complete safetensors file", CheckpointError):
+        with open_regular(path) as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if header_size > MAX_HEADER_SIZE:
+                raise ValueError(f"a header of {header_size:,} bytes, at most {MAX_HEADER_SIZE:,} are read")
+            header = parse_object(file.read(header_size))
         with safe_open(path, framework="np"):
             pass
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_size))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
-
-    buffer = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in dtypes:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}: expected one of {', '.join(dtypes)}"
-            )
-        start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
-        # A plain ndarray: np.memmap would pass its subclass on to every result.
-        raw = np.asarray(buffer[start:stop])
-        tensors[name] = raw.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
+        buffer = np.memmap(path, dtype=np.uint8, mode="r")
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {}
+        for name, entry in header.items():
+            if entry["dtype"] not in dtypes:
+                raise CheckpointError(
+                    f"{path}: tensor {shown(name)} has dtype {entry['dtype']}: expected one of {', '.join(dtypes)}"
+                )
+            start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
+            # A plain ndarray: np.memmap would pass its subclass on to every result.
+            raw = np.asarray(buffer[start:stop])
+            tensors[name] = raw.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+        return tensors, metadata

@@ -5,9 +5,9 @@ import click
 import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.bench import bench_command
+from pegasusx_ref.cli.commands import MainGroup
 from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.explore import explore
-from pegasusx_ref.cli.messages import MainGroup
 from pegasusx_ref.cli.picture import picture
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace

@@ -2,12 +2,8 @@
 
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,18 +13,18 @@ from pegasusx_ref.benchmarking.plots import longest_series, scaling_figure
 from pegasusx_ref.benchmarking.report import as_markdown, case_line, case_table, report
 from pegasusx_ref.benchmarking.results import Results, Run
 from pegasusx_ref.benchmarking.runner import run_cases
-from pegasusx_ref.benchmarking.storage import read_results, resume_results, write_results
+from pegasusx_ref.benchmarking.storage import read_results, resume_results
 from pegasusx_ref.benchmarking.suites import DEVICES, SUITES, resize
-from pegasusx_ref.cli.messages import UsageError, note
+from pegasusx_ref.cli.commands import OUTPUT_FILE, Command, OutputFile
+from pegasusx_ref.cli.messages import UsageError, message, note
 from pegasusx_ref.cli.options import progress_option
-from pegasusx_ref.cli.output_files import check_format, check_writable, save_figure
-from pegasusx_ref.cli.printing import print_table, table_lines
+from pegasusx_ref.cli.output_files import check_format, save_figure
+from pegasusx_ref.cli.printing import print_table, print_text, table_lines
 from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.model.config import PRESETS
 from pegasusx_ref.rendering.canvas import new_figure
 
 MAX_LOAD = 0.25  # of the cores; a higher load disturbs measurements that use all of them
-FILE: Any = click.Path(path_type=Path, dir_okay=False)
 
 
 def check_device(_context: click.Context, _option: click.Parameter, device: str | None) -> str | None:
@@ -38,7 +34,7 @@ def check_device(_context: click.Context, _option: click.Parameter, device: str 
     return device
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option("--suite", default="cpu", show_default=True, type=click.Choice(list(SUITES)), help="Suite of cases.")
 @click.option("--case", "names", multiple=True, metavar="NAME", help="Run only this case of the suite; repeatable.")
 @click.option("--list", "only_list", is_flag=True, help="List the suite's cases and aims, then exit.")
@@ -47,10 +43,15 @@ def check_device(_context: click.Context, _option: click.Parameter, device: str 
 @click.option("--tokens", type=click.IntRange(min=1), help="Change the cases' length, which drops their aims.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Change the model's shape, which drops the aims.")
 @click.option(
-    "--out", type=FILE, default=Path("bench.json"), show_default=True, metavar="FILE", help="Results file; resumed."
+    "--out",
+    type=OutputFile(read_if="show"),
+    default="bench.json",
+    show_default=True,
+    metavar="FILE",
+    help="Results file; resumed.",
 )
 @click.option("--fresh", is_flag=True, help="Overwrite an existing results file.")
-@click.option("--plot", type=FILE, callback=check_writable, metavar="FILE", help="Plot time and memory by length.")
+@click.option("--plot", type=OUTPUT_FILE, metavar="FILE", help="Plot time and memory by length.")
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
 @click.option("--show", is_flag=True, help="Print (and plot) the results file, then exit.")
 @progress_option
@@ -90,16 +91,15 @@ def bench_command(
         results = resume_results(out, settings, facts(), shlex.join(["pegasusx-ref", *sys.argv[1:]]), fresh)
         if plot is not None:
             longest_series([*cases, *(result.case for result in results.cases.values())])  # likewise
-        write_results(out, results)  # likewise
         if (load := load_average()) > MAX_LOAD * usable_cores():
             note(f"load average {load:.1f} on {usable_cores()} cores: times may be long and ratios unreliable")
         try:
-            with exit_on_sigterm():
-                measure(cases, results, out, device, rounds, shown)
-        except KeyboardInterrupt:
-            note(f"{len(results.cases)} cases are in {out}; run the same command to resume")
+            measure(cases, results, out, device, rounds, shown)
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGINT and SIGTERM of a process of ours
+            if results.cases:
+                note(f"{len(results.cases)} cases are in {out}; run the same command to resume")
             raise
-    click.echo("\n".join(report(results, as_markdown if markdown else table_lines)))
+    print_text("\n".join(report(results, as_markdown if markdown else table_lines)))
     if plot is not None:
         save_figure(scaling_figure(results), plot, "--plot")
     missing = [
@@ -124,16 +124,6 @@ def select_cases(cases: tuple[Case, ...], names: tuple[str, ...], suite: str) ->
     return [case for name, case in known.items() if not names or name in names]
 
 
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, which ends worker processes and removes temporary files."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def measure(cases: list[Case], results: Results, out: Path, device: str, rounds: int | None, shown: bool) -> None:
     """Run the missing cases with progress on stderr: a bar for the current case, a line for each finished one."""
     numbers = {case.name: f"case {i} of {len(cases)}" for i, case in enumerate(cases, start=1)}
@@ -144,5 +134,5 @@ def measure(cases: list[Case], results: Results, out: Path, device: str, rounds:
             bars.update(bar, description=f"{numbers[name]}, {name}: {step}", completed=done, total=total)
 
         for result in run_cases(cases, results, out, device, rounds, on_progress):
-            if shown:  # print puts the line above the bar
-                print(f"{numbers[result.case.name]}, {case_line(result)}", file=sys.stderr, flush=True)
+            if shown:
+                message(f"{numbers[result.case.name]}, {case_line(result)}")

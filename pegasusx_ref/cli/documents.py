@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 from pegasusx_ref.cli.messages import UsageError, note
+from pegasusx_ref.errors import reason
+from pegasusx_ref.files.reading import read_bytes, read_limited
 from pegasusx_ref.summarization import SummarizationPipeline
 from pegasusx_ref.tokenizer.batching import BatchEncoding
+
+MAX_SIZE = 2**26  # bytes
 
 
 def read_document(path: Path) -> tuple[str, str]:
@@ -15,14 +19,14 @@ def read_document(path: Path) -> tuple[str, str]:
         Its name, and its text.
 
     Raises:
-        UsageError: it cannot be read, is not UTF-8 text, or is empty.
+        UsageError: it cannot be read, is too large, is not UTF-8 text, or is empty.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        raw = read_limited(sys.stdin.buffer, MAX_SIZE) if str(path) == "-" else read_bytes(path, MAX_SIZE)
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{name}: {error.strerror or error}") from None
+        raise UsageError(f"{name}: {reason(error)}{remedy(path)}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: not UTF-8 text (byte {error.start} is {raw[error.start]:#04x})") from None
     if "\0" in text:
@@ -30,6 +34,12 @@ def read_document(path: Path) -> tuple[str, str]:
     if not text.strip():
         raise UsageError(f"{name}: the document is empty")
     return name, text
+
+
+def remedy(path: Path) -> str:
+    """Return how else a FIFO or a device can be read."""
+    is_special = path.exists() and not (path.is_file() or path.is_dir())
+    return ' or pipe it to standard input ("-")' if is_special else ""
 
 
 def encode_document(name: str, text: str, summarizer: SummarizationPipeline) -> BatchEncoding:

@@ -1,14 +1,14 @@
 """``pegasusx-ref explain``: a place of the model by its specification, shapes, cost and golden code."""
 
-import json
 from pathlib import Path
 
 import click
 
 from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.cli.commands import MODEL_FOLDER, Command
 from pegasusx_ref.cli.messages import UsageError
-from pegasusx_ref.cli.options import PATH, POSITIVE, json_option
-from pegasusx_ref.cli.printing import print_code, print_prose, print_table, print_title
+from pegasusx_ref.cli.options import POSITIVE, json_option
+from pegasusx_ref.cli.printing import print_code, print_json, print_prose, print_table, print_text, print_title
 from pegasusx_ref.model.config import PRESETS, PegasusXConfig
 from pegasusx_ref.rendering.tables import Table, count, counted, size
 from pegasusx_ref.study import cost_report
@@ -19,11 +19,11 @@ from pegasusx_ref.study.step_table import as_dict, as_table, table_rows
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("place", required=False)
 @click.option("--cost", "whole_cost", is_flag=True, help="Show the cost of each part of the model.")
 @click.option("--config", "preset", type=click.Choice(list(PRESETS)), help="Published shape.  [default: base]")
-@click.option("--model", "folder", type=PATH, help="Checkpoint folder, for its config.json.")
+@click.option("--model", "folder", type=MODEL_FOLDER, help="Checkpoint folder, for its config.json.")
 @click.option("--tokens", default=4096, show_default=True, type=POSITIVE, help="Number of source tokens.")
 @click.option("--target-tokens", default=128, show_default=True, type=POSITIVE, help="Number of target tokens.")
 @click.option(
@@ -74,7 +74,7 @@ def explain(
 def list_places(as_json: bool) -> None:
     """Print every place with its dimensions and its main section."""
     if as_json:
-        click.echo(json.dumps({place: [section.number for section in sections_at(place)] for place in places()}))
+        print_json({place: [section.number for section in sections_at(place)] for place in places()})
         return
     rows = [(place, TRACE_POINTS.get(place, ""), titled(sections_at(place)[0])) for place in places()]
     print_table(Table(("place", "shape", "section"), rows, left=3))
@@ -112,7 +112,7 @@ def show_sections(
             "steps": [as_dict(row, dtype) for row in table_rows(here, fold="nothing")],
             "source": [source._asdict() for source in sources],
         }
-        click.echo(json.dumps(entries, ensure_ascii=False))
+        print_json(entries)
         return
     print_title(titled(closest))
     print_prose(closest.prose)
@@ -127,12 +127,12 @@ def show_sections(
             facts.insert(0, f"{count(own.flops)} FLOPs{formula}")
         if own.parameters:
             facts.insert(0, f"{counted(own.parameters, 'parameter')} of {size(itemsize * own.parameters)}")
-        click.echo(f"\n{', '.join(facts)}")
+        print_text(f"\n{', '.join(facts)}")
     for source in sources:
         print_title(f"\n{source.path}:{source.first_line}")
         print_code(source.lines, source.first_line)
     if others:
-        click.echo("\nSee also: " + ", ".join(titled(section) for section in others))
+        print_text("\nSee also: " + ", ".join(titled(section) for section in others))
 
 
 def show_cost(config: PegasusXConfig, heading: str, T: int, L: int, dtype: str, as_json: bool) -> None:
@@ -147,15 +147,15 @@ def show_cost(config: PegasusXConfig, heading: str, T: int, L: int, dtype: str, 
         as_json: print JSON.
     """
     if as_json:
-        click.echo(json.dumps(cost_report.as_dict(config, T, L, dtype)))
+        print_json(cost_report.as_dict(config, T, L, dtype))
         return
     print_title(heading)
     print_table(cost_report.part_table(config, T, L, dtype))
-    click.echo()
+    print_text()
     print_table(cost_report.attention_table(config, T, dtype))
-    click.echo()
+    print_text()
     for line in cost_report.decoding_lines(config, T, L, dtype):
-        click.echo(line)
+        print_text(line)
 
 
 def titled(section: Section) -> str:

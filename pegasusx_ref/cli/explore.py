@@ -6,24 +6,18 @@ from typing import Any
 import click
 
 from pegasusx_ref.cli import options
+from pegasusx_ref.cli.commands import OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import note_dropped, read_document
-from pegasusx_ref.cli.output_files import check_writable, write_report
+from pegasusx_ref.cli.printing import print_text
 from pegasusx_ref.cli.progress import summary_progress
 from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.files.writing import write_text
 from pegasusx_ref.summarization import pipeline
 
 
-@click.command()
+@click.command(cls=Command)
 @options.file_argument
-@click.option(
-    "--out",
-    default="explore.html",
-    show_default=True,
-    type=options.PATH,
-    callback=check_writable,
-    metavar="FILE",
-    help="Output file.",
-)
+@click.option("--out", default="explore.html", show_default=True, type=OUTPUT_FILE, metavar="FILE", help="Output file.")
 @options.model_option
 @click.option("--tokens", type=click.IntRange(min=2), help="Maximum number of source tokens.  [default: the model's]")
 @options.max_new_tokens_option
@@ -53,5 +47,5 @@ def explore(file: Path, out: Path, folder: Path | None, tokens: int | None, show
     limit = f"--tokens {tokens}" if tokens else f"the model's {most} tokens (--tokens reads more)"
     note_dropped(name, exploration.num_dropped, limit)
     page = as_page(exploration, tokenizer, Path(name).name)
-    write_report(out, page)
-    click.echo(f"{out}: {len(page.encode('utf-8', 'backslashreplace')) / 1e6:.1f} MB")
+    write_text(out, page)
+    print_text(f"{out}: {len(page.encode('utf-8', 'backslashreplace')) / 1e6:.1f} MB")

@@ -8,7 +8,9 @@ from typing import IO, Any
 
 import click
 
-from pegasusx_ref.errors import PegasusXError
+from pegasusx_ref.errors import PegasusXError, printable, reason
+
+BROKEN_PIPE = 141  # the exit code that shells use for SIGPIPE
 
 
 class UsageError(click.ClickException):
@@ -17,7 +19,7 @@ class UsageError(click.ClickException):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(message))
 
 
 class Interrupted(click.ClickException):
@@ -30,21 +32,12 @@ class Interrupted(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message without "Error:"."""
-        click.echo(self.message, file=file, err=file is None)
-
-
-class MainGroup(click.Group):
-    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; see `one_line_messages`."""
-        with one_line_messages():
-            return super().invoke(ctx)
+        message(self.message)
 
 
 @contextmanager
 def one_line_messages() -> Iterator[None]:
-    """Report errors of the package and of click, warnings and Ctrl-C in one line each, no warning twice."""
+    """Report errors of users, of the machine and of the package in one line each; and warnings, no warning twice."""
     noted: set[str] = set()
 
     def note_once(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -54,20 +47,37 @@ def one_line_messages() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of overflows: results or an error show them
         warnings.showwarning = note_once  # restored with the filters
         try:
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
         except PegasusXError as error:
             raise UsageError(str(error)) from None
         except click.UsageError as error:
             if error.ctx is None or "Usage:" in error.message:  # a group without a command prints its help
                 raise
             hint = f"(see {error.ctx.command_path} --help)"
-            raise UsageError(f"{error.format_message().rstrip('.')} {hint}") from None
+            raise UsageError(f"{' '.join(error.format_message().split()).rstrip('.')} {hint}") from None
+        except BrokenPipeError:  # nobody reads the results any more, as after "| head"
+            raise SystemExit(BROKEN_PIPE) from None
+        except OSError as error:
+            raise UsageError(f"{error.filename or 'the system'}: {reason(error)}") from None
+        except MemoryError as error:
+            raise UsageError(f"out of memory: use a shorter text or a smaller model ({reason(error)})") from None
+        except RecursionError:
+            raise UsageError("an input is nested too deeply") from None
         except KeyboardInterrupt:
             raise Interrupted from None
 
 
-def note(message: str) -> None:
-    """Print a note in one line on stderr; `print`, so that rich puts it above its progress bars."""
-    print(f"Note: {' '.join(message.split())}", file=sys.stderr)
+def note(text: str) -> None:
+    """Print a note in one line on stderr."""
+    message(f"Note: {' '.join(text.split())}")
+
+
+def message(text: str) -> None:
+    """Print a line on stderr; `print`, so that rich puts it above its progress bars."""
+    print(printable(text), file=sys.stderr, flush=True)

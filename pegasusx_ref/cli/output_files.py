@@ -1,38 +1,13 @@
-"""Output files of commands: they are opened before a run, so that an error shows at once."""
+"""Figures as files."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import click
-
 from pegasusx_ref.cli.messages import UsageError
+from pegasusx_ref.files.writing import replacing
 
 DPI = 150
-
-
-def check_writable(_context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """Check that a file can be opened for writing, and leave it unchanged: a callback of options."""
-    if path is not None:
-        is_new = not path.exists()
-        try:
-            path.open("a").close()
-        except OSError as error:
-            raise UsageError(f"{option.opts[0]} {path}: {error.strerror or error}") from None
-        if is_new:
-            path.unlink()
-    return path
-
-
-def write_report(path: Path, content: str) -> None:
-    """Write a text file; characters that UTF-8 cannot encode, as in some file names, are escaped.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    try:
-        path.write_text(content, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
 def save_figure(figure: Any, path: Path, option: str = "--out") -> None:
@@ -44,13 +19,14 @@ def save_figure(figure: Any, path: Path, option: str = "--out") -> None:
         option: name of its option, for messages.
 
     Raises:
-        UsageError: the format is unknown, or the file cannot be written.
+        UsageError: the format is unknown.
+        OutputError: the file cannot be written.
     """
     check_format(figure, path, option)
-    try:
-        figure.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror or error}") from None
+    content = BytesIO()  # after an error matplotlib may leave a file open
+    figure.savefig(content, dpi=DPI, format=path.suffix[1:])
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def check_format(figure: Any, path: Path, option: str = "--out") -> None:

@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from pegasusx_ref.cli import options
+from pegasusx_ref.cli.commands import INPUT_FILE, Group
 from pegasusx_ref.cli.documents import encode_document, read_document
 from pegasusx_ref.cli.messages import UsageError
 from pegasusx_ref.cli.output_files import save_figure
@@ -20,10 +21,10 @@ from pegasusx_ref.study.pictures.attention_probabilities import (
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 preset_option = click.option("--preset", type=click.Choice(list(PRESETS)), help="Published shape, instead of --model.")
-document_argument = click.argument("file", type=options.PATH)
+document_argument = click.argument("file", type=INPUT_FILE)
 
 
-@click.group()
+@click.group(cls=Group)
 def picture() -> None:
     """Draw a picture of attention.
 

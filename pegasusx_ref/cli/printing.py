@@ -1,12 +1,27 @@
 """Tables, prose and code on stdout: styled on a terminal, plain when piped."""
 
+import json
 import re
 import sys
 from typing import Any
 
 import click
 
+from pegasusx_ref.errors import CONTROL, printable
 from pegasusx_ref.rendering.tables import Table, as_lines
+
+OURS = re.compile("(\n|\x1b\\[[014]m)")  # line breaks, and click's marks of bold, underlined and ordinary text
+
+
+def print_text(text: str = "") -> None:
+    """Print text; other control characters than ours, as in the names of files and tensors, are escaped."""
+    click.echo("".join(part if OURS.fullmatch(part) else printable(part) for part in OURS.split(text)))
+
+
+def print_json(values: object) -> None:
+    """Print JSON in one line; control characters and what the terminal's encoding lacks are escaped."""
+    text = json.dumps(values, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"))
+    click.echo(CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
 def is_terminal() -> bool:
@@ -16,7 +31,7 @@ def is_terminal() -> bool:
 
 def print_table(table: Table) -> None:
     """Print a table."""
-    click.echo("\n".join(table_lines(table)))
+    print_text("\n".join(table_lines(table)))
 
 
 def table_lines(table: Table) -> list[str]:
@@ -30,7 +45,7 @@ def table_lines(table: Table) -> list[str]:
 
 def print_title(text: str) -> None:
     """Print a bold line and an empty one."""
-    click.echo(click.style(text, bold=True) + "\n")
+    print_text(click.style(text, bold=True) + "\n")
 
 
 def print_prose(markdown: str) -> None:

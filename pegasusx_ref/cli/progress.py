@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from pegasusx_ref.cli.messages import message
+from pegasusx_ref.errors import printable
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import listen
 
@@ -48,7 +51,7 @@ def summary_progress(
     ended = time.perf_counter()
     encoded_in, generated_in = (first_token or ended) - started, ended - (first_token or ended)
     figures = f"read {at_rate(num_tokens, encoded_in, ' tokens')}, wrote {at_rate(num_generated, generated_in)}"
-    bars.console.print(f"{name}: {figures}", markup=False, soft_wrap=True)
+    message(f"{name}: {figures}")
 
 
 @contextmanager
@@ -75,9 +78,17 @@ def layer_progress(description: str, *num_layers: int, shown: bool = True, of: t
 def progress_bars(shown: bool = True) -> Progress:
     """Create progress bars that disappear when done; only a terminal shows them."""
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (DescriptionColumn(""), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     hidden = not (shown and console.is_terminal)
     return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
+
+
+class DescriptionColumn(TextColumn):
+    """The description of a task, which may contain any file name."""
+
+    def render(self, task: Task) -> Text:
+        """Return the description as it is, with control characters escaped."""
+        return Text(printable(task.description))
 
 
 def at_rate(count: int, seconds: float, unit: str = "") -> str:

@@ -1,7 +1,5 @@
 """``pegasusx-ref summarize``: one line of summary for each document."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +7,10 @@ import click
 
 from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.cli import options
+from pegasusx_ref.cli.commands import INPUT_FILE, Command
 from pegasusx_ref.cli.documents import encode_document, read_document
 from pegasusx_ref.cli.messages import note
+from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.cli.progress import summary_progress
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
@@ -20,8 +20,8 @@ def device_or_index(_context: click.Context, _option: click.Parameter, device: s
     return int(device) if device is not None and device.isdecimal() else device
 
 
-@click.command()
-@click.argument("files", nargs=-1, type=options.PATH, metavar="[FILE]...")
+@click.command(cls=Command)
+@click.argument("files", nargs=-1, type=INPUT_FILE, metavar="[FILE]...")
 @options.model_option
 @click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
 @click.option("--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]")
@@ -52,8 +52,10 @@ def summarize(
     summarizer = pipeline("summarization", folder, backend=backend, device=device, dtype=dtype)
     for name, text in documents:
         result = summarize_document(name, text, summarizer, settings, shown)
-        click.echo(json.dumps(result, ensure_ascii=False) if as_json else result["summary_text"])
-        sys.stdout.flush()
+        if as_json:
+            print_json(result)
+        else:
+            print_text(result["summary_text"])
 
 
 def summarize_document(

@@ -1,6 +1,5 @@
 """``pegasusx-ref trace``: every tensor of a text's run through the model."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,16 +9,17 @@ from typing import Any
 import click
 import numpy as np
 
+from pegasusx_ref.checkpoint.safetensors_writer import TensorWriter, file_layout, safetensors_writer
+from pegasusx_ref.cli.commands import OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import encode_document, read_document
 from pegasusx_ref.cli.messages import UsageError, note
-from pegasusx_ref.cli.options import PATH, file_argument, json_option, max_new_tokens_option, model_option
-from pegasusx_ref.cli.output_files import check_writable
-from pegasusx_ref.cli.printing import print_table
+from pegasusx_ref.cli.options import file_argument, json_option, max_new_tokens_option, model_option
+from pegasusx_ref.cli.printing import print_json, print_table, print_text
 from pegasusx_ref.cli.progress import layer_progress
+from pegasusx_ref.errors import NumericsError
 from pegasusx_ref.golden.head import shift_tokens_right
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.rendering.tables import count, counted, dimensions, size
-from pegasusx_ref.study.safetensors_writer import TensorWriter, file_layout, safetensors_writer
 from pegasusx_ref.study.shape_inference import Step, steps, steps_at
 from pegasusx_ref.study.step_table import as_dict, as_table, folded_name, table_rows
 from pegasusx_ref.study.tensor_statistics import StatisticsListener
@@ -30,7 +30,7 @@ from pegasusx_ref.tracing import listen, record
 NUM_QUERIES = 8  # listed of an attention, without --all
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @model_option
 @click.option("--target", metavar="TEXT", help="Target text of the decoder.  [default: the model's summary]")
@@ -39,8 +39,7 @@ NUM_QUERIES = 8  # listed of an attention, without --all
 @click.option(
     "--save",
     "path",
-    type=PATH,
-    callback=check_writable,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Write all tensors to a safetensors file for pegasusx-ref verify --dump.",
 )
@@ -109,13 +108,13 @@ def trace(
         "target": " ".join(tokenizer.decode(labels[0], skip_special_tokens=True).split()),
     }
     if as_json:
-        click.echo(json.dumps(facts | {"steps": [as_dict(row, dtype) for row in rows]}, ensure_ascii=False))
+        print_json(facts | {"steps": [as_dict(row, dtype) for row in rows]})
         return
     print_table(as_table(rows, dtype))
     num_bytes = np.dtype(dtype).itemsize * sum(step.size for step in run)
     figures = f"{counted(len(run), 'tensor')} of {size(num_bytes)}, {count(sum(step.flops for step in run))} FLOPs"
     lengths = f"{counted(T, 'source token')}, {counted(L, 'target token')}"
-    click.echo(f"\n{lengths}: {figures}\ntarget: {facts['target']}")
+    print_text(f"\n{lengths}: {figures}\ntarget: {facts['target']}")
 
 
 def target_ids(
@@ -133,10 +132,13 @@ def target_ids(
         Labels of the decoder (1, L).
 
     Raises:
-        UsageError: the text is empty.
+        UsageError: the text is empty, or the model cannot write one.
     """
     if target is None:
-        ids: np.ndarray = summarizer.model.generate(source, num_return_sequences=1, max_new_tokens=max_new_tokens)
+        try:
+            ids: np.ndarray = summarizer.model.generate(source, num_return_sequences=1, max_new_tokens=max_new_tokens)
+        except NumericsError as error:
+            raise UsageError(f"{error}; to trace such a model, give a text with --target") from None
         return ids[:, 1:]  # without the start token
     if not target.strip():
         raise UsageError("--target is empty: give a text, or omit --target to use the model's summary")
@@ -154,20 +156,18 @@ def trace_file(path: Path, inputs: dict[str, np.ndarray], run: list[Step], dtype
         dtype: of their tensors.
 
     Raises:
-        UsageError: the disk is too full, or the file cannot be written.
+        UsageError: the disk is too full.
+        OutputError: the file cannot be written.
     """
     shapes = {name: (ids.shape, ids.dtype.name) for name, ids in inputs.items()}
     layout = file_layout(shapes | {step.name: (step.shape, dtype) for step in run})
     if layout.size > (free := shutil.disk_usage(path.absolute().parent).free):
         raise UsageError(f"--save {path} needs {size(layout.size)}, but only {size(free)} are free: use a shorter text")
     note(f"{path}: {len(layout.offsets)} tensors, {size(layout.size)}")
-    try:
-        with safetensors_writer(path, layout) as writer:
-            for name, ids in inputs.items():
-                writer(name, ids)
-            yield writer
-    except OSError as error:
-        raise UsageError(f"--save {path}: {error.strerror or error}") from None
+    with safetensors_writer(path, layout) as writer:
+        for name, ids in inputs.items():
+            writer(name, ids)
+        yield writer
 
 
 def show_values(
@@ -189,9 +189,9 @@ def show_values(
         tensor = recorded[first.name]
         title = f"{first.name}  {dimensions(first.letters, first.shape)}  {tensor.dtype}"
         more = f"   ({len(others)} more {folded}: --all)" if others else ""
-        click.echo(click.style(title, bold=True) + more)
-        click.echo(format_values(tensor))
+        print_text(click.style(title, bold=True) + more)
+        print_text(format_values(tensor))
         if first.name.endswith((".scores", ".probs")):
             limit = tensor.shape[2] if everything else NUM_QUERIES
-            click.echo("\n".join(attention_lines(first.name, tensor, config, pieces, limit)))
-        click.echo()
+            print_text("\n".join(attention_lines(first.name, tensor, config, pieces, limit)))
+        print_text()

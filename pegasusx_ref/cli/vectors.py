@@ -1,18 +1,20 @@
 """``pegasusx-ref vectors``: write conformance vectors for implementations in any language, and check tensors by one."""
 
-import json
 from pathlib import Path
 
 import click
 
-from pegasusx_ref.cli.options import PATH, json_option, progress_option
+from pegasusx_ref.cli.commands import INPUT_FILE, Group, InputFolder, OutputFolder
+from pegasusx_ref.cli.messages import message
+from pegasusx_ref.cli.options import json_option, progress_option
+from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.error_bounds import ARITHMETICS
 from pegasusx_ref.verification.reports import as_dict, as_text
 from pegasusx_ref.verification.vectors import CASES, check_vector, read_vector, write_vectors
 
 
-@click.group("vectors")
+@click.group("vectors", cls=Group)
 def vectors_commands() -> None:
     """Write conformance vectors, or check an implementation's tensors by one.
 
@@ -22,7 +24,7 @@ def vectors_commands() -> None:
 
 
 @vectors_commands.command("write")
-@click.argument("folder", type=PATH)
+@click.argument("folder", type=OutputFolder())
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(CASES)), help="One vector; may be repeated.")
 @progress_option
 def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
@@ -33,15 +35,15 @@ def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
     write_vectors(folder, [])  # report a wrong folder before any computation
     for name in names or CASES:
         if shown:
-            click.echo(f"{name}: {CASES[name].about}", err=True)
+            message(f"{name}: {CASES[name].about}")
         for written in write_vectors(folder, [name]):
-            click.echo(written)
+            print_text(str(written))
 
 
 @vectors_commands.command("check")
-@click.argument("folder", type=PATH)
+@click.argument("folder", type=InputFolder())
 @click.option(
-    "--dump", "file", required=True, type=PATH, help="The implementation's tensors: a safetensors or npz file."
+    "--dump", "file", required=True, type=INPUT_FILE, help="The implementation's tensors: a safetensors or npz file."
 )
 @click.option(
     "--arithmetic",
@@ -59,5 +61,8 @@ def check_command(folder: Path, file: Path, arithmetic: str, everything: bool, a
     execution. The exit code is 0 if no tensor fails, 1 if one does.
     """
     report = check_vector(read_vector(folder), from_dump(file), arithmetic)
-    click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))
+    if as_json:
+        print_json(as_dict(report))
+    else:
+        print_text(as_text(report, everything))
     raise SystemExit(0 if report.passed else 1)

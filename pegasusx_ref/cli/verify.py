@@ -1,6 +1,5 @@
 """``pegasusx-ref verify``: check another implementation, and find its first wrong tensor."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ import numpy as np
 
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.cli.commands import INPUT_FILE, OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import UsageError
-from pegasusx_ref.cli.options import NOT_NEGATIVE, PATH, POSITIVE, json_option, model_option, progress_option
-from pegasusx_ref.cli.output_files import check_writable, write_report
+from pegasusx_ref.cli.options import NOT_NEGATIVE, POSITIVE, json_option, model_option, progress_option
+from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.files.writing import write_text
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.loading import load_weights
@@ -27,17 +28,19 @@ from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_text
 
 
-@click.command("verify")
-@click.argument("file", required=False, type=PATH)
+@click.command("verify", cls=Command)
+@click.argument("file", required=False, type=INPUT_FILE)
 @model_option
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
 @click.option(
     "--dump",
-    type=PATH,
+    type=INPUT_FILE,
     metavar="FILE",
     help="The implementation's tensors, with the input_ids and decoder_input_ids of its run: safetensors or npz.",
 )
-@click.option("--map", "mapping", type=PATH, metavar="FILE", help="TOML: maps trace points to the dump's tensors.")
+@click.option(
+    "--map", "mapping", type=INPUT_FILE, metavar="FILE", help="TOML: maps trace points to the dump's tensors."
+)
 @click.option(
     "--dtype",
     default="float32",
@@ -50,12 +53,8 @@ from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_tex
 @click.option("--seed", default=0, show_default=True, type=NOT_NEGATIVE, help="Seed of the random tokens.")
 @click.option("--all", "everything", is_flag=True, help="List the tensors that pass too.")
 @json_option
-@click.option(
-    "--html", type=PATH, callback=check_writable, metavar="FILE", help="Write an HTML page with heatmaps of the errors."
-)
-@click.option(
-    "--junit", type=PATH, callback=check_writable, metavar="FILE", help="Write JUnit XML: one test case per tensor."
-)
+@click.option("--html", type=OUTPUT_FILE, metavar="FILE", help="Write an HTML page with heatmaps of the errors.")
+@click.option("--junit", type=OUTPUT_FILE, metavar="FILE", help="Write JUnit XML: one test case per tensor.")
 @progress_option
 def verify_command(
     file: Path | None,
@@ -81,8 +80,6 @@ def verify_command(
     error, sigma and bound are those of the worst element, which fails beyond its bound. FILE is read as one document.
     The exit code is 0 if no tensor fails, 1 if one does.
     """
-    if html is not None and html == junit:
-        raise UsageError(f"--html and --junit both write {html}")
     given = {name for name in ("against", "tokens", "target_tokens", "seed") if is_given(name)}
     if dump is not None and (file is not None or given):
         others = file or ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
@@ -105,17 +102,20 @@ def verify_command(
         against, candidate = dump.name, from_dump(dump, mapping)
         inputs = {name: candidate[name] for name in INPUTS if name in candidate}
     else:
-        candidate = build_candidate(against, folder, config, rounded, dtype)
         inputs = build_inputs(file, folder, config, (tokens, target_tokens), seed)
+        candidate = build_candidate(against, folder, config, rounded, dtype)
     count = f"{np.size(inputs.get('input_ids', ()))} tokens"
     description, layers = f"{against} in {dtype}: {count}, layer", (config.encoder_layers, config.decoder_layers)
     with layer_progress(description, *layers, shown=shown, of=Estimate):
         report = verify(reference, candidate, inputs, dtype)
-    click.echo(json.dumps(as_dict(report)) if as_json else as_text(report, everything))
+    if as_json:
+        print_json(as_dict(report))
+    else:
+        print_text(as_text(report, everything))
     subject = f"{against} in {dtype}, {folder.resolve().name}"
     for path, write in ((html, as_html), (junit, as_junit)):
         if path is not None:
-            write_report(path, write(report, subject))
+            write_text(path, write(report, subject))
     raise SystemExit(0 if report.passed else 1)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
 from pegasusx_ref.golden.top_k import stable_top_k
@@ -78,6 +79,9 @@ def beam_search(
         int64 ids (B R, L) of the best R texts of each source, the start token first; rows that end early are filled
         with the end token if the padding id is 0, as in HF. And their scores (B R,).
 
+    Raises:
+        NumericsError: logits that are not finite.
+
     Source: HF `GenerationMixin._beam_search`.
     """
     B, beams = batch_size, config.num_beams
@@ -88,12 +92,13 @@ def beam_search(
     scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
     ancestors = np.zeros((B, beams, 0), dtype=np.int64)
     finished = Finished(B, config)
+    logits_of = FiniteLogits(next_logits, ops)
     can_improve = np.ones((B, 1), dtype=bool)
     all_end = False
 
     while can_improve.any() and not all_end and not (config.early_stopping is True and finished.taken.all()):
         length = ids.shape[2]
-        logits = ops.to_float32(next_logits(ids[:, :, -1], visible_history(ancestors)))
+        logits = logits_of(ids[:, :, -1], visible_history(ancestors))
         log_probs = ops.log_softmax(logits.reshape(B * beams, -1))
         for process in processors:
             log_probs = process(ids.reshape(B * beams, length), log_probs)
@@ -101,6 +106,7 @@ def beam_search(
         totals, V = log_probs.reshape(B, -1), log_probs.shape[1]
 
         candidate_scores, best = map(ops.to_numpy, ops.stable_top_k(totals, num_candidates))
+        logits_of.check(~can_improve)
         origins, tokens = best // V, best % V
         candidate_ids = np.concatenate([ids[rows, origins], tokens[:, :, None]], axis=2)
         ends = np.isin(tokens, config.eos_token_ids) | (length + 1 == max_length)

@@ -1,14 +1,14 @@
 """The defaults of `generate`: generation_config.json, then config.json. [spec 12]"""
 
 import dataclasses
-import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from pegasusx_ref.checkpoint.files import read_json
-from pegasusx_ref.checkpoint.settings import fields_and_extra, is_integer
-from pegasusx_ref.errors import ConfigError, InputError
+from pegasusx_ref.checkpoint.settings import Limits, fields_and_extra, is_integer, read_settings
+from pegasusx_ref.errors import ConfigError, shown
+from pegasusx_ref.files.reading import reading
 
 DEFAULT_NEW_TOKENS = 20
 # Settings of transformers that would change the tokens and are not supported, with the value that has no effect.
@@ -29,12 +29,26 @@ NEUTRAL: dict[str, Any] = {
     "num_beam_groups": 1,
     "penalty_alpha": None,
 }
-INTEGERS = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "top_k": 0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
+MAX_LENGTH = 2**20
+_ROWS = Limits(1, 1024, "rows of a text that are decoded together")
+_NGRAM = Limits(0, MAX_LENGTH, "the largest length")
+# The range of every number. [spec 12.1]
+LIMITS: dict[str, Limits] = {
+    "num_beams": _ROWS,
+    "num_return_sequences": _ROWS,
+    "top_k": Limits(0, 2**24, "the largest vocabulary"),
+    "no_repeat_ngram_size": _NGRAM,
+    "encoder_no_repeat_ngram_size": _NGRAM,
+    "temperature": Limits(1e-30, 1e30, "logits divided by it stay in float32"),
+    "top_p": Limits(1e-30, 1.0, "a probability above 0"),
+    "repetition_penalty": Limits(1e-30, 1e30, "logits times it stay in float32"),
+    "length_penalty": Limits(-6.0, 6.0, "the largest length to this power stays in float32"),
+}
+LENGTH_LIMITS: dict[str, Limits] = {
+    "max_length": Limits(2, MAX_LENGTH, "64 times the published input length; the start token counts"),
+    "min_length": Limits(0, MAX_LENGTH, "the largest length"),
+    "max_new_tokens": Limits(1, MAX_LENGTH - 1, "the largest length without the start token"),
+    "min_new_tokens": Limits(0, MAX_LENGTH - 1, "the largest length without the start token"),
 }
 
 
@@ -114,13 +128,22 @@ class GenerationConfig:
 
         Raises:
             CheckpointError: the file is not JSON.
+            ConfigError: an invalid setting.
         """
-        path = folder / "generation_config.json"
-        if not path.exists():
-            return cls.from_model_config(config)
-        entries = config.to_dict()
-        defaults = {name: entries[name] for name in ("decoder_start_token_id", "pad_token_id")}
-        return cls._read(defaults | {"eos_token_id": None}, read_json(path))
+        path, written, entries = folder / "generation_config.json", None, config.to_dict()
+        if os.path.lexists(path):
+            written = read_settings(path)
+        else:
+            path = folder / "config.json"
+        with reading(path, "generation settings", ConfigError):
+            if written is None:
+                found = cls.from_model_config(config)
+            else:
+                defaults = {name: entries[name] for name in ("decoder_start_token_id", "pad_token_id")}
+                found = cls._read(defaults | {"eos_token_id": None}, written)
+            found.check(entries["vocab_size"])
+            found.lengths()
+            return found
 
     @classmethod
     def _read(cls, defaults: dict[str, Any], written: dict[str, Any]) -> Self:
@@ -149,24 +172,17 @@ class GenerationConfig:
         """
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
-            if not all(is_integer(i) and 0 <= i < vocab_size for i in _as_list(value)):
-                raise ConfigError(f"generation: {name}={value!r} must be a token id in [0, vocab_size={vocab_size})")
-        for name, least in INTEGERS.items():
-            value = getattr(self, name)
-            if not is_integer(value) or value < least:
-                raise ConfigError(f"generation: {name}={value!r} must be an integer of at least {least}")
-        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ConfigError(f"generation: {name}={value!r} must be a number")
-            if value <= 0 and name != "length_penalty":
-                raise ConfigError(f"generation: {name}={value!r} must be above 0")
-        if self.top_p > 1:
-            raise ConfigError(f"generation: top_p={self.top_p!r} must be at most 1, being a probability")
-        if self.early_stopping not in (True, False, "never"):
-            raise ConfigError(f"generation: early_stopping={self.early_stopping!r}: choose True, False or 'never'")
+            ids = _as_list(value) if "eos" in name else [value]
+            if not all(is_integer(i) and 0 <= i < vocab_size for i in ids):
+                raise ConfigError(
+                    f"generation: {name}={shown(value)} must be a token id in [0, vocab_size={vocab_size})"
+                )
+        for name, limits in LIMITS.items():
+            limits.check(f"generation: {name}", getattr(self, name))
+        if not isinstance(self.early_stopping, bool | str) or self.early_stopping not in (True, False, "never"):
+            raise ConfigError(f"generation: early_stopping={shown(self.early_stopping)}: choose True, False or 'never'")
         if not isinstance(self.do_sample, bool):
-            raise ConfigError(f"generation: do_sample={self.do_sample!r} must be true or false")
+            raise ConfigError(f"generation: do_sample={shown(self.do_sample)} must be true or false")
         if self.do_sample and self.num_beams > 1:
             raise ConfigError(f"generation: do_sample with num_beams={self.num_beams}: sample with num_beams=1")
         most = self.num_beams if not self.do_sample else self.num_return_sequences
@@ -179,7 +195,7 @@ class GenerationConfig:
     def unsupported(self) -> str:
         """List the settings that would change the tokens in transformers but are not supported here."""
         active = {n: v for n, v in self.extra.items() if n in NEUTRAL and v not in (None, [], {}, NEUTRAL[n])}
-        return ", ".join(f"{name}={value!r}" for name, value in active.items())
+        return ", ".join(f"{name}={shown(value)}" for name, value in active.items())
 
     def lengths(self) -> tuple[int, int]:
         """Resolve the four length limits.
@@ -189,12 +205,11 @@ class GenerationConfig:
             the maximum applies.
 
         Raises:
-            InputError: a limit is not an integer in range.
+            ConfigError: a limit is not an integer in range.
         """
-        for name, least in (("max_length", 2), ("min_length", 0), ("max_new_tokens", 1), ("min_new_tokens", 0)):
-            value = getattr(self, name)
-            if value is not None and (not is_integer(value) or value < least):
-                raise InputError(f"{name}={value!r} must be an integer of at least {least}")
+        for name, limits in LENGTH_LIMITS.items():
+            if (value := getattr(self, name)) is not None:
+                limits.check(f"generation: {name}", value)
         shortest = self.min_length or 0 if self.min_new_tokens is None else 1 + self.min_new_tokens
         if self.max_new_tokens is not None:
             longest = 1 + self.max_new_tokens

@@ -6,6 +6,7 @@ import numpy as np
 
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
 from pegasusx_ref.generation.streamer import Streamer
@@ -67,22 +68,27 @@ def token_search(
     Returns:
         int64 ids (B R, L), the start token first.
 
+    Raises:
+        NumericsError: logits that are not finite.
+
     Source: HF `GenerationMixin._sample`.
     """
     B, R = batch_size, config.num_return_sequences
     _, max_length = config.lengths()
     ids = np.full((B * R, 1), config.decoder_start_token_id, dtype=np.int64)
     ended = np.zeros(B * R, dtype=bool)
+    logits_of = FiniteLogits(next_logits, ops)
     if streamer is not None:
         streamer.put(ids[:, 0])
 
     while ids.shape[1] < max_length and not ended.all():
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
         visible = visible_history(own_history(B, R, length - 1))
-        scores = ops.to_float32(next_logits(newest, visible)).reshape(B * R, -1)
+        scores = logits_of(newest, visible).reshape(B * R, -1)
         for process in processors:
             scores = process(ids, scores)
         chosen = np.where(ended, config.pad_token_id, ops.to_numpy(choose(scores)))
+        logits_of.check(ended.reshape(B, R))
         ids = np.concatenate([ids, chosen[:, None]], axis=1)
         ended = ended | np.isin(chosen, config.eos_token_ids)
         if streamer is not None:

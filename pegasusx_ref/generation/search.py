@@ -53,6 +53,7 @@ def processors_for(config: GenerationConfig, source_ids: np.ndarray | None, ops:
     return processors
 
 
+@np.errstate(over="ignore", invalid="ignore")  # each step checks its logits, on every backend
 def search(
     next_logits: NextLogits,
     batch_size: int,
@@ -77,6 +78,9 @@ def search(
 
     Returns:
         int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, otherwise None.
+
+    Raises:
+        NumericsError: logits that are not finite; the message names the first such token and its row.
     """
     rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)

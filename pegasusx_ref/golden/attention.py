@@ -67,6 +67,7 @@ def attention(
 
     A masked key gets the lowest finite score, so its weight is exactly 0 if any key of the row is unmasked. A query
     whose keys are all masked averages over all X keys evenly, as in HF; no real token's result depends on such a query.
+    A query whose unmasked scores all overflow, or one of them upwards, gets NaN.
 
     Args:
         q_BHLF: queries (B, H, L, F).
@@ -88,6 +89,8 @@ def attention(
     if visible is not None:
         lowest = np.finfo(scores_BHLX.dtype).min
         scores_BHLX = np.where(visible[:, None], scores_BHLX, lowest)
+        overflowed = (scores_BHLX.max(axis=-1, keepdims=True) == lowest) & visible[:, None].any(axis=-1, keepdims=True)
+        scores_BHLX = np.where(overflowed, np.nan, scores_BHLX)  # all unmasked scores are -inf: masked keys would win
     scores_BHLX = tap("scores", scores_BHLX)
 
     probs_BHLX = tap("probs", softmax(scores_BHLX))

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pegasusx_ref.checkpoint.files import read_json, write_json
-from pegasusx_ref.checkpoint.settings import fields_and_extra, is_integer
-from pegasusx_ref.errors import ConfigError
+from pegasusx_ref.checkpoint.settings import Limits, fields_and_extra, is_integer, read_settings
+from pegasusx_ref.errors import ConfigError, shown
+from pegasusx_ref.files.json_files import write_json
+from pegasusx_ref.files.reading import as_path, reading
 from pegasusx_ref.golden.feed_forward import ACTIVATIONS
 
 MODEL_TYPE = "pegasus_x"
@@ -29,6 +30,30 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "large": _PUBLISHED,
 }  # fmt: skip
+
+_LAYERS = Limits(0, 1024, "64 times those of the large model; tensors are listed before they are read")
+_HEADS = Limits(1, 4096, "heads of 16 features at the largest d_model")
+_FFN = Limits(1, 2**20, "16 times the largest d_model")
+_PROBABILITY = Limits(0.0, 1.0, "a probability")
+# The range of every number, wide enough for any model that fits a machine. [spec 14.1]
+LIMITS: dict[str, Limits] = {
+    "vocab_size": Limits(1, 2**24, "60 times the largest published vocabularies"),
+    "max_position_embeddings": Limits(1, 2**31 - 1, "lengths are 32-bit integers in tokenizers"),
+    "d_model": Limits(4, 2**16, "64 times that of the large model"),
+    "encoder_layers": _LAYERS,
+    "encoder_attention_heads": _HEADS,
+    "encoder_ffn_dim": _FFN,
+    "decoder_layers": _LAYERS,
+    "decoder_attention_heads": _HEADS,
+    "decoder_ffn_dim": _FFN,
+    "num_global_tokens": Limits(1, 2**16, "512 times that of the published models"),
+    "block_size": Limits(1, 2**20, "64 times the published input length"),
+    "layer_norm_eps": Limits(1e-30, 1.0, "added to a variance; smaller values vanish in float32"),
+    "init_std": Limits(1e-30, 1e4, "weights of float16 end at 65,504"),
+    "dropout": _PROBABILITY,
+    "attention_dropout": _PROBABILITY,
+    "activation_dropout": _PROBABILITY,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +98,14 @@ class PegasusXConfig:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            _check_integer(name, getattr(self, name), minimum=1)
-        for name in ("encoder_layers", "decoder_layers"):
-            _check_integer(name, getattr(self, name), minimum=0)
+        for name, limits in LIMITS.items():
+            limits.check(name, getattr(self, name))
         for name in ("stagger_local_blocks", "scale_embedding", "tie_word_embeddings", "use_cache"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
-        if self.d_model % 2 or self.d_model < 4:
+                raise ConfigError(f"{name}={shown(getattr(self, name))} must be true or false")
+        if self.d_model % 2:
             raise ConfigError(
-                f"d_model={self.d_model} must be even and at least 4: half of the position features are "
-                "sines, half cosines"
+                f"d_model={self.d_model} must be even: half of the position features are sines, half cosines"
             )
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
@@ -97,16 +119,13 @@ class PegasusXConfig:
                 f"block_size={self.block_size} is odd: staggered layers need an even block_size "
                 "(or stagger_local_blocks=false)"
             )
-        if self.activation_function not in list(ACTIVATIONS):
-            raise ConfigError(
-                f"activation_function={self.activation_function!r} is unknown: choose one of {', '.join(ACTIVATIONS)}"
-            )
-        for name in ("layer_norm_eps", "init_std"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name}={value!r} must be a number above 0")
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
+            name = shown(self.activation_function)
+            raise ConfigError(f"activation_function={name} is unknown: choose one of {', '.join(ACTIVATIONS)}")
+        if not isinstance(self.extra, dict):
+            raise ConfigError(f"extra={shown(self.extra)} must be a dictionary of other entries of config.json")
         if self.dtype is not None and not isinstance(self.dtype, str):
-            raise ConfigError(f"dtype={self.dtype!r} must be a name such as 'float32'")
+            raise ConfigError(f"dtype={shown(self.dtype)} must be a name such as 'float32'")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
             self._check_token_ids(name)
 
@@ -117,7 +136,7 @@ class PegasusXConfig:
         listed = isinstance(value, list) and name in ("eos_token_id", "forced_eos_token_id")
         for token_id in (value or [None]) if listed else [value]:
             if not is_integer(token_id) or not 0 <= token_id < self.vocab_size:
-                raise ConfigError(f"{name}={value!r} must be a token id in [0, vocab_size={self.vocab_size})")
+                raise ConfigError(f"{name}={shown(value)} must be a token id in [0, vocab_size={self.vocab_size})")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -130,8 +149,8 @@ class PegasusXConfig:
         Raises:
             ConfigError: no such preset, or an invalid value among the changes.
         """
-        if name not in PRESETS:
-            raise ConfigError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ConfigError(f"preset {shown(name)} is unknown: choose one of {', '.join(PRESETS)}")
         return cls(**(PRESETS[name] | changes))
 
     def replace(self, **changes: Any) -> Self:
@@ -148,11 +167,13 @@ class PegasusXConfig:
         Raises:
             ConfigError: the entries belong to another model, or one of them is invalid.
         """
+        if not isinstance(values, dict):
+            raise ConfigError(f"entries={shown(values)} must be a dictionary, the content of config.json")
         values = dict(values)
         model_type = values.pop("model_type", MODEL_TYPE)
         if model_type != MODEL_TYPE:
             raise ConfigError(
-                f"model_type={model_type!r} is another architecture: this package runs {MODEL_TYPE!r} only"
+                f"model_type={shown(model_type)} is another architecture: this package runs {MODEL_TYPE!r} only"
             )
         # transformers 5 writes dtype, older versions torch_dtype.
         older_dtype = values.pop("torch_dtype", None)
@@ -177,23 +198,11 @@ class PegasusXConfig:
             CheckpointError: the file is missing or not JSON.
             ConfigError: it belongs to another model, or a value is invalid.
         """
-        path = Path(folder) / "config.json"
-        try:
-            return cls.from_dict(read_json(path))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        path = as_path(folder) / "config.json"
+        values = read_settings(path)
+        with reading(path, "a configuration", ConfigError):
+            return cls.from_dict(values)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/config.json; create the folder if it does not exist."""
-        write_json(Path(folder) / "config.json", self.to_dict())
-
-
-_POSITIVE = [
-    "vocab_size", "max_position_embeddings", "d_model", "num_global_tokens", "block_size",
-    "encoder_attention_heads", "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim",
-]  # fmt: skip
-
-
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    if not is_integer(value) or value < minimum:
-        raise ConfigError(f"{name}={value!r} must be an integer of at least {minimum}")
+        write_json(as_path(folder) / "config.json", self.to_dict())

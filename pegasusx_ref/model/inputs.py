@@ -1,12 +1,16 @@
 """Checks of the arguments that users pass: an array, or one clear error before anything is computed."""
 
+from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.backend.arrays import to_numpy
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, reason, shown
 from pegasusx_ref.golden.head import IGNORED_LABEL
+
+MAX_TOKENS = 2**24  # of a batch
 
 
 def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = False) -> np.ndarray:
@@ -29,6 +33,7 @@ def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = Fa
         raise InputError(f"{name} has dtype {ids_BT.dtype}: token ids are integers")
     if ids_BT.ndim != 2:
         raise InputError(f"{name} has shape {ids_BT.shape}: expected (batch, tokens); wrap one sequence as [ids]")
+    _check_size(name, ids_BT)
     if not ids_BT.size:
         raise InputError(f"{name} has shape {ids_BT.shape}: at least one sequence of at least one token is needed")
     in_range_BT = (ids_BT >= 0) & (ids_BT < vocab_size)
@@ -62,7 +67,9 @@ def mask(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray | None:
     mask_BT = _array(name, values)
     if mask_BT.shape != shape:
         raise InputError(f"{name} has shape {mask_BT.shape}: expected {shape}, one value for each token")
-    if not np.isin(mask_BT, (0, 1)).all():
+    if mask_BT.dtype.kind not in "biuf" and not _is_floating(mask_BT):
+        raise InputError(f"{name} has dtype {mask_BT.dtype}: expected 0 (padding) and 1 (a real token)")
+    if not ((mask_BT == 0) | (mask_BT == 1)).all():
         raise InputError(f"{name} has values other than 0 (padding) and 1 (a real token)")
     return None if mask_BT.all() else mask_BT.astype(bool)
 
@@ -84,9 +91,10 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     x_BTD = _array(name, values)
     if x_BTD.ndim != 3 or x_BTD.shape[2] != width or not x_BTD.size:
         raise InputError(f"{name} has shape {x_BTD.shape}: expected (batch, tokens, d_model={width}), each at least 1")
-    if x_BTD.dtype.kind != "f" and x_BTD.dtype.name != "bfloat16":
+    _check_size(name, x_BTD)
+    if not _is_floating(x_BTD):
         raise InputError(f"{name} has dtype {x_BTD.dtype}: expected floating-point numbers")
-    return x_BTD
+    return _native(x_BTD)
 
 
 def encoder_states(outputs: Any) -> Any:
@@ -129,12 +137,81 @@ def exactly_one(**arguments: Any) -> None:
         raise InputError(f"pass exactly one of {', '.join(arguments)}: {found}")
 
 
+def random_seed(value: Any) -> int | None:
+    """Check the seed of a random generator.
+
+    Args:
+        value: an integer of at least 0, or None for a different one each time.
+
+    Raises:
+        InputError: something else.
+    """
+    if value is None:
+        return None
+    try:
+        seed = index(value)
+    except Exception:  # not an integer, or an object whose conversion fails
+        seed = -1
+    if isinstance(value, bool) or not 0 <= seed < 2**128:
+        raise InputError(f"seed={shown(value)} must be an integer of at least 0 and below 2**128")
+    return seed
+
+
+def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Check the tensors of a model.
+
+    Args:
+        tensors: floating-point arrays by name.
+        shapes: that they must have, by name.
+
+    Raises:
+        InputError: a tensor is missing, unknown, of another shape, or not of real numbers.
+    """
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"tensors are a {type(tensors).__name__}: pass arrays by name")
+    if others := [*(shapes.keys() - tensors.keys()), *(tensors.keys() - shapes.keys())]:
+        problem = "is missing" if others[0] in shapes else "is not part of this model"
+        raise InputError(f"tensor {shown(others[0])} {problem}: compare the configuration")
+    checked = {}
+    for name, shape in shapes.items():
+        tensor = _array(name, tensors[name])
+        if tensor.shape != shape or not _is_floating(tensor):
+            raise InputError(
+                f"tensor {name!r} is {tensor.dtype} of shape {tensor.shape}: expected floating-point numbers of shape "
+                f"{shape}"
+            )
+        checked[name] = _native(tensor)
+    return checked
+
+
 def _array(name: str, values: Any) -> np.ndarray:
     try:
-        return to_numpy(values)
-    except TypeError as error:
-        raise InputError(f"{name} is not an array: {error}") from None
-    except ValueError:
+        array = to_numpy(values)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise InputError(f"{name} is not an array: {reason(error)}") from error
         raise InputError(
             f"{name} has rows of different lengths: pad them, for example with tokenizer(texts, return_tensors='np')"
         ) from None
+    except Exception as error:  # of torch, or of an object's own conversion
+        raise InputError(f"{name} is not an array: {reason(error)}") from error
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(f"{name} has masked elements: fill them, or pass an attention mask")
+    return array
+
+
+def _check_size(name: str, array: np.ndarray) -> None:
+    """Refuse more tokens than any machine can process: an expanded array of any size takes no memory yet."""
+    if array.shape[0] * array.shape[1] > MAX_TOKENS:
+        raise InputError(f"{name} has shape {array.shape}: at most {MAX_TOKENS:,} tokens are processed at once")
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Copy an array of the other byte order, or one whose memory runs backwards."""
+    if array.dtype.isnative and all(stride >= 0 for stride in array.strides):
+        return array
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")

@@ -1,8 +1,11 @@
 """Keys and values of the decoded tokens, in caches that grow (dynamic) or have a fixed size (static). [spec 10]"""
 
+from threading import Lock
 from typing import NamedTuple
 
 from pegasusx_ref.backend import Array, Backend
+
+_claiming = Lock()  # one for all buffers: an object that holds a lock can be neither copied nor pickled
 
 
 class AppendOnlyBuffer:
@@ -12,12 +15,21 @@ class AppendOnlyBuffer:
         self.array = array  # (B, H, capacity, F)
         self.filled = filled
 
+    def claim(self, start: int, stop: int) -> bool:
+        """Reserve the slots [start, stop) for the caller; return False if they are taken or beyond the capacity."""
+        with _claiming:
+            is_free = self.filled == start and stop <= self.array.shape[2]
+            if is_free:
+                self.filled = stop
+            return is_free
+
 
 class DynamicKV(NamedTuple):
     """Keys, or values, of the target tokens so far: the first `length` tokens of an append-only buffer. [spec 10.1]
 
-    Stored tokens are never overwritten, so an older `DynamicKV` stays valid and can be continued a second time. If it
-    holds the buffer's last token, new tokens are appended in place; otherwise they are copied to a new buffer.
+    Stored tokens are never overwritten, so an older `DynamicKV` stays valid and can be continued a second time, also by
+    another thread. If it holds the buffer's last token, new tokens are appended in place; otherwise they are copied to
+    a new buffer.
     """
 
     buffer: AppendOnlyBuffer
@@ -47,11 +59,10 @@ class DynamicKV(NamedTuple):
         B, H, L, F = new.shape
         length = self.length + L
         buffer = self.buffer
-        if buffer.filled != self.length or buffer.array.shape[2] < length:
-            buffer = AppendOnlyBuffer(ops.empty((B, H, max(2 * self.length, length), F)), self.length)
+        if not buffer.claim(self.length, length):
+            buffer = AppendOnlyBuffer(ops.empty((B, H, max(2 * self.length, length), F)), length)
             buffer.array[:, :, : self.length] = self.array
         buffer.array[:, :, self.length : length] = new
-        buffer.filled = length
         return DynamicKV(buffer, length)
 
 

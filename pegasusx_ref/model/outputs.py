@@ -145,5 +145,5 @@ class Recorded:
 
 def recording(hidden_states: bool, attentions: bool) -> AbstractContextManager[dict[str, Any]]:
     """Record the trace points of the requested optional outputs; without any, no listener is installed."""
-    patterns = HIDDEN_STATES * hidden_states + ATTENTIONS * attentions
+    patterns = (*(HIDDEN_STATES if hidden_states else ()), *(ATTENTIONS if attentions else ()))
     return record(*patterns) if patterns else nullcontext({})

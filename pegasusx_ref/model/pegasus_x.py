@@ -4,9 +4,13 @@ import inspect
 import warnings
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
+from secrets import randbits
 from typing import Any
 
-from pegasusx_ref.errors import InputError
+import numpy as np
+
+from pegasusx_ref.errors import InputError, NumericsError, shown
 from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, check_streamer, search
 from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
@@ -14,6 +18,7 @@ from pegasusx_ref.model.decode_step import DynamicDecodeStep, StaticDecodeStep
 from pegasusx_ref.model.forward import check_source, forward, run_encoder
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
+from pegasusx_ref.model.not_finite import explained
 from pegasusx_ref.model.outputs import GenerateOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from pegasusx_ref.model.pretrained import PegasusXPreTrainedModel
 from pegasusx_ref.tracing import TRACE_POINTS, tap, wanted
@@ -189,28 +194,46 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
             ConfigError: an invalid setting.
+            NumericsError: logits that are not finite; the message names the first token, the first layer, the remedy.
             TypeError: a name that is not a setting.
         """
-        config = self._checked_settings(settings, streamer)
-        source = check_source(self.ops, self.config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        config, seed = self._checked_settings(settings, streamer), inputs.random_seed(seed)
+        seed = randbits(128) if seed is None else seed  # so that a run can be repeated to explain its error
+        is_static, is_traced = self._cache_kind(cache_implementation)
+        source = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        search_with = partial(self._search, source, config, seed)
+        try:
+            ids, scores = search_with(streamer, is_static, not is_traced)
+        except NumericsError as error:
+            raise explained(error, self.ops, self._tensors, search_with) from None
+        return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
+
+    @np.errstate(over="ignore", invalid="ignore")  # an overflow that matters is an error of the search
+    def _search(
+        self,
+        arguments: tuple[Any, Any, Any, Any],
+        config: GenerationConfig,
+        seed: int,
+        streamer: Streamer | None = None,
+        is_static: bool = False,
+        compiled: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Encode the source, given by the arguments of `check_source`, and search for its texts."""
+        source = check_source(self.ops, self.config, *arguments)
         if (size := config.encoder_no_repeat_ngram_size) and source.ids_BT is None:
             raise InputError(
                 f"encoder_no_repeat_ngram_size={size} compares with the source: pass input_ids, or set it to 0"
             )
-        is_static, is_traced = self._cache_kind(cache_implementation)
-
         model = (self.ops, self.weights, self.config)
         encoded = run_encoder(*model, source)
         source_ids = source.ids_BT
         del source  # embeddings of a long input are large
         if is_static:
             max_tokens = config.lengths()[1] - 1
-            next_logits: NextLogits = StaticDecodeStep(*model, encoded, max_tokens, compiled=not is_traced)
+            next_logits: NextLogits = StaticDecodeStep(*model, encoded, max_tokens, compiled)
         else:
             next_logits = DynamicDecodeStep(*model, encoded)
-        batch_size = encoded.tokens_BTD.shape[0]
-        ids, scores = search(next_logits, batch_size, config, source_ids, seed, streamer, self.ops)
-        return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
+        return search(next_logits, encoded.tokens_BTD.shape[0], config, source_ids, seed, streamer, self.ops)
 
     def _checked_settings(self, settings: dict[str, Any], streamer: Streamer | None) -> GenerationConfig:
         """Merge the settings with the checkpoint's, check them, and warn of those that have no effect."""
@@ -236,9 +259,9 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
 
     def _cache_kind(self, cache_implementation: str | None) -> tuple[bool, bool]:
         """Decide whether the cache is static, and tell whether a listener wants tensors from inside a decode step."""
-        if cache_implementation not in (None, *CACHES):
+        if not isinstance(cache_implementation, str | None) or cache_implementation not in (None, *CACHES):
             raise InputError(
-                f"cache_implementation={cache_implementation!r} is unknown: pass one of {', '.join(CACHES)}"
+                f"cache_implementation={shown(cache_implementation)} is unknown: pass one of {', '.join(CACHES)}"
             )
         inside = [name for name in TRACE_POINTS if name.startswith("decoder.layer")]
         is_traced = any(wanted(name.format(i=i)) for name in inside for i in range(self.config.decoder_layers))

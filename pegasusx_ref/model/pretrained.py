@@ -9,19 +9,21 @@ import numpy as np
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
-from pegasusx_ref.checkpoint import PREFIX, write_weights
-from pegasusx_ref.checkpoint.files import write_json
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.checkpoint import IDENTITY, PREFIX, write_checkpoint
+from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.model import inputs
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.forward import check_source, encode
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.outputs import EncoderOutput
-from pegasusx_ref.model.weights import Weights, random_weights, tie_embeddings
+from pegasusx_ref.model.weights import Weights, parameter_shapes, random_weights, tie_embeddings
 
 
 class PegasusXPreTrainedModel:
     """A configuration, a backend, and the weights on it.
+
+    Threads may share a model and the outputs of its calls, caches included. [spec 15]
 
     Args:
         config: the model's configuration.
@@ -44,7 +46,8 @@ class PegasusXPreTrainedModel:
         self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         self.generation_config.check(config.vocab_size)
-        self._tensors = {name: ops.asarray(tensor) for name, tensor in tensors.items()}
+        checked = inputs.weights(tensors, parameter_shapes(config, self.has_head))
+        self._tensors = {name: ops.asarray(tensor) for name, tensor in checked.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
 
     def __repr__(self) -> str:
@@ -90,7 +93,7 @@ class PegasusXPreTrainedModel:
             ConfigError: config.json does not describe a valid PEGASUS-X model.
             BackendError: the backend, the device or the dtype is not available.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         config = PegasusXConfig.from_pretrained(folder)
         dtype = dtype if dtype is not None else torch_dtype
         ops = _backend(backend, device if device is not None else device_map, dtype, config)
@@ -118,11 +121,10 @@ class PegasusXPreTrainedModel:
         Raises:
             BackendError: the backend, the device or the dtype is not available.
             InputError: a seed below 0.
+            ConfigError: the weights are larger than this machine's memory.
         """
-        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
-            raise InputError(f"seed={seed!r} must be an integer of at least 0")
         ops = _backend(backend, device, dtype, config)
-        return cls(config, random_weights(config, seed, cls.has_head), ops)
+        return cls(config, random_weights(config, inputs.random_seed(seed) or 0, cls.has_head), ops)
 
     def encode(
         self,
@@ -153,16 +155,27 @@ class PegasusXPreTrainedModel:
 
         Args:
             folder: created if it does not exist; may be the folder that the model was loaded from.
+
+        Raises:
+            OutputError: a file cannot be written; the folder keeps its old files.
         """
-        folder = Path(folder)
-        extra = self.config.extra | {"architectures": [type(self).__name__]}
         # A backend in half precision keeps only matrices in it; vectors are saved as they are.
-        stored = numpy_dtype(self.dtype)
-        tensors = {n: t.astype(stored, copy=False) if t.ndim > 1 else t for n, t in self.state_dict().items()}
-        write_weights(folder, tensors, PREFIX if self.has_head else "")
-        self.config.replace(dtype=self.dtype, extra=extra).save_pretrained(folder)
+        dtypes = {
+            name: self.dtype if len(tensor.shape) > 1 else self.ops.to_numpy(tensor).dtype.name
+            for name, tensor in self._tensors.items()
+        }
+        extra = self.config.extra | {"architectures": [type(self).__name__]}
+        extra.pop(IDENTITY, None)
+        settings = {"config.json": self.config.replace(dtype=self.dtype, extra=extra).to_dict()}
         if self.has_head:
-            write_json(folder / "generation_config.json", self.generation_config.to_dict())
+            settings["generation_config.json"] = self.generation_config.to_dict()
+        write_checkpoint(
+            as_path(folder),
+            {name: (tuple(tensor.shape), dtypes[name]) for name, tensor in self._tensors.items()},
+            lambda name: self.ops.to_numpy(self._tensors[name]).astype(numpy_dtype(dtypes[name]), copy=False),
+            PREFIX if self.has_head else "",
+            settings,
+        )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.

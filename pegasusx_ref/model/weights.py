@@ -1,11 +1,14 @@
 """The weights of a model: their names and shapes, the view of one layer, random values. [spec 14]"""
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.errors import ConfigError
 from pegasusx_ref.model.config import PegasusXConfig
 
 # The embedding table is one tensor under four names unless config.tie_word_embeddings is false.
@@ -104,13 +107,24 @@ def random_weights(config: PegasusXConfig, seed: int = 0, head: bool = True) -> 
 
     Returns:
         float32 tensors by name, without the tied copies.
+
+    Raises:
+        ConfigError: they are larger than this machine's memory.
     """
-    tensors = {}
-    for name, shape in parameter_shapes(config, head).items():
+    shapes, tensors = parameter_shapes(config, head), {}
+    size, memory = 4 * sum(map(prod, shapes.values())), physical_memory()
+    if size > memory:
+        raise ConfigError(f"the weights take {size:,} bytes, but this machine has {memory:,}: choose smaller sizes")
+    for name, shape in shapes.items():
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         tensor = generator.standard_normal(shape, dtype=np.float32) * np.float32(config.init_std)
         tensors[name] = 1 + tensor if name.endswith("norm.weight") else tensor
     return tensors
+
+
+def physical_memory() -> float:
+    """Return the bytes of this machine's memory, infinite where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else inf
 
 
 def tie_embeddings(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.checkpoint.files import finite_or_word
+from pegasusx_ref.files.json_files import finite_or_word
 from pegasusx_ref.rendering.tables import Table, count, dimensions, number, size
 from pegasusx_ref.study.shape_inference import Step
 from pegasusx_ref.study.tensor_statistics import Statistics, combined

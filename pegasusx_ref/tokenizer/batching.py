@@ -1,14 +1,16 @@
 """From the ids of single texts to model inputs: truncation, end tokens, padding, masks. [spec 2]"""
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import index
 from typing import Any, Self
 
 import numpy as np
 
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, shown
 
 PAD, EOS = 0, 1
 NO_LIMIT = 10**30  # what transformers writes for "no maximum length"
+MAX_PADDED = 2**24  # tokens
 TRUNCATION = (None, True, False, "longest_first", "do_not_truncate")
 
 
@@ -62,12 +64,15 @@ def encode_batch(
         raise InputError("no texts: pass at least one")
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass the same number")
-    if max_length is not None and (isinstance(max_length, bool) or not hasattr(max_length, "__index__")):
-        raise InputError(f"max_length={max_length!r} must be an integer")
-    if max_length is not None and max_length < 1:
-        raise InputError(f"max_length={max_length} leaves no room for </s>: it must be at least 1")
-    if truncation not in TRUNCATION:
-        raise InputError(f"truncation={truncation!r} is unknown: choose one of {', '.join(map(repr, TRUNCATION))}")
+    if max_length is not None:
+        try:
+            max_length = index(None if isinstance(max_length, bool) else max_length)  # type: ignore[arg-type]
+        except Exception as error:  # also of the object's own code
+            raise InputError(f"max_length={shown(max_length)} must be an integer") from error
+        if max_length < 1:
+            raise InputError(f"max_length={shown(max_length)} leaves no room for </s>: it must be at least 1")
+    if not isinstance(truncation, bool | str | None) or truncation not in TRUNCATION:
+        raise InputError(f"truncation={shown(truncation)} is unknown: choose one of {', '.join(map(repr, TRUNCATION))}")
 
     rows, cut = [], []
     for i, one in enumerate(texts):
@@ -96,9 +101,37 @@ def list_of_texts(texts: str | Iterable[str]) -> list[str]:
     """
     if isinstance(texts, str):
         return [texts]
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
-        raise InputError(f"expected a text or several, got a {type(texts).__name__}")
-    return list(texts)
+    return as_list(texts, "expected a text or several")
+
+
+def as_list(values: Any, expected: str) -> list[Any]:
+    """Return the elements of any sequence of texts, tokens or ids.
+
+    Raises:
+        InputError: it cannot be iterated, or is of bytes.
+    """
+    try:
+        if not isinstance(values, bytes | bytearray):
+            return list(values)
+    except Exception as error:  # of the object's own code
+        raise InputError(f"{expected}, got {shown(values)}") from error
+    raise InputError(f"{expected}, got {shown(values)}")
+
+
+def integers(values: Any, expected: str) -> list[int]:
+    """Convert one integer or several (of Python, NumPy or torch) to a list.
+
+    Raises:
+        InputError: not integers.
+    """
+    try:
+        if getattr(values, "ndim", 1) > 1:
+            raise TypeError  # before a large array becomes lists
+        values = values.tolist() if hasattr(values, "tolist") else values
+        listed = isinstance(values, Iterable) and not isinstance(values, bytes | bytearray)
+        return [index(value) for value in values] if listed else [index(values)]
+    except Exception as error:  # also of the object's own code
+        raise InputError(f"{expected}, got {shown(values)}") from error
 
 
 def _padded_length(
@@ -107,13 +140,16 @@ def _padded_length(
     """Return the length to pad rows to; 0 for no padding."""
     if padding is None:
         padding = return_tensors is not None
-    if padding == "max_length" and max_length is not None and max_length < NO_LIMIT:
+    if not isinstance(padding, bool | int | str):
+        padding = shown(padding)
+    if padding == "max_length" and max_length is not None and max_length <= MAX_PADDED:
         return max_length
     if padding in (True, "longest"):
         return max(len(row) for row in rows)
     if padding in (False, "do_not_pad"):
         return 0
-    raise InputError(f"padding={padding!r}: choose True, False, or 'max_length' together with max_length")
+    choices = f"True, False, or 'max_length' together with max_length, at most {MAX_PADDED:,}"
+    raise InputError(f"padding={shown(padding)}: choose {choices}")
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> list[list[int]]:
@@ -121,8 +157,8 @@ def _pad(rows: list[list[int]], length: int, value: int) -> list[list[int]]:
 
 
 def _to_tensor(rows: list[list[int]], kind: str) -> Any:
-    if kind not in ("np", "pt"):
-        raise InputError(f"return_tensors={kind!r} is unknown: choose 'np', or 'pt' where torch is installed")
+    if not isinstance(kind, str) or kind not in ("np", "pt"):
+        raise InputError(f"return_tensors={shown(kind)} is unknown: choose 'np', or 'pt' where torch is installed")
     if len({len(row) for row in rows}) > 1:
         raise InputError("texts of different lengths cannot form an array: pass padding=True")
     array = np.array(rows, dtype=np.int64)

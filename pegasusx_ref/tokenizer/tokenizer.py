@@ -1,17 +1,20 @@
 """The Pegasus tokenizer: SentencePiece unigrams after 106 reserved ids. [spec 2]"""
 
-import shutil
+import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from operator import index
 from pathlib import Path
 from typing import Any, Self
 
-from pegasusx_ref.checkpoint.files import read_json, replacing, write_json
-from pegasusx_ref.errors import CheckpointError, InputError
-from pegasusx_ref.tokenizer.batching import EOS, NO_LIMIT, PAD, BatchEncoding, encode_batch
+from pegasusx_ref.checkpoint.settings import read_settings
+from pegasusx_ref.errors import CheckpointError, InputError, shown
+from pegasusx_ref.files.json_files import json_text
+from pegasusx_ref.files.reading import as_path, read_bytes, reading
+from pegasusx_ref.files.writing import replacing_all
+from pegasusx_ref.tokenizer.batching import EOS, NO_LIMIT, PAD, BatchEncoding, as_list, encode_batch, integers
 
 VOCAB_FILE = "spiece.model"
+MAX_MODEL_SIZE = 2**26  # bytes; the published one has 1.9 million
 OFFSET = 103  # added to SentencePiece's ids; pre-training reserved the ids below
 UNKNOWN = 2 + OFFSET
 SPECIAL_TOKENS = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, OFFSET)), "<unk>"]
@@ -21,6 +24,7 @@ class PegasusTokenizer:
     """Text to token ids and back, by the SentencePiece model of a checkpoint.
 
     Special tokens typed in a text are ordinary text: only the tokenizer itself adds special tokens.
+    Threads may share a tokenizer.
 
     Args:
         vocab_file: the path of spiece.model.
@@ -41,18 +45,18 @@ class PegasusTokenizer:
     ) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self.vocab_file = Path(vocab_file)
+        self.vocab_file = as_path(vocab_file)
         self.model_max_length = model_max_length
         self._config = config or {}
-        if not self.vocab_file.is_file():
+        if not os.path.lexists(self.vocab_file):
             raise CheckpointError(
                 f"{self.vocab_file}: no such file; the tokenizer needs the checkpoint's SentencePiece model "
                 "(transformers 5 saves tokenizer.json instead: copy spiece.model from the original checkpoint)"
             )
-        try:
-            self._pieces: Any = SentencePieceProcessor(model_file=str(self.vocab_file))
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{self.vocab_file}: not a SentencePiece model ({error})") from None
+        with reading(self.vocab_file, "a SentencePiece model", CheckpointError):
+            self._model = read_bytes(self.vocab_file, MAX_MODEL_SIZE)
+            self._pieces: Any = SentencePieceProcessor(model_proto=self._model)
+            self._pieces.id_to_piece(list(range(self._pieces.get_piece_size())))  # fails where one is not UTF-8
         layout = (self._pieces.eos_id(), self._pieces.unk_id())
         if layout != (EOS, UNKNOWN - OFFSET):
             raise CheckpointError(
@@ -67,26 +71,27 @@ class PegasusTokenizer:
         Raises:
             CheckpointError: a file is missing, corrupt, or belongs to another tokenizer.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.exists() else {}
+        config = read_settings(config_file) if os.path.lexists(config_file) else {}
         if config.get("offset", OFFSET) != OFFSET:
-            raise CheckpointError(f"{config_file}: offset={config['offset']}, but PEGASUS-X checkpoints have {OFFSET}")
+            raise CheckpointError(
+                f"{config_file}: offset={shown(config['offset'])}, but PEGASUS-X checkpoints have {OFFSET}"
+            )
         limit = config.get("model_max_length")
         limit = NO_LIMIT if limit is None else limit
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 1 <= limit < float("inf"):
-            raise CheckpointError(f"{config_file}: model_max_length={limit!r} must be a number of at least 1")
+            raise CheckpointError(f"{config_file}: model_max_length={shown(limit)} must be a number of at least 1")
         return cls(folder / VOCAB_FILE, int(limit), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write spiece.model and tokenizer_config.json; create the folder if it does not exist."""
-        folder = Path(folder)
+        folder = as_path(folder)
         limit = {"model_max_length": self.model_max_length}
         fixed = {"tokenizer_class": "PegasusTokenizer", "offset": OFFSET}
-        write_json(folder / "tokenizer_config.json", self._config | limit | fixed)
-        if not (folder / VOCAB_FILE).exists() or not (folder / VOCAB_FILE).samefile(self.vocab_file):
-            with replacing(folder / VOCAB_FILE) as unfinished:
-                shutil.copyfile(self.vocab_file, unfinished)
+        with replacing_all([folder / VOCAB_FILE, folder / "tokenizer_config.json"]) as (pieces, config):
+            pieces.write_bytes(self._model)
+            config.write_text(json_text(self._config | limit | fixed), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:
@@ -110,10 +115,7 @@ class PegasusTokenizer:
 
         Source: HF `PegasusTokenizer` before transformers 5; Flax `pegasus/ops`.
         """
-        if not isinstance(text, str):
-            raise InputError(f"expected a text, got a {type(text).__name__}: {str(text)[:40]!r}")
-        # A lone surrogate, which Python strings may hold but UTF-8 cannot, becomes a question mark.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = as_text(text)
         return [i + OFFSET if i > 1 else i for i in self._pieces.encode_as_ids(text)]
 
     def encode(
@@ -178,7 +180,7 @@ class PegasusTokenizer:
         Raises:
             InputError: a negative id, such as -100 from labels.
         """
-        ids = _integers(token_ids)
+        ids = integers(token_ids, "expected a token id or a flat sequence of them")
         if ids and min(ids) < 0:
             raise InputError(f"token id {min(ids)} is negative: replace ignored labels before decoding")
         if skip_special_tokens:
@@ -196,7 +198,7 @@ class PegasusTokenizer:
 
     def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
         """Decode several sequences of ids; see `decode`."""
-        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+        return [self.decode(ids, skip_special_tokens) for ids in as_list(sequences, "expected sequences of ids")]
 
     def tokenize(self, text: str) -> list[str]:
         """Split a text into pieces; "▁" marks a space."""
@@ -210,7 +212,7 @@ class PegasusTokenizer:
         """
         if not isinstance(ids, Iterable):
             return self.convert_ids_to_tokens([ids])[0]
-        ids = _integers(ids)
+        ids = integers(ids, "expected a token id or a flat sequence of them")
         if outside := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(f"token id {outside[0]} is outside the vocabulary [0, {self.vocab_size})")
         return [SPECIAL_TOKENS[i] if i <= UNKNOWN else self._pieces.id_to_piece(i - OFFSET) for i in ids]
@@ -220,6 +222,7 @@ class PegasusTokenizer:
         if isinstance(tokens, str):
             return self.convert_tokens_to_ids([tokens])[0]
         special = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+        tokens = [as_text(token) for token in as_list(tokens, "expected a token or several")]
         return [special[t] if t in special else self._pieces.piece_to_id(t) + OFFSET for t in tokens]
 
     def get_vocab(self) -> dict[str, int]:
@@ -227,14 +230,12 @@ class PegasusTokenizer:
         return {token: i for i, token in enumerate(self.convert_ids_to_tokens(range(self.vocab_size)))}
 
 
-def _integers(ids: Any) -> list[int]:
-    """Convert one id or several (of Python, NumPy or torch) to a list of integers.
+def as_text(text: Any) -> str:
+    """Check a text, or a token, and replace lone surrogates, which Python strings may hold but UTF-8 cannot, by "?".
 
     Raises:
-        InputError: not integers.
+        InputError: not a string.
     """
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    try:
-        return [index(i) for i in ids] if isinstance(ids, Iterable) and not isinstance(ids, bytes) else [index(ids)]
-    except TypeError:
-        raise InputError(f"expected a token id or a flat sequence of them, got {str(ids)[:40]!r}") from None
+    if not isinstance(text, str):
+        raise InputError(f"expected a text, got a {type(text).__name__}: {shown(text)}")
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -80,6 +80,7 @@ def listen(callback: Callable[[str, Any], Any], *patterns: str) -> Iterator[None
 
     Listeners nest: the outermost is called first, and an inner one gets the value that the outer ones returned. They
     belong to the current context: a thread started inside the block has none, unless it runs in a copy of that context.
+    The callback must not wait for another thread that runs a model.
 
     Args:
         callback: is called with the full name and the tensor; a result other than None replaces the tensor.

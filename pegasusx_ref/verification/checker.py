@@ -1,11 +1,13 @@
 """The comparison of each tensor with what follows from the candidate's own earlier tensors. [spec 16]"""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.errors import InputError
+from pegasusx_ref.verification.dumps import MappedTensors
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import HIDDEN, LOWEST
 from pegasusx_ref.verification.valid_rows import ValidRows
@@ -24,10 +26,11 @@ class Checker:
     Args:
         tensors: the candidate's, by trace-point name; tensors that it does not show are skipped.
         valid: which rows count.
+        max_size: elements of the largest tensor of this run; larger ones are not read from a file.
     """
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], valid: ValidRows) -> None:
-        self._tensors, self._valid = tensors, valid
+    def __init__(self, tensors: Mapping[str, np.ndarray], valid: ValidRows, max_size: int) -> None:
+        self._tensors, self._valid, self._max_size = tensors, valid, max_size
         self.checks: list[Check] = []
         self.rows: dict[str, RowErrors] = {}
         self.failure: Failure | None = None
@@ -35,9 +38,9 @@ class Checker:
     def __call__(self, name: str, estimate: Estimate) -> Estimate | None:
         """Compare a tensor and return the one that the run continues with, or None to keep the estimate."""
         estimate.names = estimate.names or (name,)
-        if (tensor := self._tensors.get(name)) is None:
+        if name not in self._tensors:
             return None
-        raw = to_numpy(tensor)
+        raw = to_numpy(self._read(name))
         if raw.dtype.kind not in "biufV":  # V: bfloat16 of ml_dtypes
             raise InputError(f"tensor {name!r} has dtype {raw.dtype}: expected real numbers")
         candidate, valid = np.asarray(raw, dtype=np.float64), self._valid.mask(name, estimate.shape)
@@ -61,11 +64,18 @@ class Checker:
         self._add(self._compare(name, estimate, candidate, valid, note), estimate, candidate, valid)
         return Estimate(estimate.rng, candidate if is_scores else np.clip(candidate, -CLIP, CLIP), estimate.clean)
 
+    def _read(self, name: str) -> np.ndarray:
+        if isinstance(self._tensors, MappedTensors) and math.prod(shape := self._tensors.shape(name)) > self._max_size:
+            raise InputError(
+                f"tensor {name!r} has shape {shape}: no tensor of this run has more than {self._max_size:,} numbers"
+            )
+        return self._tensors[name]
+
     def _add(self, check: Check, estimate: Estimate, candidate: np.ndarray, valid: np.ndarray) -> None:
         self.checks.append(check)
         if check.verdict == "fail" and self.failure is None:
-            shown = ((name, self._tensors.get(name)) for name in self._valid.layer_tensor_names(check.name))
-            tensors = {name: to_numpy(tensor).astype(np.float64) for name, tensor in shown if tensor is not None}
+            names = (name for name in self._valid.layer_tensor_names(check.name) if name in self._tensors)
+            tensors = {name: to_numpy(self._read(name)).astype(np.float64) for name in names}
             self.failure = Failure(check, estimate, candidate, valid, tensors)
 
     def _compare(self, name: str, estimate: Estimate, candidate: np.ndarray, valid: np.ndarray, note: str) -> Check:

@@ -89,6 +89,7 @@ def variants(name: str, estimate: Estimate, layer: LayerContext) -> LocatedVaria
     return found | {key: partial(propagate, changed) for key, changed in by_input.items()}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an error beyond float64 is not one of these bugs
 def fit_error(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tuple[float, float, float] | None:
     """Fit the effect of a bug to the error.
 
@@ -127,8 +128,7 @@ def fit_error(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tu
     variance = np.maximum(variance, (1e-3 * arithmetic.result * np.abs(wrong).max()) ** 2 + TINY)
     difference, rest = wrong - value, found - wrong
     rho = float(ratio(np.sqrt((rest**2).sum(axis=1)), np.sqrt(variance.sum(axis=1))).max())
-    with np.errstate(over="ignore"):
-        weight = float((difference**2 / variance).sum())
+    weight = float((difference**2 / variance).sum())
     if rho > WARN:
         return None
     if weight < 1:  # the bug changes at most the mask

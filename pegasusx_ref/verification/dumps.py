@@ -1,47 +1,79 @@
 """A candidate's tensors from a file, and the mapping of their names to trace points. [spec 16]"""
 
+import math
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
-from zlib import error as ZlibError
+from weakref import finalize
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 
 from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS, read_safetensors
-from pegasusx_ref.errors import CheckpointError, InputError
+from pegasusx_ref.errors import CheckpointError, InputError, reason, shown
+from pegasusx_ref.files.reading import as_path, read_bytes, reading
+from pegasusx_ref.files.zip_files import open_zip
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 INPUTS = tuple(name for pair in MASKS.items() for name in pair)
-UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, ZlibError)
+MAX_IDS = 2**24
+MAX_MAPPING_SIZE = 2**20  # bytes
+COMPRESSIONS = (ZIP_STORED, ZIP_DEFLATED)  # those of NumPy
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 STEPS: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {"reshape": np.reshape, "transpose": np.transpose}
 
 
 class NpzFile(Mapping[str, np.ndarray]):
-    """The tensors of an npz file, which is open only while one of them is read."""
+    """The tensors of an npz file, which stays open as long as this object lives.
+
+    Shapes and dtypes are known before a tensor is read, and nothing is read that the file has no room for.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if not is_zipfile(path):
-            raise BadZipFile("not an npz file")
-        with np.load(path, allow_pickle=False) as members:
-            self._names = list(members)
+        with ExitStack() as stack:
+            self._archive = stack.enter_context(open_zip(path, COMPRESSIONS))
+            self._members = {name.removesuffix(".npy"): name for name in self._archive.namelist()}
+            finalize(self, stack.pop_all().close)
+
+    def empty(self, name: str) -> np.ndarray:
+        """Return an array of a tensor's shape and dtype, all of whose elements are one and the same zero."""
+        member = self._archive.getinfo(self._members[name])
+        with self._reading(name), self._archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in NPY_HEADERS:
+                raise ValueError(f"its npy version is {version}")
+            shape, _, dtype = NPY_HEADERS[version](file)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+                raise ValueError(f"its dtype {dtype} and shape {shape} do not fit its size")
+            return np.broadcast_to(np.zeros((), dtype), shape)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with np.load(self._path, allow_pickle=False) as members:
-            tensor: np.ndarray = members[name]
+        self.empty(name)  # checks the size that is about to be allocated
+        with self._reading(name), self._archive.open(self._members[name]) as file:
+            tensor: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
             return tensor
 
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        return reading(f"{self._path}: tensor {shown(name)}", "readable", InputError)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._members)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._members)
 
 
 class MappedTensors(Mapping[str, np.ndarray]):
@@ -56,21 +88,36 @@ class MappedTensors(Mapping[str, np.ndarray]):
         self._tensors, self._sources = tensors, sources
 
     def __getitem__(self, name: str) -> np.ndarray:
-        theirs, steps = self._sources[name]
-        try:
+        if name in INPUTS and math.prod(self.shape(name)) > MAX_IDS:
+            raise InputError(f"{name} has shape {self.shape(name)}: at most {MAX_IDS:,} ids or masks are read")
+        theirs, _ = self._sources[name]
+        with reading(f"tensor {shown(theirs)}", "readable", InputError):
             tensor = to_numpy(self._tensors[theirs])
-        except UNREADABLE as error:  # a member of an npz file is corrupt, or holds objects
-            raise InputError(f"tensor {theirs!r} cannot be read: {error}") from None
         if tensor.dtype == np.dtype("V2"):
-            raise InputError(f"tensor {theirs!r}: npz has no bfloat16; save float32, or a safetensors file")
+            raise InputError(f"tensor {shown(theirs)}: npz has no bfloat16; save float32, or a safetensors file")
+        return self._rearranged(name, tensor)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it, where its file can tell."""
+        theirs, _ = self._sources[name]
+        with reading(f"tensor {shown(theirs)}", "readable", InputError):
+            tensor = self._tensors.empty(theirs) if isinstance(self._tensors, NpzFile) else self._tensors[theirs]
+        return self._rearranged(name, tensor).shape
+
+    def _rearranged(self, name: str, tensor: Any) -> np.ndarray:
+        theirs, steps = self._sources[name]
         for step, numbers in steps.items():
             try:
                 tensor = STEPS[step](tensor, numbers)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise InputError(
-                    f"{name}: {step} = {numbers} does not fit {theirs!r} of shape {tensor.shape}: {error}"
+                    f"{name}: {step} = {shown(numbers)} does not fit {shown(theirs)} of shape {tuple(tensor.shape)}: "
+                    f"{reason(error)}"
                 ) from None
-        return tensor
+        return tensor  # type: ignore[no-any-return]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -94,19 +141,19 @@ def from_dump(path: str | Path, mapping: str | Path | Mapping[str, Any] | None =
     Raises:
         InputError: a missing file, another format, or a mapping that does not fit the file.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = as_path(path)
+    if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; a dump is a .safetensors or .npz file")
-    readers: dict[str, Callable[[Path], Mapping[str, Any]]] = {
-        ".safetensors": partial(read_safetensors, dtypes=WEIGHTS | INTEGERS),
-        ".npz": NpzFile,
-    }
-    if path.suffix not in readers:
+    if path.suffix == ".npz":
+        with reading(path, "an npz file", InputError):
+            npz = NpzFile(path)
+        return map_names(npz, mapping)
+    if path.suffix != ".safetensors":
         raise InputError(f"{path}: a dump is a .safetensors or .npz file, not {path.suffix or 'without a suffix'}")
     try:
-        tensors = readers[path.suffix](path)
-    except (CheckpointError, *UNREADABLE) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        tensors, _ = read_safetensors(path, WEIGHTS | INTEGERS)
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
     return map_names(tensors, mapping)
 
 
@@ -120,7 +167,11 @@ def map_names(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any
     Raises:
         InputError: a mapping that cannot be read, names a missing tensor, or maps two tensors to one name.
     """
-    lines = mapping if isinstance(mapping, Mapping) else {} if mapping is None else read_mapping(Path(mapping))
+    if not isinstance(mapping, Mapping | None):
+        path = as_path(mapping)
+        with reading(path, "a TOML file", InputError):
+            return map_names(tensors, tomllib.loads(read_bytes(path, MAX_MAPPING_SIZE).decode()))
+    lines = mapping or {}
     sources: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for ours, line in lines.items():
         theirs, steps = parse_line(ours, line)
@@ -130,26 +181,20 @@ def map_names(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any
             pattern = pattern.replace(rf"\{{{letter}\}}", f"(?P={letter})")
         matches = [match for name in tensors if (match := re.fullmatch(pattern, name))]
         if not matches:
-            some = ", ".join(repr(name) for name in list(tensors)[:3]) or "none at all"
-            raise InputError(f"mapping: {ours} = {theirs!r} matches no tensor of the candidate, which has {some}, …")
+            some = ", ".join(shown(name) for name in list(tensors)[:3]) or "none at all"
+            raise InputError(
+                f"mapping: {ours} = {shown(theirs)} matches no tensor of the candidate, which has {some}, …"
+            )
         for match in matches:
             name = ours.format(**{letter: int(number) for letter, number in match.groupdict().items()})
             if name in sources:
                 raise InputError(
-                    f"mapping: {name} has two sources, {sources[name][0]!r} and {match.string!r}: keep one"
+                    f"mapping: {name} has two sources, {shown(sources[name][0])} and {shown(match.string)}: keep one"
                 )
             sources[name] = (match.string, steps)
     mapped = {theirs for theirs, _ in sources.values()}
     sources |= {name: (name, {}) for name in tensors if name not in mapped and name not in sources}
     return MappedTensors(tensors, sources)
-
-
-def read_mapping(path: Path) -> Mapping[str, Any]:
-    """Read a TOML file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a TOML file: {error}") from None
 
 
 def parse_line(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
@@ -158,13 +203,13 @@ def parse_line(ours: str, line: Any) -> tuple[str, Mapping[str, Any]]:
         remedy = "; see pegasusx_ref.TRACE_POINTS"
         if isinstance(line, Mapping) and "name" not in line:
             remedy = ": put a name with dots in quotes"
-        raise InputError(f"mapping: {ours!r} is not a trace point{remedy}")
+        raise InputError(f"mapping: {shown(ours)} is not a trace point{remedy}")
     steps = {"name": line} if isinstance(line, str) else dict(line) if isinstance(line, Mapping) else {}
     theirs = steps.pop("name", None)
     if not isinstance(theirs, str) or set(steps) - set(STEPS):
         raise InputError(
-            f"mapping: {ours} = {line!r}: expected a name, or {{name = …, reshape = […], transpose = […]}}"
+            f"mapping: {ours} = {shown(line)}: expected a name, or {{name = …, reshape = […], transpose = […]}}"
         )
     if set(re.findall(r"\{[in]\}", ours)) != set(re.findall(r"\{[in]\}", theirs)):
-        raise InputError(f"mapping: {ours} = {theirs!r}: {{i}} and {{n}} must be on both sides")
+        raise InputError(f"mapping: {ours} = {shown(theirs)}: {{i}} and {{n}} must be on both sides")
     return theirs, steps

@@ -7,6 +7,7 @@ import numpy as np
 
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.model.inputs import mask as check_mask
 from pegasusx_ref.model.inputs import token_ids
@@ -55,7 +56,7 @@ def verify(
     )
     model = PegasusXForConditionalGeneration(config, reference.state_dict(), ops)
     valid = ValidRows(source, target, blocks)
-    checker = Checker(tensors, valid)
+    checker = Checker(tensors, valid, largest_size(config, source.shape[0], source.shape[1], target.shape[1]))
     with listen(checker):
         model(**arrays)
     compared = {check.name for check in checker.checks}
@@ -70,6 +71,22 @@ def verify(
         diagnoses = diagnose(failure, ops.arithmetic, context)
     unknown = sorted(set(tensors) - compared - set(arrays))
     return Report(checker.checks, failure, diagnoses, arithmetic, unknown, config, valid, checker.rows)
+
+
+def largest_size(config: PegasusXConfig, B: int, T: int, L: int) -> int:
+    """Return an upper limit for the number of elements of any tensor of a run.
+
+    Args:
+        config: of the model.
+        B: texts.
+        T: source tokens.
+        L: target tokens.
+    """
+    G, K = config.num_global_tokens, config.block_size
+    M, H = max(config.encoder_ffn_dim, config.decoder_ffn_dim), config.encoder_attention_heads
+    states, logits = max(T, L, G) * max(M, config.d_model), L * config.vocab_size
+    scores = max(H * max(G * (G + T), min(K, T) * (G + min(K, T))), config.decoder_attention_heads * L * max(L, T))
+    return B * max(states, logits, scores)
 
 
 def get_arithmetic(name: str) -> Arithmetic:

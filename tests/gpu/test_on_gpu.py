@@ -133,3 +133,16 @@ def test_only_ids_are_copied_to_the_host(backend: str, dtype: str) -> None:
 def test_an_unavailable_device_is_refused(backend: str, dtype: str) -> None:
     with pytest.raises(BackendError, match="has no device 'cuda:64'"):
         get_backend(backend, "cuda:64", dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@pytest.mark.parametrize("width", [4, 33, 768])
+def test_a_layer_norm_whose_variance_overflows_is_nan(backend: str, dtype: str, width: int) -> None:
+    if dtype == "float16":
+        pytest.skip("float16 holds no number whose square overflows float32")
+    ops: Any = get_backend(backend, "cuda:0", dtype)
+    x = np.random.default_rng(0).standard_normal((1, 3, width))
+    x[0, 1] *= 1e200 if dtype == "float64" else 1e30
+    found = ops.to_numpy(ops.layer_norm(*map(ops.asarray, (x, np.ones(width), np.full(width, 0.5))), 1e-5))
+    assert np.isnan(found[0, 1]).all()
+    assert np.isfinite(found[0, [0, 2]]).all()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, printable
 from pegasusx_ref.golden.head import log_softmax
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.study.explore.attention_listeners import EncoderAttentionListener, cross_attention_top_keys
@@ -126,8 +126,8 @@ def ranked(logits_V: np.ndarray, chosen: int) -> DecodeStep:
 
 
 def readable_tokens(tokenizer: PegasusTokenizer, token_ids: list[int]) -> list[str]:
-    """Convert ids to pieces of text, with a space for sentencepiece's "▁"."""
-    return [piece.replace("▁", " ") for piece in tokenizer.convert_ids_to_tokens(token_ids)]
+    """Convert ids to pieces of text, with a space for sentencepiece's "▁"; control characters are escaped."""
+    return [printable(piece.replace("▁", " ")) for piece in tokenizer.convert_ids_to_tokens(token_ids)]
 
 
 def is_special(token_id: int) -> bool:

@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree as ET
 
+from pegasusx_ref.errors import CONTROL
 from pegasusx_ref.verification.reports.text import details, located, verdict_counts
 from pegasusx_ref.verification.verdicts import Check, Report
 
@@ -38,8 +39,8 @@ def model_part(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace the characters that XML cannot hold."""
-    return NOT_XML.sub("\ufffd", text)
+    """Replace control characters except line breaks, and the characters that XML cannot hold."""
+    return NOT_XML.sub("\ufffd", "\n".join(CONTROL.sub("\ufffd", line) for line in text.split("\n")))
 
 
 def _add_case(suite: ET.Element, check: Check, report: Report) -> None:

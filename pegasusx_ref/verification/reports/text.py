@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pegasusx_ref.checkpoint.files import finite_or_word
+from pegasusx_ref.files.json_files import finite_or_word
 from pegasusx_ref.verification.verdicts import VERDICTS, Check, Diagnosis, Report
 
 MAX_UNKNOWN = 10  # names that are listed

@@ -9,7 +9,7 @@ from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.verification.checker import NOT_MASKED, ratio
+from pegasusx_ref.verification.checker import HUGE, NOT_MASKED, ratio
 from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import HIDDEN, LOWEST
@@ -116,7 +116,8 @@ def compare(
         note = NOT_MASKED
     if note:
         return not_comparable(name, operation, False, note, sigma, bound)
-    error = np.where(valid[..., None] & ~is_masked, np.abs(candidate - np.where(is_masked, 0.0, stored)), 0.0)
+    difference = np.minimum(np.abs(candidate - np.where(is_masked, 0.0, stored)), HUGE)
+    error = np.where(valid[..., None] & ~is_masked, difference, 0.0)
     rho, largest = float(ratio(np.sqrt((error**2).mean(axis=-1)), np.array(sigma)).max()), float(error.max())
     at = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
     verdict = "fail" if rho > FAIL or largest > bound else "warn" if rho > WARN else "pass"

@@ -2,21 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.checkpoint.files import replacing
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, shown
+from pegasusx_ref.files.json_files import read_json
+from pegasusx_ref.files.reading import read_bytes, reading
+from pegasusx_ref.files.writing import is_temporary, replacing_all
+from pegasusx_ref.verification.error_bounds import ARITHMETICS
 from pegasusx_ref.verification.vectors.build import FORMAT, Vector, make_vector
 from pegasusx_ref.verification.vectors.vector_cases import CASES
 
 MANIFEST = "manifest.json"
 FILES = ("weights.safetensors", "inputs.safetensors", "trace.safetensors")
 OTHER_FILES = ("README.md", "schema.json", "example")  # next to the vectors in a checkout
+REMEDY = "write the vector again"
+WAYS = ("exact", "rounded", "end_to_end")
+INPUTS_OF_A_SHAPE = (
+    ("input_ids", "attention_mask", "valid.source"),
+    ("decoder_input_ids", "decoder_attention_mask", "valid.target"),
+)
+MAX_FILE_SIZE = 2**26  # bytes; the largest published vector has 1 million
+MAX_LENGTH = 2**20  # tokens
 ROUND_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 
@@ -52,13 +65,14 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder to write vectors into")
     for place, known in ((folder, {*CASES, *OTHER_FILES}), *((folder / name, {MANIFEST, *FILES}) for name in CASES)):
-        others = sorted(entry.name for entry in place.iterdir() if entry.name not in known) if place.is_dir() else []
+        entries = list(place.iterdir()) if place.is_dir() else []
+        others = sorted(entry.name for entry in entries if entry.name not in known and not is_temporary(entry))
         if others:
             raise InputError(f"{place}: holds {others[0]!r}, which is not part of a vector; give a new or empty folder")
 
 
 def write_vector(folder: Path, vector: Vector) -> Path:
-    """Write one vector into its folder, the manifest last, so that a folder with a manifest is complete.
+    """Write one vector into its folder, all files at once and the manifest last: it has the checksums of the others.
 
     Args:
         folder: created if it does not exist.
@@ -66,17 +80,21 @@ def write_vector(folder: Path, vector: Vector) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     from safetensors.numpy import save
 
-    files = {}
-    for file, tensors in zip(FILES, (vector.weights, vector.inputs, vector.trace), strict=True):
-        content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-        with replacing(folder / file) as unfinished:
-            unfinished.write_bytes(content)
-        files[file] = {"sha256": hashlib.sha256(content).hexdigest()}
-    with replacing(folder / MANIFEST) as unfinished:
-        unfinished.write_text(manifest_text(vector.manifest, files), encoding="utf-8")
+    contents = {
+        file: save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        for file, tensors in zip(FILES, (vector.weights, vector.inputs, vector.trace), strict=True)
+    }
+    checksums = {file: {"sha256": hashlib.sha256(content).hexdigest()} for file, content in contents.items()}
+    contents[MANIFEST] = manifest_text(vector.manifest, checksums).encode()
+    with replacing_all([folder / file for file in contents]) as temporaries:
+        for temporary, content in zip(temporaries, contents.values(), strict=True):
+            temporary.write_bytes(content)
     return folder
 
 
@@ -111,6 +129,13 @@ def read_vector(folder: Path) -> Vector:
     """
     manifest = read_manifest(folder)
     weights, inputs, trace = (read_checked(folder / file, manifest) for file in FILES)
+    with reading(folder / FILES[1], "the inputs of a run", InputError, REMEDY):
+        for names in INPUTS_OF_A_SHAPE:
+            if len({inputs[name].shape for name in names}) > 1 or inputs[names[0]].ndim != 2:
+                raise ValueError(f"{', '.join(names)} are not of one shape of two dimensions")
+    with reading(folder / MANIFEST, f"a complete manifest of {FORMAT}", InputError, REMEDY):
+        for entry in manifest["tensors"]:
+            check_entry(entry, inputs, trace)
     return Vector(weights, inputs, trace, manifest)
 
 
@@ -121,19 +146,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         InputError: the file is missing, or is not a manifest of this format.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise InputError(f"{path}: {reason}; give the folder of one vector, such as spec/vectors/staggered") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise InputError(f"{path}: has format {found!r}; this version reads {FORMAT!r}")
-    if missing := {"config", "files", "tensors"} - manifest.keys():
-        raise InputError(f"{path}: has no {sorted(missing)[0]!r}; write the vector again")
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such file; give the folder of one vector, such as spec/vectors/staggered")
+    with reading(path, "a JSON object", InputError, REMEDY):
+        manifest = read_json(path)
+    if (found := manifest.get("format")) != FORMAT:
+        raise InputError(f"{path}: has format {shown(found)}; this version reads {FORMAT!r}")
+    for key, kind in (("config", dict), ("files", dict), ("tensors", list)):
+        if not isinstance(manifest.get(key), kind):
+            raise InputError(f"{path}: has no {key!r}: {REMEDY}")
     return manifest
+
+
+def check_entry(entry: dict[str, Any], inputs: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]) -> None:
+    """Check everything of a tensor's entry that the comparison uses.
+
+    Args:
+        entry: of the manifest.
+        inputs: the vector's.
+        trace: the vector's tensors.
+
+    Raises:
+        ValueError: an entry does not fit the tensor, or is not of its type; also KeyError and TypeError.
+    """
+    shape, sampled = list(entry["shape"]), entry.get("sampled")
+    if sampled is not None:
+        axis, indices = sampled["axis"], sampled["indices"]
+        if not all(0 <= i < shape[axis] <= MAX_LENGTH for i in indices):
+            raise ValueError(f"{shown(entry['name'])}: rows {shown(indices)} of {shown(shape[axis])}")
+        shape[axis] = len(indices)
+    slice(*entry.get("slice", (0, 0))).indices(MAX_LENGTH)
+    if tuple(shape) != trace[entry["name"]].shape or not 3 <= len(shape) <= 4:
+        raise ValueError(f"{shown(entry['name'])}: shape {shown(shape)} is not that of its tensor")
+    if not np.isfinite(trace[entry["name"]]).all():
+        raise ValueError(f"{shown(entry['name'])}: NaN or infinite")
+    if not isinstance(entry["operation"], str) or (entry["valid"] is not None and inputs[entry["valid"]].ndim != 2):
+        raise ValueError(f"{shown(entry['name'])}: its operation or its mask is not valid")
+    for arithmetic in ARITHMETICS:
+        for way in WAYS:
+            sigma, bound = entry["tolerances"][arithmetic][way]
+            if not 0 <= sigma < math.inf or not 0 <= bound < math.inf:
+                raise ValueError(f"{shown(entry['name'])}: tolerances {shown((sigma, bound))}")
 
 
 def read_checked(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -144,11 +197,9 @@ def read_checked(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
     """
     from safetensors.numpy import load
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or 'cannot be read'}; write the vector again") from None
-    found, expected = hashlib.sha256(content).hexdigest(), manifest["files"][path.name]["sha256"]
-    if found != expected:
-        raise InputError(f"{path}: has sha256 {found[:12]}…, the manifest has {expected[:12]}…; write the vector again")
-    return load(content)
+    with reading(path, "a safetensors file", InputError, REMEDY):
+        content = read_bytes(path, MAX_FILE_SIZE)
+        found, expected = hashlib.sha256(content).hexdigest(), str(manifest["files"][path.name]["sha256"])
+        if found != expected:
+            raise InputError(f"has sha256 {found[:12]}…, the manifest has {expected[:12]}…")
+        return load(content)

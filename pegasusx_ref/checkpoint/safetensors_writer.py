@@ -1,4 +1,4 @@
-"""A safetensors file that is written tensor by tensor during a run: it may be larger than the memory."""
+"""A safetensors file that is written tensor by tensor: together they may be larger than the memory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.checkpoint.files import replacing
 from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS
+from pegasusx_ref.files.writing import replacing
 
 FORMAT_NAMES = {dtype.name: name for name, dtype in (WEIGHTS | INTEGERS).items()}
 
@@ -31,20 +31,24 @@ class FileLayout(NamedTuple):
     size: int
 
 
-def file_layout(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> FileLayout:
+def file_layout(
+    tensors: Mapping[str, tuple[tuple[int, ...], str]], metadata: Mapping[str, str] | None = None
+) -> FileLayout:
     """Compute the layout of a safetensors file.
 
     Args:
-        tensors: shape and dtype by name.
+        tensors: shape and dtype by name, in the order of the file; the largest dtypes first keep all of them aligned.
+        metadata: of the file.
 
     Source: https://huggingface.co/docs/safetensors, "Format".
     """
-    entries, starts, end = {}, {}, 0
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    starts, end = {}, 0
     for name, (shape, dtype) in tensors.items():
         start, end = end, end + prod(shape) * np.dtype(dtype).itemsize
         entries[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
         starts[name] = start
-    text = json.dumps(entries).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in starts.items()}
@@ -63,7 +67,7 @@ class TensorWriter:
         found = array.shape, array.dtype.name
         assert found == self._layout.tensors[name], f"{name} has shape and dtype {found}"
         self._file.seek(self._layout.offsets[name])
-        self._file.write(array.data)
+        self._file.write(array.reshape(-1).view(np.uint8).data)
         self._missing.discard(name)
 
     def check(self) -> None:
