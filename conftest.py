@@ -12,11 +12,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-from suffixes import pytest_runtest_teardown, pytest_runtestloop
+from suffixes import pytest_runtest_setup, pytest_runtest_teardown, pytest_runtestloop
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-__all__ = ["pytest_addoption", "pytest_collect_file", "pytest_runtest_teardown", "pytest_runtestloop"]
+__all__ = [
+    "pytest_addoption",
+    "pytest_collect_file",
+    "pytest_runtest_setup",
+    "pytest_runtest_teardown",
+    "pytest_runtestloop",
+]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "spec/*.md"], excludes=["backends/*"]

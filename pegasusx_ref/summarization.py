@@ -62,7 +62,7 @@ class SummarizationPipeline:
         Source: HF `SummarizationPipeline` of transformers 4.
         """
         if not is_integer(batch_size) or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r} must be an integer of at least 1")
+            raise InputError(f"batch_size={shown(batch_size)} must be an integer of at least 1")
         all_texts = list_of_texts(texts)
         for i, text in enumerate(all_texts):
             if not isinstance(text, str):

@@ -122,6 +122,11 @@ def pytest_runtestloop() -> Iterator[None]:
         return (yield)
 
 
+def pytest_runtest_setup() -> None:
+    """Watch again after a test in which Python dropped the hook, as it does at a RecursionError inside it."""
+    sys.setprofile(_on_event)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
     """Report what was found during a test, its fixtures included, as an error of this test."""

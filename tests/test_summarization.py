@@ -143,8 +143,8 @@ def test_unsupported_arguments_of_pipeline_are_errors(
     [
         ("", {}, InputError, "text 0 is empty"),
         (["A text.", " \n"], {}, InputError, "text 1 is empty"),
-        (7, {}, InputError, "expected a text or several, got a int"),
-        (b"bytes", {}, InputError, "expected a text or several, got a bytes"),
+        (7, {}, InputError, "expected a text or several, got 7"),
+        (b"bytes", {}, InputError, "expected a text or several, got b'bytes'"),
         (["A text.", None], {}, InputError, "text 1 is a NoneType: pass a str"),
         ("A text.", {"batch_size": 0}, InputError, "batch_size=0 must be an integer of at least 1"),
         ("A text.", {"max_tokens": 3}, TypeError, "max_tokens"),

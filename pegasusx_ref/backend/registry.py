@@ -64,13 +64,15 @@ def get_backend(
         TypeError: the backend does not have the option.
     """
     backend_class = _load(name)
+    if not isinstance(device, str | int | None) and type(device).__name__ != "device":  # torch.device
+        raise BackendError(f"device {shown(device)} is not a device: pass a name such as 'cpu', or a number")
     dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
         raise BackendError(
             f"backend {name!r} does not compute in {shown(dtype)}: it declares {', '.join(backend_class.dtypes)} "
             "(weights stored in another dtype are converted on load)"
         )
-    with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, TypeError)):
+    with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, GeneratorExit, TypeError)):
         backend: Backend = backend_class(device=device, dtype=dtype, **options)
         _check_attributes(name, backend, OF_INSTANCES)
     return backend
@@ -85,11 +87,11 @@ def dtype_name(dtype: Any) -> str:
     Raises:
         BackendError: it is not a dtype.
     """
-    if isinstance(dtype, str) or str(dtype).startswith("torch."):
-        return str(dtype).removeprefix("torch.")
     try:
-        return str(np.dtype(dtype).name)
-    except TypeError:
+        name = str(dtype)
+        is_named = isinstance(dtype, str) or name.startswith("torch.")
+        return name.removeprefix("torch.") if is_named else str(np.dtype(dtype).name)
+    except Exception:  # of an object's own conversion, too
         raise BackendError(f"dtype {shown(dtype)} is not a known dtype: pass a name such as 'float32'") from None
 
 
@@ -145,7 +147,9 @@ def _describe(name: str) -> BackendInfo:
 
 
 @contextmanager
-def _foreign_code(failure: str, allowed: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Iterator[None]:
+def _foreign_code(
+    failure: str, allowed: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
+) -> Iterator[None]:
     """Raise a BackendError with the reason, whatever the code of another package raises.
 
     Args:

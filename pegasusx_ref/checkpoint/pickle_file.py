@@ -15,7 +15,7 @@ from pegasusx_ref.files.reading import open_regular, reading
 from pegasusx_ref.files.zip_files import LimitedReads, open_zip
 
 DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
-MAX_OPERATIONS = 2**19  # 15,000 tensors, 20 times those of the large model
+MAX_OPERATIONS = 2**18  # 7,000 tensors, seven times those of the large model
 MAX_PICKLE_SIZE = 2**24  # bytes
 MAX_TUPLE = 2**10  # a tensor's shape and strides have at most 128 numbers
 OLDER_PICKLES = 5  # in a file of torch's older format, in front of the tensors' data

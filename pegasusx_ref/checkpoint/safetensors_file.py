@@ -30,7 +30,7 @@ INTEGERS: dict[str, np.dtype] = {
 }
 
 
-MAX_HEADER_SIZE = 2**24  # bytes: 100,000 tensors
+MAX_HEADER_SIZE = 2**22  # bytes: 25,000 tensors with names of 60 characters
 
 
 def read_safetensors(

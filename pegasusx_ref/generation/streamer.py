@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.generation.config import GenerationConfig
 
 
@@ -29,7 +29,7 @@ def check_streamer(streamer: Any, config: GenerationConfig) -> None:
         InputError: a method is missing, or the search has beams.
     """
     if not isinstance(streamer, Streamer):
-        raise InputError(f"streamer={streamer!r} needs the methods put(ids) and end(), as in transformers")
+        raise InputError(f"streamer={shown(streamer)} needs the methods put(ids) and end(), as in transformers")
     if config.num_beams > 1:
         raise InputError(
             f"a streamer needs tokens that are final, but with {config.num_beams} beams all of them may still change: "

@@ -100,6 +100,9 @@ def forward(
         InputError: arguments that the model cannot take, or that do not fit each other.
     """
     # All checks come before the encoder, which may take minutes.
+    output_hidden_states = inputs.flag("output_hidden_states", output_hidden_states)
+    output_attentions = inputs.flag("output_attentions", output_attentions)
+    is_cache_wanted = config.use_cache if use_cache is None else inputs.flag("use_cache", use_cache)
     inputs.exactly_one(decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds)
     targets = ops.asarray(
         _check_tokens(config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
@@ -131,7 +134,7 @@ def forward(
         "encoder_hidden_states": encoder_output.hidden_states,
         "encoder_attentions": encoder_output.attentions,
     }
-    if config.use_cache if use_cache is None else use_cache:
+    if is_cache_wanted:
         fields["past_key_values"] = cache
     if output_hidden_states:
         states = recorded.layers("decoder.layers.{}.input", layers)

@@ -11,6 +11,7 @@ from pegasusx_ref.errors import InputError, reason, shown
 from pegasusx_ref.golden.head import IGNORED_LABEL
 
 MAX_TOKENS = 2**24  # of a batch
+MAX_DEPTH = 8  # of nested lists
 
 
 def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = False) -> np.ndarray:
@@ -157,6 +158,22 @@ def random_seed(value: Any) -> int | None:
     return seed
 
 
+def flag(name: str, value: Any) -> bool:
+    """Check a switch.
+
+    Args:
+        name: of the argument, for errors.
+        value: True or False, or what Python takes for one of them.
+
+    Raises:
+        InputError: something else, such as an array.
+    """
+    try:
+        return bool(value)
+    except Exception:
+        raise InputError(f"{name}={shown(value)} must be True or False") from None
+
+
 def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Check the tensors of a model.
 
@@ -185,6 +202,11 @@ def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def _array(name: str, values: Any) -> np.ndarray:
+    depth, first = 0, values
+    while isinstance(first, list | tuple) and first:
+        depth, first = depth + 1, first[0]
+        if depth > MAX_DEPTH:  # lists that share their parts may have any number of elements
+            raise InputError(f"{name} has lists in lists, more than {MAX_DEPTH} deep: expected 2 or 3")
     try:
         array = to_numpy(values)
     except ValueError as error:

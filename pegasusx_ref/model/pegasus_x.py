@@ -134,7 +134,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
                 decoder_input_ids = shift_tokens_right(labels, pad, start)
-            use_cache = bool(use_cache)
+            use_cache = inputs.flag("use_cache", use_cache)
         hidden_BLD, output = forward(
             self.ops,
             self.weights,
@@ -200,13 +200,14 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         config, seed = self._checked_settings(settings, streamer), inputs.random_seed(seed)
         seed = randbits(128) if seed is None else seed  # so that a run can be repeated to explain its error
         is_static, is_traced = self._cache_kind(cache_implementation)
+        as_output = inputs.flag("return_dict_in_generate", return_dict_in_generate)
         source = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
         search_with = partial(self._search, source, config, seed)
         try:
             ids, scores = search_with(streamer, is_static, not is_traced)
         except NumericsError as error:
             raise explained(error, self.ops, self._tensors, search_with) from None
-        return GenerateOutput(sequences=ids, sequences_scores=scores) if return_dict_in_generate else ids
+        return GenerateOutput(sequences=ids, sequences_scores=scores) if as_output else ids
 
     @np.errstate(over="ignore", invalid="ignore")  # an overflow that matters is an error of the search
     def _search(

@@ -148,7 +148,9 @@ class PegasusXPreTrainedModel:
             InputError: ids, mask or embeddings that the model cannot take.
         """
         source = check_source(self.ops, self.config, input_ids, attention_mask, inputs_embeds)
-        return encode(self.ops, self.weights, self.config, source, output_hidden_states, output_attentions)
+        states = inputs.flag("output_hidden_states", output_hidden_states)
+        attentions = inputs.flag("output_attentions", output_attentions)
+        return encode(self.ops, self.weights, self.config, source, states, attentions)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.

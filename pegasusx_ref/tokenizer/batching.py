@@ -101,6 +101,8 @@ def list_of_texts(texts: str | Iterable[str]) -> list[str]:
     """
     if isinstance(texts, str):
         return [texts]
+    if hasattr(texts, "is_meta"):  # a tensor of torch takes seconds to iterate
+        raise InputError(f"expected a text or several, got a {type(texts).__name__}")
     return as_list(texts, "expected a text or several")
 
 

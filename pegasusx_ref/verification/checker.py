@@ -7,6 +7,7 @@ import numpy as np
 
 from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.errors import InputError
+from pegasusx_ref.files.reading import reading
 from pegasusx_ref.verification.dumps import MappedTensors
 from pegasusx_ref.verification.estimate import Estimate
 from pegasusx_ref.verification.operations import HIDDEN, LOWEST
@@ -40,7 +41,8 @@ class Checker:
         estimate.names = estimate.names or (name,)
         if name not in self._tensors:
             return None
-        raw = to_numpy(self._read(name))
+        with reading(f"tensor {name!r}", "an array", InputError):
+            raw = to_numpy(self._read(name))
         if raw.dtype.kind not in "biufV":  # V: bfloat16 of ml_dtypes
             raise InputError(f"tensor {name!r} has dtype {raw.dtype}: expected real numbers")
         candidate, valid = np.asarray(raw, dtype=np.float64), self._valid.mask(name, estimate.shape)

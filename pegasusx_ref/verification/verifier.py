@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.errors import InputError
+from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import layer_blocks
@@ -49,6 +49,8 @@ def verify(
     config = reference.config
     arrays = check_inputs(inputs, config.vocab_size)
     tensors = candidate(arrays) if callable(candidate) else candidate
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"the candidate is a {type(tensors).__name__}: pass tensors by name, or a function that does")
     T = arrays["input_ids"].shape[1]
     blocks = [layer_blocks(config, T, i) for i in range(config.encoder_layers)]
     source, target = (
@@ -95,13 +97,15 @@ def get_arithmetic(name: str) -> Arithmetic:
     Raises:
         InputError: the name is unknown.
     """
-    if name not in ARITHMETICS:
-        raise InputError(f"arithmetic={name!r} is not known: pass one of {', '.join(ARITHMETICS)}")
+    if not isinstance(name, str) or name not in ARITHMETICS:
+        raise InputError(f"arithmetic={shown(name)} is not known: pass one of {', '.join(ARITHMETICS)}")
     return ARITHMETICS[name]
 
 
 def check_inputs(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     """Check all ids and masks before anything runs."""
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"inputs are a {type(inputs).__name__}: pass arrays by name")
     if others := set(inputs) - {*MASKS, *MASKS.values()}:
         raise InputError(f"inputs have {', '.join(sorted(others))}: a run takes {', '.join(MASKS)} and their masks")
     arrays: dict[str, Any] = {}

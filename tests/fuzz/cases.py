@@ -1,0 +1,71 @@
+"""All cases of the suite by name, ``reader/file/damage/seed`` or ``argument/call/value/seed``, and their judgement."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from fuzz import arguments, readers
+from fuzz.oracle import Finding, judge
+from fuzz.readers import READERS
+
+
+def all_kinds() -> list[str]:
+    """List every kind of damage to every file, and every call with every value."""
+    return [*kinds_of_damage(), *arguments.all_kinds()]
+
+
+def kinds_of_damage() -> list[str]:
+    """List every kind of damage to every file."""
+    return [
+        f"{name}/{file}/{damage}"
+        for name, reader in READERS.items()
+        for file, damages in reader.damages.items()
+        for damage in damages
+    ]
+
+
+def draw_kind(rng: Random) -> str:
+    """Draw a reader by weight, a file, and a kind of damage, random damage more often than a fixed one."""
+    name = rng.choices(list(READERS), [reader.weight for reader in READERS.values()])[0]
+    file, damages = rng.choice(list(READERS[name].damages.items()))
+    random = [kind for kind in damages if kind in RANDOM]
+    return f"{name}/{file}/{rng.choice(random if rng.random() < 0.9 else list(damages))}"
+
+
+# Damage that is different for every seed.
+RANDOM = ("bytes", "entries", "lines", "header", "pickle", "pieces", "charsmap")
+
+
+def prepare(folder: Path) -> None:
+    """Write the valid files of all readers."""
+    folder.mkdir(exist_ok=True)
+    readers.prepare(folder)
+
+
+def judge_case(name: str, folder: Path, valid: Path | None = None) -> str:
+    """Judge one case.
+
+    Args:
+        name: of the case.
+        folder: for its files; holds the valid files in "valid" unless they are elsewhere.
+        valid: the folder that `prepare` wrote.
+
+    Returns:
+        "result", "refused", or "FINDING" and what it is.
+    """
+    if name.startswith("argument/"):
+        return arguments.judge_argument(name)
+    key, file, damage, _ = name.split("/")
+    reader, place = READERS[key], folder / "case"
+    readers.close(place)
+    readers.place(key, valid or folder / "valid", place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries that write unusual files
+        reader.damages[file][damage](Random(name), place / file)
+    try:
+        return judge(partial(reader.read, place), partial(reader.use, place), place)
+    except Finding as finding:
+        return f"FINDING {finding}"
+    finally:
+        readers.close(place)
