@@ -261,7 +261,7 @@ def test_sizes_must_be_positive_integers(name: str, value: Any) -> None:
 def test_layers_must_be_nonnegative_integers(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         PegasusXConfig.preset("tiny", **{name: value})
-    assert f"{name}={value!r} must be an integer from 0 to 1,024" in str(caught.value)
+    assert f"{name}={value!r} must be an integer from 0 to 512" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["encoder_layers", "decoder_layers"])

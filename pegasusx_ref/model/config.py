@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": _PUBLISHED,
 }  # fmt: skip
 
-_LAYERS = Limits(0, 1024, "64 times those of the large model; tensors are listed before they are read")
+_LAYERS = Limits(0, 512, "32 times those of the large model; all tensors are listed in one header")
 _HEADS = Limits(1, 4096, "heads of 16 features at the largest d_model")
 _FFN = Limits(1, 2**20, "16 times the largest d_model")
 _PROBABILITY = Limits(0.0, 1.0, "a probability")
