@@ -72,7 +72,7 @@ def get_backend(
             f"backend {name!r} does not compute in {shown(dtype)}: it declares {', '.join(backend_class.dtypes)} "
             "(weights stored in another dtype are converted on load)"
         )
-    with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, GeneratorExit, TypeError)):
+    with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, TypeError)):
         backend: Backend = backend_class(device=device, dtype=dtype, **options)
         _check_attributes(name, backend, OF_INSTANCES)
     return backend
@@ -147,9 +147,7 @@ def _describe(name: str) -> BackendInfo:
 
 
 @contextmanager
-def _foreign_code(
-    failure: str, allowed: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
-) -> Iterator[None]:
+def _foreign_code(failure: str, allowed: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Iterator[None]:
     """Raise a BackendError with the reason, whatever the code of another package raises.
 
     Args:
