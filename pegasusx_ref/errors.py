@@ -77,5 +77,8 @@ def reason(error: BaseException) -> str:
         return "nested too deeply"
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    try:
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    except Exception:  # its own __str__
+        return "no message"
     return text.strip().split("\n")[0] or type(error).__name__

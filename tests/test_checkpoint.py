@@ -643,6 +643,16 @@ def test_bad_generation_config_is_named(folder: Path) -> None:
     assert failure(folder).startswith(f"{folder / 'generation_config.json'}: not a JSON object (it is of type list)")
 
 
+def test_a_name_with_control_characters_is_escaped_and_stands_once(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    hostile = folder.rename(folder.with_name("model\n\x1b[31m"))
+    save_file({"model." + VICTIM: np.arange(3)}, hostile / SAFETENSORS)
+    message = failure(hostile)
+    assert message.startswith(f"{hostile.parent}/model\\n\\x1b[31m/{SAFETENSORS}: tensor ")
+    assert message.count(SAFETENSORS) == 1
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     message = failure(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in message

@@ -1,14 +1,13 @@
 """Dynamic caches grow by doubling and never change the rows of an earlier step; padding is zero."""
 
 import copy
-import sys
-from types import FrameType
-from typing import Any
+from itertools import count
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import interrupted
 from strategies import batches, configs, seeds
 
 from pegasusx_ref import PegasusXForConditionalGeneration
@@ -55,35 +54,25 @@ def test_earlier_rows_never_change(data: st.DataObject, seed: int) -> None:
 
 
 def test_another_continuation_at_any_line_changes_nothing() -> None:
-    """What a thread with the same cache may do between two lines is done here before each line, so no run is lucky."""
     ops = PoisoningBackend("cpu", "float64")
-    functions = [f.__code__ for f in (DynamicKV.append, AppendOnlyBuffer.claim)]
     ours, theirs = np.full((1, 1, 2, 1), 1.0), np.full((1, 1, 1, 1), 2.0)
-    num_lines, is_interfering, other = 0, False, DynamicKV.of(theirs)
+    other = DynamicKV.of(theirs)
 
-    def interfere(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal num_lines, is_interfering, other
-        # While a thread holds the lock, the others wait.
-        is_free = not is_interfering and not kv_cache._claiming.locked()
-        if frame.f_code in functions and event == "line" and is_free:
-            num_lines, is_interfering = num_lines + 1, True
-            if num_lines == line:
-                other = beginning.append(ops, theirs)
-            is_interfering = False
-        return interfere
+    def interfere() -> None:
+        nonlocal other
+        other = beginning.append(ops, theirs)
 
-    before, line = sys.gettrace(), 0
-    while num_lines >= line:
+    def is_free() -> bool:  # while a thread holds the lock, the others wait
+        return not kv_cache._claiming.locked()
+
+    for line in count(1):
         beginning = DynamicKV.of(np.zeros((1, 1, 3, 1))).append(ops, np.zeros((1, 1, 1, 1)))  # room for 6
-        num_lines, line = 0, line + 1
-        sys.settrace(interfere)
-        try:
+        with interrupted([DynamicKV.append, AppendOnlyBuffer.claim], line, interfere, is_free) as seen:
             mine = beginning.append(ops, ours)
-        finally:
-            sys.settrace(before)
         assert mine.array.ravel().tolist() == [0, 0, 0, 0, 1, 1], f"after an interruption before line {line}"
-        if num_lines >= line:
-            assert other.array.ravel().tolist() == [0, 0, 0, 0, 2], f"after an interruption before line {line}"
+        if seen.num_lines < line:
+            break
+        assert other.array.ravel().tolist() == [0, 0, 0, 0, 2], f"after an interruption before line {line}"
     assert line > 5
 
 

@@ -3,7 +3,8 @@
 Numbers are drawn up to the largest of the dtype. At its border the order of a sum decides: such rows are left out.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ from pegasusx_ref import get_backend
 from pegasusx_ref.golden.normalization import layer_norm
 
 BORDER = 16  # a sum between the largest number divided by this and times this may overflow or not
+# Backends call the golden function for small inputs.
+THRESHOLDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "whole": nullcontext,
+    "small chunks": small_chunks,
+}
 SINGLE_NUMBERS = ("embed_tokens", "add_positions", "add", "activation", "log_softmax", "cross_entropy")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's, of overflows
@@ -169,7 +175,7 @@ def decided_queries(q: Any, k: Any, v: Any, visible: Any, dtype: str) -> tuple[n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunks", ["whole", "small chunks"])
+@pytest.mark.parametrize("chunks", THRESHOLDS)
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @settings(max_examples=15)
 @given(data=st.data())
@@ -178,15 +184,12 @@ def test_attention(backend: str, dtype: str, chunks: str, data: st.DataObject) -
     q, k, v, visible = operation.arguments.values()
     all_visible = np.ones((1, 1, k.shape[2]), dtype=bool) if visible is None else visible
     decided, distinct = decided_queries(q, k, v, all_visible[:, None], dtype)
-    if chunks == "whole":
-        check_rows(backend_on_cpu(backend, dtype), operation, decided, distinct)
-        return
-    with small_chunks():
+    with THRESHOLDS[chunks]():
         check_rows(backend_on_cpu(backend, dtype), operation, decided, distinct)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunks", ["whole", "small chunks"])
+@pytest.mark.parametrize("chunks", THRESHOLDS)
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 @settings(max_examples=15)
 @given(data=st.data())
@@ -200,10 +203,7 @@ def test_attention_core(backend: str, dtype: str, chunks: str, data: st.DataObje
         visible = visible & np.concatenate([np.ones((len(mask), G), dtype=bool), mask], axis=1)[:, None, None]
     keys, values = np.concatenate([global_k, k], axis=2), np.concatenate([global_v, v], axis=2)
     decided, distinct = decided_queries(q, keys, values, visible, dtype)
-    if chunks == "whole":
-        check_rows(backend_on_cpu(backend, dtype), operation, decided, distinct)
-        return
-    with small_chunks():
+    with THRESHOLDS[chunks]():
         check_rows(backend_on_cpu(backend, dtype), operation, decided, distinct)
 
 
@@ -221,8 +221,8 @@ def test_a_query_whose_unmasked_scores_are_all_minus_infinity_gets_nan(
     k[:, 1] = 1
     visible = np.array([[[True, True, False, False, True]]])
     for mask in (visible, None):
-        for thresholds in (nullcontext(), small_chunks()):  # backends call the golden function for small inputs
-            with thresholds:
+        for thresholds in THRESHOLDS.values():
+            with thresholds():
                 context = ops.attention(*map(ops.asarray, (q, k, v)), None if mask is None else ops.asarray(mask))
             context = np.asarray(ops.to_numpy(context))
             assert np.isnan(context[:, 0]).all()

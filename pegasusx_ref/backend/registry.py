@@ -161,14 +161,10 @@ def _foreign_code(failure: str, allowed: tuple[type[BaseException], ...] = (Keyb
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in SIGNALLED:
             raise
-        try:
-            why = reason(error)
-        except Exception:  # its own __str__
-            why = "no message"
         if isinstance(error, BackendError):
-            raise BackendError(why) from error
+            raise BackendError(reason(error)) from error
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise BackendError(f"{failure}: {kind}{why}") from error
+        raise BackendError(f"{failure}: {kind}{reason(error)}") from error
 
 
 def _check_attributes(name: str, backend: Any, attributes: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def write_checkpoint(
     Raises:
         OutputError: a file cannot be written; the folder keeps its old files.
     """
-    from pegasusx_ref.checkpoint.safetensors_writer import TensorWriter, file_layout
+    from pegasusx_ref.checkpoint.safetensors_writer import file_layout, open_writer
 
     # Of the settings alone: weights that are replaced beside equal settings make the new model complete.
     identity = hashlib.sha256(json_text(settings).encode()).hexdigest()[:16]
@@ -123,9 +123,7 @@ def write_checkpoint(
     layout = file_layout({full_names[n]: tensors[n] for n in ordered}, {"format": "pt", IDENTITY: identity})
     written = [name for name in SETTINGS if name in settings]
     with replacing_all([folder / name for name in (SAFETENSORS, *written)]) as (weights, *others):
-        with weights.open("wb") as file:
-            file.write(layout.header)
-            writer = TensorWriter(file, layout)
+        with open_writer(weights, layout) as writer:
             for name in ordered:
                 writer(full_names[name], get(name))
         for name, path in zip(written, others, strict=True):

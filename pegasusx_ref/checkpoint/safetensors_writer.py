@@ -86,7 +86,14 @@ def safetensors_writer(path: Path, layout: FileLayout) -> Iterator[TensorWriter]
     Returns:
         A context manager that returns the listener.
     """
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    with replacing(path) as temporary, open_writer(temporary, layout) as writer:
+        yield writer
+
+
+@contextmanager
+def open_writer(path: Path, layout: FileLayout) -> Iterator[TensorWriter]:
+    """Write a safetensors file in place; arguments and result as for `safetensors_writer`."""
+    with path.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.size)
         writer = TensorWriter(file, layout)

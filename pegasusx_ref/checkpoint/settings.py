@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -48,6 +49,14 @@ def fields_and_extra(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 def is_integer(value: object) -> TypeGuard[int]:
     """Tell whether a setting is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_integer(value: Any) -> int | None:
+    """Convert an integer of Python, NumPy or torch; return None for anything else, True and False included."""
+    try:
+        return None if isinstance(value, bool) else index(value)
+    except Exception:  # of the object's own conversion, too
+        return None
 
 
 class Limits(NamedTuple):

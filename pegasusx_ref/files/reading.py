@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pegasusx_ref.errors import InputError, PegasusXError, reason, shown
+from pegasusx_ref.errors import InputError, PegasusXError, printable, reason, shown
 
 CHUNK_SIZE = 2**16  # bytes
 
@@ -29,7 +29,7 @@ def reading(path: Path | str, expected: str, error_class: type[PegasusXError], r
     try:
         yield
     except error_class as error:
-        if str(path) in str(error):
+        if printable(str(path)) in str(error):
             raise
         raise error_class(f"{path}: {error}{remedy}") from error
     except OSError as error:

@@ -1,12 +1,12 @@
 """Checks of the arguments that users pass: an array, or one clear error before anything is computed."""
 
 from collections.abc import Mapping
-from operator import index
 from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.backend.arrays import to_numpy
+from pegasusx_ref.checkpoint.settings import as_integer
 from pegasusx_ref.errors import InputError, reason, shown
 from pegasusx_ref.golden.head import IGNORED_LABEL
 
@@ -149,11 +149,8 @@ def random_seed(value: Any) -> int | None:
     """
     if value is None:
         return None
-    try:
-        seed = index(value)
-    except Exception:  # not an integer, or an object whose conversion fails
-        seed = -1
-    if isinstance(value, bool) or not 0 <= seed < 2**128:
+    seed = as_integer(value)
+    if seed is None or not 0 <= seed < 2**128:
         raise InputError(f"seed={shown(value)} must be an integer of at least 0 and below 2**128")
     return seed
 

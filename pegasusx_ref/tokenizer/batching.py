@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.settings import as_integer
 from pegasusx_ref.errors import InputError, shown
 
 PAD, EOS = 0, 1
@@ -65,10 +66,9 @@ def encode_batch(
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"text has {len(texts)} texts, text_pair {len(pairs)}: pass the same number")
     if max_length is not None:
-        try:
-            max_length = index(None if isinstance(max_length, bool) else max_length)  # type: ignore[arg-type]
-        except Exception as error:  # also of the object's own code
-            raise InputError(f"max_length={shown(max_length)} must be an integer") from error
+        given, max_length = max_length, as_integer(max_length)
+        if max_length is None:
+            raise InputError(f"max_length={shown(given)} must be an integer")
         if max_length < 1:
             raise InputError(f"max_length={shown(max_length)} leaves no room for </s>: it must be at least 1")
     if not isinstance(truncation, bool | str | None) or truncation not in TRUNCATION:
@@ -113,11 +113,11 @@ def as_list(values: Any, expected: str) -> list[Any]:
         InputError: it cannot be iterated, or is of bytes.
     """
     try:
-        if not isinstance(values, bytes | bytearray):
-            return list(values)
-    except Exception as error:  # of the object's own code
+        if isinstance(values, bytes | bytearray):
+            raise TypeError
+        return list(values)
+    except Exception as error:  # also of the object's own code
         raise InputError(f"{expected}, got {shown(values)}") from error
-    raise InputError(f"{expected}, got {shown(values)}")
 
 
 def integers(values: Any, expected: str) -> list[int]:

@@ -18,11 +18,11 @@ from pegasusx_ref.checkpoint.safetensors_file import INTEGERS, WEIGHTS, read_saf
 from pegasusx_ref.errors import CheckpointError, InputError, reason, shown
 from pegasusx_ref.files.reading import as_path, read_bytes, reading
 from pegasusx_ref.files.zip_files import open_zip
+from pegasusx_ref.model.inputs import MAX_TOKENS
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 INPUTS = tuple(name for pair in MASKS.items() for name in pair)
-MAX_IDS = 2**24
 MAX_MAPPING_SIZE = 2**20  # bytes
 COMPRESSIONS = (ZIP_STORED, ZIP_DEFLATED)  # those of NumPy
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -88,8 +88,8 @@ class MappedTensors(Mapping[str, np.ndarray]):
         self._tensors, self._sources = tensors, sources
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name in INPUTS and math.prod(self.shape(name)) > MAX_IDS:
-            raise InputError(f"{name} has shape {self.shape(name)}: at most {MAX_IDS:,} ids or masks are read")
+        if name in INPUTS and math.prod(self.shape(name)) > MAX_TOKENS:
+            raise InputError(f"{name} has shape {self.shape(name)}: at most {MAX_TOKENS:,} ids or masks are read")
         theirs, _ = self._sources[name]
         with reading(f"tensor {shown(theirs)}", "readable", InputError):
             tensor = to_numpy(self._tensors[theirs])
