@@ -32,6 +32,10 @@ class InputError(PegasusXError, ValueError):
     """Invalid token ids, masks or other arguments."""
 
 
+class InputTypeError(InputError, TypeError):
+    """An argument of a wrong type."""
+
+
 class CheckpointError(PegasusXError, OSError):
     """A checkpoint folder that is incomplete, corrupt, or belongs to another model."""
 

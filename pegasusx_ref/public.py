@@ -1,6 +1,7 @@
 """The public names of the package, which `pegasusx_ref` imports when the first of them is used."""
 
 from pegasusx_ref.backend.registry import available_backends, get_backend
+from pegasusx_ref.conversion import convert
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import (
     BackendError,
@@ -8,6 +9,7 @@ from pegasusx_ref.errors import (
     ConfigError,
     ExtraError,
     InputError,
+    InputTypeError,
     NumericsError,
     OutputError,
     PegasusXError,
@@ -30,6 +32,7 @@ __all__ = [
     "ExtraError",
     "GenerationConfig",
     "InputError",
+    "InputTypeError",
     "NumericsError",
     "OutputError",
     "PegasusTokenizer",
@@ -39,6 +42,7 @@ __all__ = [
     "PegasusXModel",
     "SummarizationPipeline",
     "available_backends",
+    "convert",
     "get_backend",
     "listen",
     "pipeline",

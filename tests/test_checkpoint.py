@@ -476,12 +476,49 @@ def test_transposed_tensor_is_misshapen(folder: Path) -> None:
     tensors = random_tensors()
     tensors["model.encoder.layers.0.fc1.weight"] = tensors["model.encoder.layers.0.fc1.weight"].T
     write_safetensors(folder, tensors)
-    assert "'encoder.layers.0.fc1.weight' has shape (16, 24), but config.json implies (24, 16)" in failure(folder)
+    message = failure(folder)
+    assert message.endswith("has shape (16, 24), but config.json implies (24, 16) (it is transposed)")
 
 
 def test_vocabulary_of_another_size_is_misshapen(folder: Path) -> None:
     SMALL.replace(vocab_size=41).save_pretrained(folder)
     assert "'shared.weight' has shape (40, 16), but config.json implies (41, 16)" in failure(folder)
+
+
+@pytest.mark.parametrize("rows", [41, 48, 64])
+@pytest.mark.parametrize("tied", [True, False])
+def test_longer_tables_set_the_vocabulary(transformers: Any, tmp_path: Path, tied: bool, rows: int) -> None:
+    config = SMALL.replace(vocab_size=rows, tie_word_embeddings=tied)
+    write_safetensors(tmp_path, random_tensors(config), config)
+    _, expected = logits_of_both(transformers, tmp_path)
+    config.replace(vocab_size=40).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=f"tables have {rows} rows, config.json says vocab_size=40") as caught:
+        ours = PegasusXForConditionalGeneration.from_pretrained(tmp_path, dtype="float64")
+    assert caught[0].filename == __file__
+    assert ours.config.vocab_size == rows
+    rng = np.random.default_rng(11)
+    source, target = rng.integers(2, 40, (2, 19)), rng.integers(2, 40, (2, 5))
+    logits = ours(source, decoder_input_ids=target).logits
+    assert np.abs(logits - expected).max() <= 1e-10 * np.abs(expected).max()
+    assert np.isfinite(ours([[rows - 1]], decoder_input_ids=[[rows - 1]]).logits).all()
+    ours.save_pretrained(tmp_path / "again")
+    assert PegasusXConfig.from_pretrained(tmp_path / "again").vocab_size == rows
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_tables_of_different_lengths_are_misshapen(folder: Path, copy: str) -> None:
+    longer = random_tensors(SMALL.replace(vocab_size=48))["model." + EMBEDDING]
+    write_safetensors(folder, random_tensors() | {copy if copy == "lm_head.weight" else "model." + copy: longer})
+    assert f"'{copy}' has shape (48, 16), but config.json implies (40, 16)" in failure(folder)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (24, 1), (0, 16), (1, 24)])
+@pytest.mark.parametrize("name", [VICTIM, EMBEDDING])
+def test_tensors_without_elements_or_dimensions_are_misshapen(folder: Path, name: str, shape: tuple[int, ...]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(random_tensors() | {f"model.{name}": np.zeros(shape, np.float32)}, folder / SAFETENSORS)
+    assert f"tensor '{name}' has shape {shape}" in failure(folder)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
@@ -589,6 +626,9 @@ INDICES: list[Any] = [
     {"weight_map": ["a"]},
     {"weight_map": None},
     {"weight_map": {"a": 3}},
+    {"weight_map": {"a": ".."}},
+    {"weight_map": {"a": ""}},
+    {"weight_map": {"a": "../model.safetensors"}},
     [1],
     "text",
 ]
@@ -598,7 +638,7 @@ INDICES: list[Any] = [
 def test_index_without_a_weight_map_is_named(folder: Path, index: Any) -> None:
     shard(folder)
     write_index(folder, index)
-    assert f"{folder / SAFETENSORS}.index.json" in failure(folder)
+    assert failure(folder).startswith(f"{folder / SAFETENSORS}.index.json: ")
 
 
 def test_index_that_is_no_json_is_named(folder: Path) -> None:

@@ -103,6 +103,28 @@ def test_standard_input_is_read_without_a_file_and_for_a_dash(
     assert result.stdout.splitlines() == summaries[:2]
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_documents_that_are_processed_together(
+    folder: Path, files: list[Path], summaries: list[str], batch_size: int
+) -> None:
+    arguments = (*files, "--model", folder, *LIMIT, "--json")
+    together = run(*arguments, "--batch-size", batch_size)
+    assert [json.loads(line)["summary_text"] for line in together.stdout.splitlines()] == summaries
+    assert together.stdout == run(*arguments).stdout  # with each document's own number of tokens
+    assert len(FIGURES.findall(together.stderr)) == -(-3 // batch_size)
+    assert f"{files[0]} and {min(batch_size, 3) - 1} more: read" in together.stderr
+    assert "--batch-size" in error_line(*arguments, "--batch-size", 0)
+
+
+def test_a_text_without_visible_characters_is_empty(folder: Path, files: list[Path], tmp_path: Path) -> None:
+    message = "standard input is empty: there is nothing to summarize"
+    assert error_line("--model", folder, stdin="\u200b \ufeff") == message
+    hidden = tmp_path / "hidden.txt"
+    hidden.write_text("\u200b", encoding="utf-8")
+    result = run(files[0], hidden, "--model", folder, *LIMIT, "--batch-size", 2)
+    assert result.stderr.splitlines()[-1] == f"Error: {hidden} is empty: there is nothing to summarize"
+
+
 def test_a_byte_order_mark_is_ignored(folder: Path, files: list[Path], tmp_path: Path, summaries: list[str]) -> None:
     marked = tmp_path / "marked.txt"
     marked.write_bytes(b"\xef\xbb\xbf" + files[0].read_bytes())
@@ -167,11 +189,11 @@ def test_defaults_come_from_the_checkpoints_generation_config(
     folder: Path, texts: list[str], tmp_path: Path, summaries: list[str]
 ) -> None:
     shutil.copytree(folder, tmp_path / "model")
-    defaults = {"max_length": NEW_TOKENS + 1, "num_beams": 1, "suppress_tokens": [3], "forced_eos_token_id": 1}
+    defaults = {"max_length": NEW_TOKENS + 1, "num_beams": 1, "typical_p": 0.5, "forced_eos_token_id": 1}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
     result = run("--model", tmp_path / "model", "--no-progress", stdin=texts[0])
     assert result.stdout == summaries[0] + "\n"
-    assert result.stderr == "Note: ignoring unsupported settings of the checkpoint: suppress_tokens=[3]\n"
+    assert result.stderr == "Note: ignoring unsupported settings of the checkpoint: typical_p=0.5\n"
 
 
 def test_beams_are_asked_for_by_the_checkpoint_or_the_option(folder: Path, texts: list[str], tmp_path: Path) -> None:
@@ -337,7 +359,7 @@ def test_a_damaged_model_is_rejected(folder: Path, files: list[Path], tmp_path: 
     assert "no weights found" in error_line(files[0], "--model", damaged)
     shutil.copy(folder / "model.safetensors", weights)
     (damaged / "spiece.model").unlink()
-    assert str(damaged / "spiece.model") in error_line(files[0], "--model", damaged)
+    assert f"{damaged}: no tokenizer: copy spiece.model" in error_line(files[0], "--model", damaged)
 
 
 def test_an_unknown_backend_is_rejected_with_the_choices(folder: Path, files: list[Path]) -> None:

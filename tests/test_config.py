@@ -294,7 +294,7 @@ def test_ending_token_ids_must_lie_in_the_vocabulary(name: str, value: Any) -> N
     assert "vocab_size=256" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [-1, 256, 1.0, "1", None, False, [1]])
+@pytest.mark.parametrize("value", [-1, 256, 1.0, "1", False, [1]])
 @pytest.mark.parametrize("name", ["pad_token_id", "decoder_start_token_id"])
 def test_single_token_ids_must_lie_in_the_vocabulary(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -302,12 +302,31 @@ def test_single_token_ids_must_lie_in_the_vocabulary(name: str, value: Any) -> N
     assert f"{name}={value!r} must be a token id in [0, vocab_size=256)" in str(caught.value)
 
 
-def test_no_eos_at_all_is_an_error_but_none_need_be_forced() -> None:
-    assert PegasusXConfig.preset("tiny", forced_eos_token_id=None).forced_eos_token_id is None
-    with pytest.raises(ConfigError, match="eos_token_id=None"):
-        PegasusXConfig.preset("tiny", eos_token_id=None)
+def test_no_token_need_end_a_text_or_be_forced() -> None:
+    config = PegasusXConfig.preset("tiny", forced_eos_token_id=None, eos_token_id=None)
+    assert (config.forced_eos_token_id, config.eos_token_id) == (None, None)
     with pytest.raises(ConfigError, match=r"eos_token_id=\[\]"):
         PegasusXConfig.preset("tiny", eos_token_id=[])
+
+
+@pytest.mark.parametrize(
+    ("entries", "start", "pad"),
+    [
+        ({"decoder_start_token_id": None, "bos_token_id": 4}, 4, 0),
+        ({"decoder_start_token_id": 3, "bos_token_id": 4}, 3, 0),
+        ({"pad_token_id": None}, 0, 1),
+        ({"pad_token_id": None, "eos_token_id": [5, 6]}, 0, 5),
+        ({"pad_token_id": None, "eos_token_id": None}, 0, 0),
+    ],
+)
+def test_tokens_that_are_null_are_replaced_as_in_generation(entries: dict[str, Any], start: int, pad: int) -> None:
+    config = PegasusXConfig.from_dict(PegasusXConfig.preset("tiny").to_dict() | entries)
+    assert (config.decoder_start_token_id, config.pad_token_id) == (start, pad)
+
+
+def test_no_first_token_at_all_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="decoder_start_token_id=None must be a token id"):
+        PegasusXConfig.preset("tiny", decoder_start_token_id=None)
 
 
 @pytest.mark.parametrize(("value", "message"), [(2, "an integer from 4 to 65,536"), (33, "even")])
@@ -359,9 +378,24 @@ def test_activation_must_be_known(value: Any) -> None:
     assert f"activation_function={value!r} is unknown: choose one of relu, gelu" in str(caught.value)
 
 
-def test_numpy_integers_are_no_json_and_refused() -> None:
-    with pytest.raises(ConfigError, match="block_size="):
-        PegasusXConfig.preset("tiny", block_size=np.int64(8))
+def test_numbers_of_numpy_become_numbers_of_python(tmp_path: Path) -> None:
+    config = PegasusXConfig.preset(
+        "tiny",
+        block_size=np.int64(8),
+        dropout=np.float32(0.5),
+        init_std=np.array(0.25),
+        use_cache=np.bool_(False),
+        eos_token_id=np.array([1, 5]),
+        forced_eos_token_id=(np.uint8(5),),
+    )
+    assert config == PegasusXConfig.preset(
+        "tiny", block_size=8, dropout=0.5, init_std=0.25, use_cache=False, eos_token_id=[1, 5], forced_eos_token_id=[5]
+    )
+    config.save_pretrained(tmp_path)
+    assert PegasusXConfig.from_pretrained(tmp_path).replace(extra={}) == config
+    for value in (np.float64(8), np.array([8]), np.bool_(True)):
+        with pytest.raises(ConfigError, match="block_size="):
+            PegasusXConfig.preset("tiny", block_size=value)
 
 
 @pytest.mark.parametrize("model_type", ["bart", "pegasus", None, 3])
@@ -382,3 +416,13 @@ def test_missing_file_is_a_checkpoint_error_that_names_it(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError) as caught:
         PegasusXConfig.from_pretrained(str(tmp_path))
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_another_object_is_no_configuration(tmp_path: Path) -> None:
+    """It would be the default configuration."""
+    for entries in ({}, {"error": "Repository not found"}):
+        (tmp_path / "config.json").write_text(json.dumps(entries))
+        with pytest.raises(ConfigError, match=r"config\.json: it has no entry of a PEGASUS-X configuration"):
+            PegasusXConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 32}))
+    assert PegasusXConfig.from_pretrained(tmp_path).d_model == 32

@@ -86,7 +86,7 @@ def test_half_precision_is_told_to_try_float32() -> None:
     weights = {name: w * 3e4 if "fc1.weight" in name else w for name, w in WEIGHTS.items()}
     model = PegasusXForConditionalGeneration(CONFIG, weights, backend_on_cpu("torch", "float16"))
     with pytest.raises(NumericsError, match=r"is encoder\.layers\.0\.tokens\.fc1; try dtype='float32'$"):
-        model.generate(IDS)
+        model.generate(IDS, max_new_tokens=3)
     in_float32 = PegasusXForConditionalGeneration(CONFIG, weights, backend_on_cpu("torch", "float32"))
     assert in_float32.generate(IDS, max_new_tokens=3).shape == (2, 4)
 
@@ -123,7 +123,7 @@ def test_a_listener_of_the_caller_is_not_called_by_the_second_run_and_the_stream
     names: list[str] = []
     streamer = Streamer()
     with listen(lambda name, _: names.append(name), "encoder.embeddings"), pytest.raises(NumericsError):
-        damaged("decoder.layer_norm.bias", np.nan).generate(IDS, streamer=streamer)
+        damaged("decoder.layer_norm.bias", np.nan).generate(IDS, max_new_tokens=3, streamer=streamer)
     assert names == ["encoder.embeddings"]
     assert len(streamer.steps) == 1  # the start tokens
 
@@ -201,7 +201,7 @@ def test_logits_beyond_float32_are_an_error_that_says_so() -> None:
     weights = {name: w * np.float64(1e200 if name == "decoder.layer_norm.weight" else 1) for name, w in WEIGHTS.items()}
     model = PegasusXForConditionalGeneration(CONFIG, weights, backend_on_cpu("golden", "float64"))
     with pytest.raises(NumericsError, match=re.escape("a second run found no layer whose tensors are not finite; ")):
-        model.generate(IDS)
+        model.generate(IDS, max_new_tokens=3)
 
 
 def test_loss_and_logits_of_a_call_stay_nan() -> None:
@@ -214,7 +214,8 @@ def test_loss_and_logits_of_a_call_stay_nan() -> None:
 def test_the_command_line_shows_one_line_and_no_warning_of_numpy(tmp_path: Path) -> None:
     model = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT)
     weights = {n: w * np.float32(1e30 if n == "shared.weight" else 1) for n, w in model.state_dict().items()}
-    PegasusXForConditionalGeneration(model.config, weights, model.ops).save_pretrained(tmp_path / "huge")
+    huge = PegasusXForConditionalGeneration(model.config, weights, model.ops, model.generation_config)
+    huge.save_pretrained(tmp_path / "huge")
     copy2(DEMO_CHECKPOINT / "spiece.model", tmp_path / "huge")
     text = tmp_path / "in.txt"
     text.write_text("This library reads and writes PNG images.")

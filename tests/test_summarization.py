@@ -1,10 +1,14 @@
 """`pipeline("summarization")`: texts in, summaries out, as transformers 4 shaped them."""
 
+import json
 import re
 import shutil
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pegasusx_ref import (
@@ -13,12 +17,19 @@ from pegasusx_ref import (
     InputError,
     PegasusTokenizer,
     PegasusXConfig,
+    PegasusXError,
     PegasusXForConditionalGeneration,
     SummarizationPipeline,
     pipeline,
 )
 
 LIMIT: dict[str, Any] = {"max_new_tokens": 8}
+
+
+class Table(list[str]):
+    """Iterates over the names of its columns, as a table of pandas does."""
+
+    columns = ("text", "summary")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,95 @@ def test_summaries_do_not_depend_on_the_batch_size(
 ) -> None:
     expected = [{"summary_text": summary} for summary in summaries]
     assert summarizer(texts, batch_size=batch_size, **LIMIT) == expected
-    assert summarizer(iter(texts), batch_size=batch_size, **LIMIT) == expected
+    for sequence in (tuple(texts), np.array(texts), dict.fromkeys(texts).keys()):
+        assert summarizer(sequence, batch_size=batch_size, **LIMIT) == expected
+    stream = summarizer(iter(texts), batch_size=batch_size, **LIMIT)
+    assert not hasattr(stream, "__len__")
+    assert list(stream) == [[summary] for summary in expected]
+
+
+def test_iterators_are_read_as_their_summaries_are_consumed(
+    summarizer: SummarizationPipeline, texts: list[str], summaries: list[str]
+) -> None:
+    """The results have the form of transformers 4: a list for each text."""
+    num_read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal num_read
+        for num_read in count(1):
+            yield texts[num_read % 3]
+
+    stream = summarizer(endless(), batch_size=2, **LIMIT)
+    assert num_read == 0
+    assert [next(stream) for _ in range(3)] == [[{"summary_text": summaries[i]}] for i in (1, 2, 0)]
+    assert num_read == 4
+    mixed = summarizer(iter([texts[0], ""]), **LIMIT)
+    assert next(mixed) == [{"summary_text": summaries[0]}]
+    with pytest.raises(InputError, match="text 1 is empty"):
+        next(mixed)
+    with pytest.raises(InputError, match="batch_size=0"):
+        summarizer(endless(), batch_size=0)
+
+
+@pytest.mark.parametrize("task", [{"max_length": 6}, {"num_beams": 3, "max_new_tokens": 5, "prefix": "the files: "}])
+def test_the_checkpoints_settings_for_the_task(
+    task: dict[str, Any], wordy_folder: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """They replace those of generation_config.json; arguments replace them; the prefix stands in front of a text."""
+    shutil.copytree(wordy_folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["task_specific_params"] = {"summarization": task, "translation": {"max_length": 3}}
+    config["prefix"] = "another: "
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    summarizer = pipeline(model=tmp_path / "model")
+    prefix = task.get("prefix", "another: ")
+    settings = {name: value for name, value in task.items() if name != "prefix"}
+    ids = summarizer.tokenizer([prefix + texts[0]], return_tensors="np")
+    variants: list[dict[str, Any]] = [{}, {"max_new_tokens": 4, "num_beams": 2}]
+    for changes in variants:
+        used = {name: value for name, value in (settings | changes).items() if not (changes and name == "max_length")}
+        expected = summarizer.model.generate(**ids, **used)
+        expected_text = summarizer.tokenizer.decode(expected[0], skip_special_tokens=True)
+        assert summarizer(texts[0], **changes) == [{"summary_text": expected_text}]
+    with pytest.raises(InputError, match="text 0 is empty"):
+        summarizer("\u200b")
+
+
+def test_settings_of_the_task_that_are_not_supported_are_named(wordy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(wordy_folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for task, message in (({"style": "old"}, "ignoring .*: {'style': 'old'}"), ({"prefix": 7}, "{'prefix': 7}")):
+        config["task_specific_params"] = {"summarization": task}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        with pytest.warns(match=message):
+            pipeline(model=tmp_path / "model")
+
+
+def test_without_any_length_a_summary_has_up_to_256_tokens(summarizer: SummarizationPipeline) -> None:
+    """As in transformers 4; `generate` has 20."""
+    assert summarizer.model.generation_config.lengths() == (0, 21)
+    assert summarizer.generation_config.lengths() == (0, 257)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_transformers(
+    summarizer: SummarizationPipeline, wordy_folder: Path, texts: list[str], prose: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PegasusTokenizer.from_pretrained(wordy_folder)
+    both = pipeline(model=summarizer.model, tokenizer=theirs)
+    assert both.tokenizer is theirs
+    assert both([t.strip() for t in texts], batch_size=2, **LIMIT) == summarizer(
+        [t.strip() for t in texts], batch_size=2, **LIMIT
+    )
+    long = prose[20000:24000].strip()
+    with pytest.warns(UserWarning, match="text 0 is longer than the model's 512 tokens") as warned:
+        summarizer(long, **LIMIT), both(long, **LIMIT)
+    assert len({str(warning.message) for warning in warned}) == 1
+    with pytest.raises(InputError, match="text 1 is empty"):
+        both(["A text.", "\u200b"], **LIMIT)
+    with pytest.raises(TypeError, match="7 is no tokenizer"):
+        pipeline(model=summarizer.model, tokenizer=7)
 
 
 def test_no_texts_give_no_summaries(summarizer: SummarizationPipeline) -> None:
@@ -104,12 +203,20 @@ def test_a_model_comes_with_its_tokenizer(
         assert again(texts[2], **LIMIT) == [{"summary_text": summaries[2]}]
     with pytest.raises(InputError, match="a model was given without its tokenizer: pass tokenizer="):
         pipeline("summarization", model=summarizer.model)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"backend": "golden"}, "backend='golden', but"),
+        ({"dtype": "float64"}, "load it again"),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(PegasusXError, match=message):
+            pipeline("summarization", model=summarizer.model, tokenizer=summarizer.tokenizer, **arguments)
+    pipeline(model=summarizer.model, tokenizer=summarizer.tokenizer, backend="numpy", device=-1, torch_dtype="float32")
 
 
 def test_a_tokenizer_from_another_folder(wordy_folder: Path, tmp_path: Path, tokenizer_folder: Path) -> None:
     shutil.copytree(wordy_folder, tmp_path / "model")
     (tmp_path / "model" / "spiece.model").unlink()
-    with pytest.raises(CheckpointError, match=re.escape("spiece.model: no such file")):
+    with pytest.raises(CheckpointError, match=r"model: no tokenizer: copy spiece\.model"):
         pipeline(model=tmp_path / "model")
     assert pipeline(model=tmp_path / "model", tokenizer=tokenizer_folder).tokenizer.vocab_size == 500
 
@@ -143,9 +250,14 @@ def test_unsupported_arguments_of_pipeline_are_errors(
     [
         ("", {}, InputError, "text 0 is empty"),
         (["A text.", " \n"], {}, InputError, "text 1 is empty"),
+        ("\u200b\u200b \ufeff", {}, InputError, "text 0 is empty"),
+        (["A text.", "\u200b"], {"batch_size": 2}, InputError, "text 1 is empty"),
         (7, {}, InputError, "expected a text or several, got 7"),
         (b"bytes", {}, InputError, "expected a text or several, got b'bytes'"),
-        (["A text.", None], {}, InputError, "text 1 is a NoneType: pass a str"),
+        (["A text.", None], {}, TypeError, "text 1 is a NoneType: pass a str"),
+        ({"text": "A text."}, {}, TypeError, r"got a dict: pass its texts, as in data\['text'\]"),
+        ([{"text": "A text."}], {}, TypeError, "text 0 is a dict with 'text': pass the texts themselves"),
+        (Table(), {}, TypeError, "expected a text or several, got a Table"),
         ("A text.", {"batch_size": 0}, InputError, "batch_size=0 must be an integer of at least 1"),
         ("A text.", {"max_tokens": 3}, TypeError, "max_tokens"),
         ("A text.", {"num_beams": 0}, ValueError, "num_beams=0 must be an integer from 1 to 1,024"),

@@ -77,3 +77,15 @@ def test_a_model_without_a_head_has_no_head_tensor() -> None:
     untied = PegasusXConfig.preset("tiny", tie_word_embeddings=False)
     assert "lm_head.weight" not in PegasusXModel.from_random(untied).state_dict()
     assert "lm_head.weight" in PegasusXForConditionalGeneration.from_random(untied).state_dict()
+
+
+def test_a_bias_of_the_logits_is_part_of_a_model_that_says_so() -> None:
+    config = PegasusXConfig.preset("tiny", extra={"final_logits_bias": True})
+    assert parameter_shapes(config)["final_logits_bias"] == (256,)
+    assert "final_logits_bias" not in parameter_shapes(config, head=False)
+    assert "final_logits_bias" not in parameter_shapes(config.replace(extra={"final_logits_bias": "yes"}))
+    source, target = [[7, 8, 9, 1]], [[0, 5]]
+    model = PegasusXForConditionalGeneration.from_random(config)
+    plain = PegasusXForConditionalGeneration.from_random(config.replace(extra={}))
+    logits, without = (m(source, decoder_input_ids=target).logits for m in (model, plain))
+    assert np.allclose(logits, without + model.weights["final_logits_bias"], atol=1e-5)

@@ -42,6 +42,9 @@ class CupyBackend(GoldenBackend):
         self.dtype = dtype
         self._device = cupy.cuda.Device(int(self.device.removeprefix("cuda:")))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device, self.dtype)
+
     @classmethod
     def devices(cls) -> list[str]:
         """List the CUDA devices.

@@ -105,6 +105,9 @@ class TorchBackend:
         self._source_lengths = SourceLengths()
         self._packed_weights = PackedWeights()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device, self.dtype, self.tf32)  # without its caches
+
     @classmethod
     def devices(cls) -> list[str]:
         """List the available devices, the default first."""

@@ -4,18 +4,20 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, distributions
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.errors import BackendError, reason, shown
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 ENTRY_POINT_GROUP = "pegasusx_ref.backends"
 BUILT_IN = {
-    "golden": EntryPoint("golden", "pegasusx_ref.backend:GoldenBackend", ENTRY_POINT_GROUP),
-    "numpy": EntryPoint("numpy", "pegasusx_numpy:NumpyBackend", ENTRY_POINT_GROUP),
+    "golden": "pegasusx_ref.backend:GoldenBackend",
+    "numpy": "pegasusx_numpy:NumpyBackend",
 }
 OF_INSTANCES = ("dtype", "device", "compiles")
 OF_CLASSES = [name for name in vars(Backend) if not name.startswith("_") and name not in OF_INSTANCES]
@@ -55,7 +57,7 @@ def get_backend(
 
     Args:
         name: one of `available_backends()`; there is no automatic fallback.
-        device: "cpu", "cuda:0", or the number of a device; None, "auto" and 0 mean the backend's first one.
+        device: "cpu", "cuda:0", or the number of a device; None, "auto" and 0 mean the backend's first one, -1 the CPU.
         dtype: one that the backend declares: "float64", "float32", …, or a NumPy or torch dtype.
         options: of this backend, such as `tf32=True` for torch.
 
@@ -66,6 +68,7 @@ def get_backend(
     backend_class = _load(name)
     if not isinstance(device, str | int | None) and type(device).__name__ != "device":  # torch.device
         raise BackendError(f"device {shown(device)} is not a device: pass a name such as 'cpu', or a number")
+    device = "cpu" if isinstance(device, int) and device == -1 else device  # as in transformers
     dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
         raise BackendError(
@@ -95,9 +98,11 @@ def dtype_name(dtype: Any) -> str:
         raise BackendError(f"dtype {shown(dtype)} is not a known dtype: pass a name such as 'float32'") from None
 
 
-def _announced() -> dict[str, list[EntryPoint]]:
+def _announced() -> dict[str, list["EntryPoint"]]:
     """Find the entry points of each name; a package that is found twice on the path counts once, as for Python."""
-    found = {name: [point] for name, point in BUILT_IN.items()}
+    from importlib.metadata import EntryPoint, distributions  # takes as long to import as all of this package's model
+
+    found = {name: [EntryPoint(name, value, ENTRY_POINT_GROUP)] for name, value in BUILT_IN.items()}
     packages = set()
     for distribution in distributions():
         try:

@@ -2,6 +2,7 @@
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 MAX_OPERATIONS = 2**18  # 7,000 tensors, seven times those of the large model
 MAX_PICKLE_SIZE = 2**24  # bytes
 MAX_TUPLE = 2**10  # a tensor's shape and strides have at most 128 numbers
+# The entries of a training program's file under which it keeps the state dict, as Lightning and DeepSpeed do.
+STATE_DICTS = ("state_dict", "model_state_dict", "module", "model")
 OLDER_PICKLES = 5  # in a file of torch's older format, in front of the tensors' data
 # The functions and classes from which torch.save builds tensors and dictionaries of them.
 TENSOR_GLOBALS = re.compile(
@@ -51,13 +54,28 @@ def read_pickle(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             is_zip = zipfile.is_zipfile(file)
         _check_pickles(path, is_zip)
         # Only the newer of torch's two formats, a zip archive, can be mapped into memory.
-        entries = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+        if path.suffix == ".safetensors":  # torch would take the path for a file of that format
+            with open_regular(path) as file:
+                entries = torch.load(file, **options)
+        else:
+            entries = torch.load(path, mmap=is_zip, **options)
+        entries = _state_dict(path, entries)
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__}: expected a dictionary of tensors by name")
         arrays = {name: _array(name, tensor) for name, tensor in entries.items()}
         if is_zip:
             _check_storages(path, entries)
         return arrays, {}
+
+
+def _state_dict(path: Path, entries: Any) -> Any:
+    """Find the state dict among the entries of a training program's file."""
+    name = next((n for n in STATE_DICTS if isinstance(entries, dict) and isinstance(entries.get(n), dict)), None)
+    if name is None:
+        return entries
+    warnings.warn(f"{path}: read its entry {name!r}, the state dict of a training program's file", stacklevel=7)
+    return entries[name]
 
 
 def _operations(path: Path, is_zip: bool) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:

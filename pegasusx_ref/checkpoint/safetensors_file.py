@@ -1,13 +1,15 @@
 """Reading a safetensors file without copying it, bfloat16 included."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pegasusx_ref.errors import CheckpointError, shown
+from pegasusx_ref.files.foreign import AGAIN
 from pegasusx_ref.files.json_files import parse_object
 from pegasusx_ref.files.reading import open_regular, reading
 
@@ -59,9 +61,19 @@ def read_safetensors(
             header_size = int.from_bytes(file.read(8), "little")
             if header_size > MAX_HEADER_SIZE:
                 raise ValueError(f"a header of {header_size:,} bytes, at most {MAX_HEADER_SIZE:,} are read")
-            header = parse_object(file.read(header_size))
-        with safe_open(path, framework="np"):
-            pass
+            text = file.read(header_size)
+            if len(text) < header_size:
+                raise ValueError(f"its end is missing: {AGAIN}")
+            header = parse_object(text)
+            size = os.fstat(file.fileno()).st_size
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError:
+            stops = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            if size < (expected := 8 + header_size + max(stops, default=0)):
+                raise ValueError(f"it has {size:,} of {expected:,} bytes: {AGAIN}") from None
+            raise
         buffer = np.memmap(path, dtype=np.uint8, mode="r")
         metadata = header.pop("__metadata__", None) or {}
         tensors = {}

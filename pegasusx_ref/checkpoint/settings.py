@@ -22,7 +22,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             return read_json(path)
     except CheckpointError:
         if not os.path.lexists(path.parent):
-            found = "the folder does not exist, and models are not downloaded"
+            found = "the folder does not exist, and it is no owner/name of the Hugging Face Hub"
         elif not path.parent.is_dir():
             raise CheckpointError(f"{path.parent}: is a file: pass the folder that contains it") from None
         elif not os.path.lexists(path):

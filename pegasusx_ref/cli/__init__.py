@@ -6,6 +6,7 @@ import pegasusx_ref
 from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.bench import bench_command
 from pegasusx_ref.cli.commands import MainGroup
+from pegasusx_ref.cli.convert import convert_command
 from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.explore import explore
 from pegasusx_ref.cli.picture import picture
@@ -29,6 +30,7 @@ for command in (
     picture,
     verify_command,
     vectors_commands,
+    convert_command,
     backends,
     bench_command,
 ):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from pegasusx_ref.checkpoint.hub import is_hub_name
 from pegasusx_ref.cli.messages import UsageError, one_line_messages
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import OutputError
@@ -70,7 +71,7 @@ class InputFile(FileType):
 
 
 class InputFolder(FileType):
-    """A folder whose files are read.
+    """A folder whose files are read, or a name of the Hub, whose files no command writes.
 
     Args:
         default: the folder without a value.
@@ -79,6 +80,11 @@ class InputFolder(FileType):
     def __init__(self, default: Path | None = None) -> None:
         super().__init__()
         self.default = default
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Keep a path a path: "./owner/name" would become a name of the Hub without its dot."""
+        path = Path(value)
+        return path.absolute() if is_hub_name(path) and not is_hub_name(value) else path
 
     def uses(self, name: str, path: Path | None, settings: dict[str, Any]) -> Iterator[Use]:
         """List the files in the folder."""
@@ -113,7 +119,7 @@ class OutputFolder(FileType):
     """A folder that files are written into; what writes them checks the folder's content."""
 
     def uses(self, name: str, path: Path | None, settings: dict[str, Any]) -> Iterator[Use]:
-        """List nothing, because no command that reads files writes a folder."""
+        """List nothing: a command may write into the folder that it reads, once all is read."""
         return iter(())
 
 

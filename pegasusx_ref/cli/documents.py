@@ -50,10 +50,7 @@ def encode_document(name: str, text: str, summarizer: SummarizationPipeline) -> 
         text: of the document.
         summarizer: the model and its tokenizer.
     """
-    batch = summarizer.encode([text])
-    limit = f"the model's {summarizer.model.config.max_position_embeddings} tokens"
-    note_dropped(name, batch.num_truncated_tokens[0], limit)
-    return batch
+    return summarizer.encode([text], names=[name])
 
 
 def note_dropped(name: str, num_dropped: int, limit: str) -> None:

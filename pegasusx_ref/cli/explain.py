@@ -7,7 +7,7 @@ import click
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.cli.commands import MODEL_FOLDER, Command
 from pegasusx_ref.cli.messages import UsageError
-from pegasusx_ref.cli.options import POSITIVE, json_option
+from pegasusx_ref.cli.options import MODEL_HELP, POSITIVE, hub_options, json_option, revision_option
 from pegasusx_ref.cli.printing import print_code, print_json, print_prose, print_table, print_text, print_title
 from pegasusx_ref.model.config import PRESETS, PegasusXConfig
 from pegasusx_ref.rendering.tables import Table, count, counted, size
@@ -23,7 +23,8 @@ from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 @click.argument("place", required=False)
 @click.option("--cost", "whole_cost", is_flag=True, help="Show the cost of each part of the model.")
 @click.option("--config", "preset", type=click.Choice(list(PRESETS)), help="Published shape.  [default: base]")
-@click.option("--model", "folder", type=MODEL_FOLDER, help="Checkpoint folder, for its config.json.")
+@click.option("--model", "folder", type=MODEL_FOLDER, help=f"{MODEL_HELP}, for its config.json.")
+@revision_option
 @click.option("--tokens", default=4096, show_default=True, type=POSITIVE, help="Number of source tokens.")
 @click.option("--target-tokens", default=128, show_default=True, type=POSITIVE, help="Number of target tokens.")
 @click.option(
@@ -39,6 +40,7 @@ def explain(
     whole_cost: bool,
     preset: str | None,
     folder: Path | None,
+    revision: str | None,
     tokens: int,
     target_tokens: int,
     dtype: str,
@@ -55,7 +57,11 @@ def explain(
         raise UsageError(f"--config {preset} and --model {folder} exclude each other")
     if place is not None and whole_cost:
         raise UsageError(f"--cost and {place} exclude each other: --cost is for the whole model")
-    config = PegasusXConfig.preset(preset or "base") if folder is None else PegasusXConfig.from_pretrained(folder)
+    hub = hub_options(folder, revision)
+    if folder is None:
+        config = PegasusXConfig.preset(preset or "base")
+    else:
+        config = PegasusXConfig.from_pretrained(folder, **hub)
     subject = preset or "base" if folder is None else folder.resolve().name
     heading = f"{subject}, {tokens} source and {target_tokens} target tokens, {dtype}"
     if whole_cost:

@@ -19,11 +19,20 @@ from pegasusx_ref.summarization import pipeline
 @options.file_argument
 @click.option("--out", default="explore.html", show_default=True, type=OUTPUT_FILE, metavar="FILE", help="Output file.")
 @options.model_option
+@options.revision_option
 @click.option("--tokens", type=click.IntRange(min=2), help="Maximum number of source tokens.  [default: the model's]")
 @options.max_new_tokens_option
 @options.num_beams_option
 @options.progress_option
-def explore(file: Path, out: Path, folder: Path | None, tokens: int | None, shown: bool, **settings: Any) -> None:
+def explore(
+    file: Path,
+    out: Path,
+    folder: Path | None,
+    revision: str | None,
+    tokens: int | None,
+    shown: bool,
+    **settings: Any,
+) -> None:
     """Write an HTML page of a text's run: attention and summary.
 
     The text is FILE or standard input.
@@ -38,7 +47,7 @@ def explore(file: Path, out: Path, folder: Path | None, tokens: int | None, show
 
     as_mathml("x")  # fails before the run if the library is missing
     name, text = read_document(file)
-    summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT)
+    summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT, **options.hub_options(folder, revision))
     model, tokenizer = summarizer.model, summarizer.tokenizer
     _, max_length = model.generation_config.updated(**settings).lengths()
     most = tokens or model.config.max_position_embeddings

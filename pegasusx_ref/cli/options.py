@@ -1,22 +1,54 @@
 """Arguments and options that several commands have."""
 
+import os
+from pathlib import Path
+
 import click
 
+from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.cli.commands import INPUT_FILE, MODEL_FOLDER, OUTPUT_FILE
+from pegasusx_ref.cli.messages import UsageError
 
 POSITIVE = click.IntRange(min=1)
 NOT_NEGATIVE = click.IntRange(min=0)
 
+
+def hide_downloads(context: click.Context, _option: click.Parameter, shown: bool) -> bool:
+    """Without progress, hide huggingface_hub's bars too: it reads this variable when it is imported."""
+    if not shown and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        context.call_on_close(lambda: os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None))
+    return shown
+
+
+def hub_options(folder: Path | None, revision: str | None) -> HubOptions:
+    """Return how --model is looked up in the Hub.
+
+    Raises:
+        UsageError: --revision was given for a folder.
+    """
+    if revision is not None and (folder is None or folder.is_dir()):
+        raise UsageError(f"--revision {revision} is for a --model of the Hugging Face Hub: omit it for a folder")
+    return {"revision": revision}
+
+
+MODEL_HELP = "Checkpoint folder, or owner/name of the Hugging Face Hub"
+
 file_argument = click.argument("file", default="-", type=INPUT_FILE, metavar="[FILE]")
 model_option = click.option(
-    "--model", "folder", type=MODEL_FOLDER, help="Checkpoint folder.  [default: embedded checkpoint]"
+    "--model", "folder", type=MODEL_FOLDER, help=f"{MODEL_HELP}.  [default: embedded checkpoint]"
 )
+revision_option = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub.")
 max_new_tokens_option = click.option("--max-new-tokens", type=POSITIVE, help="Maximum length of the summary in tokens.")
 num_beams_option = click.option("--num-beams", type=POSITIVE, help="Number of beams; 1 is greedy search.")
 head_option = click.option("--head", type=NOT_NEGATIVE, help="Attention head, from 0.  [default: the mean of all]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 progress_option = click.option(
-    "--progress/--no-progress", "shown", default=True, help="Show progress on stderr.  [default: progress]"
+    "--progress/--no-progress",
+    "shown",
+    default=True,
+    callback=hide_downloads,
+    help="Show progress on stderr.  [default: progress]",
 )
 picture_option = click.option(
     "--out", type=OUTPUT_FILE, required=True, metavar="FILE", help="Output file: .png, .svg or .pdf."

@@ -1,6 +1,7 @@
 """``pegasusx-ref picture``: index maps, one token's reach, and attention as images."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -32,7 +33,7 @@ def picture() -> None:
     """
 
 
-def config_of(folder: Path | None, preset: str | None) -> PegasusXConfig:
+def config_of(preset: str | None, folder: Path | None, revision: str | None) -> PegasusXConfig:
     """Return the configuration of a preset or of a checkpoint.
 
     Raises:
@@ -40,53 +41,58 @@ def config_of(folder: Path | None, preset: str | None) -> PegasusXConfig:
     """
     if preset and folder:
         raise UsageError(f"--preset {preset} and --model {folder} exclude each other")
-    return PegasusXConfig.preset(preset) if preset else PegasusXConfig.from_pretrained(folder or DEMO_CHECKPOINT)
+    hub = options.hub_options(folder, revision)
+    return PegasusXConfig.preset(preset) if preset else PegasusXConfig.from_pretrained(folder or DEMO_CHECKPOINT, **hub)
 
 
-def encoded(file: Path, folder: Path | None) -> tuple[SummarizationPipeline, np.ndarray]:
+def encoded(file: Path, folder: Path | None, revision: str | None) -> tuple[SummarizationPipeline, np.ndarray]:
     """Load a model and encode a document as token ids (1, T)."""
-    summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT)
+    summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT, **options.hub_options(folder, revision))
     return summarizer, encode_document(*read_document(file), summarizer).input_ids
 
 
 @picture.command("index-map")
 @options.model_option
+@options.revision_option
 @preset_option
 @click.option("--tokens", default=100, show_default=True, type=options.POSITIVE, help="Length of the text.")
 @click.option("--padding", default=0, show_default=True, type=options.NOT_NEGATIVE, help="Padding tokens at its end.")
 @options.encoder_layer_option
 @options.picture_option
-def index_map(folder: Path | None, preset: str | None, tokens: int, padding: int, layer: int, out: Path) -> None:
+def index_map(preset: str | None, tokens: int, padding: int, layer: int, out: Path, **checkpoint: Any) -> None:
     """Draw the keys that each query of a layer attends to."""
     if padding >= tokens:
         raise UsageError(f"--padding {padding} must be less than --tokens {tokens}")
     key_mask = np.arange(tokens) < tokens - padding if padding else None
-    save_figure(pictures.index_map(config_of(folder, preset), tokens, layer, key_mask), out)
+    save_figure(pictures.index_map(config_of(preset, **checkpoint), tokens, layer, key_mask), out)
 
 
 @picture.command("spread")
 @options.model_option
+@options.revision_option
 @preset_option
 @click.option("--tokens", default=200, show_default=True, type=options.POSITIVE, help="Length of the text.")
 @click.option("--token", type=options.NOT_NEGATIVE, help="Position of the token, from 0.  [default: the middle]")
 @options.picture_option
-def spread(folder: Path | None, preset: str | None, tokens: int, token: int | None, out: Path) -> None:
+def spread(preset: str | None, tokens: int, token: int | None, out: Path, **checkpoint: Any) -> None:
     """Draw one token's reach, encoder layer by layer."""
-    save_figure(pictures.spread(config_of(folder, preset), tokens, tokens // 2 if token is None else token), out)
+    token = tokens // 2 if token is None else token
+    save_figure(pictures.spread(config_of(preset, **checkpoint), tokens, token), out)
 
 
 @picture.command("attention")
 @document_argument
 @options.model_option
+@options.revision_option
 @options.encoder_layer_option
 @options.head_option
 @options.picture_option
-def attention(file: Path, folder: Path | None, layer: int, head: int | None, out: Path) -> None:
+def attention(file: Path, layer: int, head: int | None, out: Path, **checkpoint: Any) -> None:
     """Draw the local attention of an encoder layer.
 
     FILE is a text; "-" reads standard input.
     """
-    summarizer, ids = encoded(file, folder)
+    summarizer, ids = encoded(file, **checkpoint)
     probs, blocks = local_attention_probs(summarizer.model, ids, layer)
     save_figure(pictures.attention_in_blocks(probs, blocks, head), out)
 
@@ -94,15 +100,16 @@ def attention(file: Path, folder: Path | None, layer: int, head: int | None, out
 @picture.command("cross-attention")
 @document_argument
 @options.model_option
+@options.revision_option
 @click.option("--layer", type=options.NOT_NEGATIVE, help="Decoder layer, from 0.  [default: the last]")
 @options.head_option
 @options.picture_option
-def cross_attention(file: Path, folder: Path | None, layer: int | None, head: int | None, out: Path) -> None:
+def cross_attention(file: Path, layer: int | None, head: int | None, out: Path, **checkpoint: Any) -> None:
     """Draw the cross-attention of each summary word.
 
     FILE is a text; "-" reads standard input.
     """
-    summarizer, ids = encoded(file, folder)
+    summarizer, ids = encoded(file, **checkpoint)
     model, tokens_of = summarizer.model, summarizer.tokenizer.convert_ids_to_tokens
     written = model.generate(ids)
     layer = model.config.decoder_layers - 1 if layer is None else layer

@@ -1,5 +1,6 @@
 """``pegasusx-ref summarize``: one line of summary for each document."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.cli import options
 from pegasusx_ref.cli.commands import INPUT_FILE, Command
-from pegasusx_ref.cli.documents import encode_document, read_document
+from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import note
 from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.cli.progress import summary_progress
@@ -23,11 +24,13 @@ def device_or_index(_context: click.Context, _option: click.Parameter, device: s
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, type=INPUT_FILE, metavar="[FILE]...")
 @options.model_option
+@options.revision_option
 @click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
 @click.option("--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]")
 @click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
 @options.max_new_tokens_option
 @options.num_beams_option
+@click.option("--batch-size", default=1, show_default=True, type=options.POSITIVE, help="Documents processed together.")
 @click.option("--length-penalty", type=float, help="Beam search: values above 0 favour long summaries.")
 @click.option("--min-length", type=options.NOT_NEGATIVE, help="Minimum length in tokens, including the start token.")
 @options.json_option
@@ -35,9 +38,11 @@ def device_or_index(_context: click.Context, _option: click.Parameter, device: s
 def summarize(
     files: tuple[Path, ...],
     folder: Path | None,
+    revision: str | None,
     backend: str,
     device: str | int | None,
     dtype: str,
+    batch_size: int,
     as_json: bool,
     shown: bool,
     **settings: Any,
@@ -49,42 +54,45 @@ def summarize(
     Debian packages.
     """
     documents = [read_document(path) for path in files or (Path("-"),)]
-    summarizer = pipeline("summarization", folder, backend=backend, device=device, dtype=dtype)
-    for name, text in documents:
-        result = summarize_document(name, text, summarizer, settings, shown)
-        if as_json:
-            print_json(result)
-        else:
-            print_text(result["summary_text"])
+    summarizer = pipeline(
+        "summarization", folder, backend=backend, device=device, dtype=dtype, **options.hub_options(folder, revision)
+    )
+    for start in range(0, len(documents), batch_size):
+        for result in summarize_documents(documents[start : start + batch_size], summarizer, settings, shown):
+            if as_json:
+                print_json(result)
+            else:
+                print_text(result["summary_text"])
 
 
-def summarize_document(
-    name: str, text: str, summarizer: SummarizationPipeline, settings: dict[str, Any], shown: bool
-) -> dict[str, Any]:
-    """Summarize one document in one line; progress and notes on dropped tokens and an empty summary are on stderr.
+def summarize_documents(
+    documents: list[tuple[str, str]], summarizer: SummarizationPipeline, settings: dict[str, Any], shown: bool
+) -> Iterator[dict[str, Any]]:
+    """Summarize documents together, each in one line; progress and notes on dropped tokens are on stderr.
 
     Args:
-        name: of the document.
-        text: of the document.
+        documents: names and texts.
         summarizer: the model and its tokenizer.
         settings: of `generate`.
         shown: whether to show progress.
 
     Returns:
-        The entries of the document's JSON object.
+        The entries of each document's JSON object.
     """
-    model, tokenizer = summarizer.model, summarizer.tokenizer
-    batch = encode_document(name, text, summarizer)
-    num_tokens = batch.input_ids.shape[1]
-    _, max_length = model.generation_config.updated(**settings).lengths()
-    with summary_progress(shown, name, num_tokens, model.config, max_length):
-        ids = model.generate(**batch, **settings)[0]
-    summary = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
-    if not summary:
-        note(f"{name}: the summary is empty")
-    return {
-        "document": name,
-        "summary_text": summary,
-        "num_source_tokens": num_tokens,
-        "num_dropped_tokens": batch.num_truncated_tokens[0],
-    }
+    names = [name for name, _ in documents]
+    batch = summarizer.encode([text for _, text in documents], names=names)
+    title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    lengths = batch.attention_mask.sum(axis=1).tolist()
+    _, max_length = summarizer.generation_config.updated(**settings).lengths()
+    with summary_progress(shown, title, sum(lengths), summarizer.model.config, max_length):
+        summaries = summarizer.generate(batch, **settings)
+    for name, (text, *_), length, dropped in zip(names, summaries, lengths, batch.num_truncated_tokens, strict=True):
+        summary = " ".join(text.split())
+        if not summary:
+            note(f"{name}: the summary is empty")
+        yield {
+            "document": name,
+            "summary_text": summary,
+            "num_source_tokens": length,
+            "num_dropped_tokens": dropped,
+        }

@@ -13,7 +13,14 @@ from pegasusx_ref.checkpoint.safetensors_writer import TensorWriter, file_layout
 from pegasusx_ref.cli.commands import OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import encode_document, read_document
 from pegasusx_ref.cli.messages import UsageError, note
-from pegasusx_ref.cli.options import file_argument, json_option, max_new_tokens_option, model_option
+from pegasusx_ref.cli.options import (
+    file_argument,
+    hub_options,
+    json_option,
+    max_new_tokens_option,
+    model_option,
+    revision_option,
+)
 from pegasusx_ref.cli.printing import print_json, print_table, print_text
 from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.errors import NumericsError
@@ -33,6 +40,7 @@ NUM_QUERIES = 8  # listed of an attention, without --all
 @click.command(cls=Command)
 @file_argument
 @model_option
+@revision_option
 @click.option("--target", metavar="TEXT", help="Target text of the decoder.  [default: the model's summary]")
 @max_new_tokens_option
 @click.option("--at", "place", metavar="PLACE", help="Show the values at a place: encoder.layers.1.self_attn, ….")
@@ -55,6 +63,7 @@ NUM_QUERIES = 8  # listed of an attention, without --all
 def trace(
     file: Path,
     folder: Path | None,
+    revision: str | None,
     target: str | None,
     max_new_tokens: int | None,
     place: str | None,
@@ -74,7 +83,7 @@ def trace(
     if place is not None and as_json:
         raise UsageError("--at and --json exclude each other: use --save for the values of all tensors")
     name, text = read_document(file)
-    summarizer = pipeline("summarization", folder, dtype=dtype)
+    summarizer = pipeline("summarization", folder, dtype=dtype, **hub_options(folder, revision))
     model, tokenizer, config = summarizer.model, summarizer.tokenizer, summarizer.model.config
     source: np.ndarray = encode_document(name, text, summarizer).input_ids
     T = source.shape[1]

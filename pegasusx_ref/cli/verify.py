@@ -9,10 +9,20 @@ import numpy as np
 
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.checkpoint.hub import HubOptions
+from pegasusx_ref.checkpoint.location import Location, locate
 from pegasusx_ref.cli.commands import INPUT_FILE, OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import UsageError
-from pegasusx_ref.cli.options import NOT_NEGATIVE, POSITIVE, json_option, model_option, progress_option
+from pegasusx_ref.cli.options import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    hub_options,
+    json_option,
+    model_option,
+    progress_option,
+    revision_option,
+)
 from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.cli.progress import layer_progress
 from pegasusx_ref.demo import DEMO_CHECKPOINT
@@ -31,6 +41,7 @@ from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_tex
 @click.command("verify", cls=Command)
 @click.argument("file", required=False, type=INPUT_FILE)
 @model_option
+@revision_option
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
 @click.option(
     "--dump",
@@ -59,6 +70,7 @@ from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_tex
 def verify_command(
     file: Path | None,
     folder: Path | None,
+    revision: str | None,
     against: str,
     dump: Path | None,
     mapping: Path | None,
@@ -90,9 +102,10 @@ def verify_command(
         raise UsageError(f"--dtype tf32 is for a --dump: {against} does not compute in tf32 here")
     if dump is None and mapping is not None:
         raise UsageError(f"--map {mapping} maps the names of a dump: add --dump FILE")
-    folder = folder or DEMO_CHECKPOINT
-    config = PegasusXConfig.from_pretrained(folder)
-    weights, config = load_weights(folder, config, True)
+    hub, name = hub_options(folder, revision), folder or DEMO_CHECKPOINT
+    place = locate(name, "model", hub)
+    config = PegasusXConfig.from_pretrained(place.folder)
+    weights, config = load_weights(place.folder, config, True, place.adapter)
     # The reference has the candidate's weights, rounded to the candidate's dtype.
     stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
     rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
@@ -102,8 +115,8 @@ def verify_command(
         against, candidate = dump.name, from_dump(dump, mapping)
         inputs = {name: candidate[name] for name in INPUTS if name in candidate}
     else:
-        inputs = build_inputs(file, folder, config, (tokens, target_tokens), seed)
-        candidate = build_candidate(against, folder, config, rounded, dtype)
+        inputs = build_inputs(file, name, hub, config, (tokens, target_tokens), seed)
+        candidate = build_candidate(against, place, config, rounded, dtype)
     count = f"{np.size(inputs.get('input_ids', ()))} tokens"
     description, layers = f"{against} in {dtype}: {count}, layer", (config.encoder_layers, config.decoder_layers)
     with layer_progress(description, *layers, shown=shown, of=Estimate):
@@ -112,7 +125,7 @@ def verify_command(
         print_json(as_dict(report))
     else:
         print_text(as_text(report, everything))
-    subject = f"{against} in {dtype}, {folder.resolve().name}"
+    subject = f"{against} in {dtype}, {name.resolve().name}"
     for path, write in ((html, as_html), (junit, as_junit)):
         if path is not None:
             write_text(path, write(report, subject))
@@ -126,13 +139,14 @@ def is_given(name: str) -> bool:
 
 
 def build_inputs(
-    file: Path | None, folder: Path, config: PegasusXConfig, counts: tuple[int, int], seed: int
+    file: Path | None, name: Path, hub: HubOptions, config: PegasusXConfig, counts: tuple[int, int], seed: int
 ) -> dict[str, np.ndarray]:
     """Tokenize a text or draw random source ids, and draw random target ids.
 
     Args:
         file: the text, or None.
-        folder: of the tokenizer.
+        name: of the checkpoint, for its tokenizer.
+        hub: how the name is looked up.
         config: of the model.
         counts: the number of random source and target tokens.
         seed: of the random ids.
@@ -142,7 +156,7 @@ def build_inputs(
         source = random_ids(rng, tokens, config)
     else:
         _, text = read_document(file)
-        source = np.array(PegasusTokenizer.from_pretrained(folder)([text])["input_ids"])
+        source = np.array(PegasusTokenizer.from_pretrained(name, **hub)([text])["input_ids"])
     target = random_ids(rng, target_tokens, config)
     target[:, 0] = config.decoder_start_token_id
     return {"input_ids": source, "decoder_input_ids": target}
@@ -154,7 +168,7 @@ def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> 
 
 
 def build_candidate(
-    against: str, folder: Path, config: PegasusXConfig, weights: dict[str, np.ndarray], dtype: str
+    against: str, place: Location, config: PegasusXConfig, weights: dict[str, np.ndarray], dtype: str
 ) -> Candidate:
     """Build the implementation to verify.
 
@@ -173,6 +187,11 @@ def build_candidate(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model: Any = transformers.PegasusXForConditionalGeneration
-    return from_transformers(
-        model.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
-    )
+    theirs = model.from_pretrained(place.folder, dtype=getattr(torch, dtype), attn_implementation="eager")
+    if place.adapter is not None:
+        try:
+            import peft
+        except ImportError:
+            raise UsageError("--against transformers needs peft for an adapter: pip install peft") from None
+        theirs = peft.PeftModel.from_pretrained(theirs, place.adapter).merge_and_unload()
+    return from_transformers(theirs.eval())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pegasusx_ref.errors import InputError, PegasusXError, printable, reason, shown
+from pegasusx_ref.files.foreign import recognized
 
 CHUNK_SIZE = 2**16  # bytes
 
@@ -23,7 +24,7 @@ def reading(path: Path | str, expected: str, error_class: type[PegasusXError], r
         path: the file that is read, or another name of what is read.
         expected: what it should be, such as "a safetensors file".
         error_class: of the error.
-        remedy: what to do; ends the message.
+        remedy: what to do; ends the message. Without one, a file that is recognized as something else is called that.
     """
     remedy = f": {remedy}" if remedy else ""
     try:
@@ -35,7 +36,17 @@ def reading(path: Path | str, expected: str, error_class: type[PegasusXError], r
     except OSError as error:
         raise error_class(f"{path}: cannot be read: {reason(error)}{remedy}") from error
     except Exception as error:
+        if not remedy and (found := _recognized(path)):
+            raise error_class(f"{path}: not {expected} ({found})") from error
         raise error_class(f"{path}: not {expected} ({reason(error)}){remedy}") from error
+
+
+def _recognized(path: Path | str) -> str | None:
+    try:
+        with open_regular(Path(path)) as file:
+            return recognized(file, str(path))
+    except (OSError, ValueError):  # not a file, but another name of what is read
+        return None
 
 
 def as_path(value: Any) -> Path:

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+def replacing_all(paths: Sequence[Path], obsolete: Callable[[], Iterable[Path]] = tuple) -> Iterator[list[Path]]:
     """Write several files under temporary names, and rename them in the order of `paths` when all are on the disk.
 
     After an error or a kill each file is either the old one or the complete new one. The temporaries of an earlier
@@ -47,6 +47,7 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     Args:
         paths: the files, in one folder; it is created if it is missing.
+        obsolete: lists files that the new ones supersede; they are removed before the last one is replaced.
 
     Returns:
         A context manager that yields a temporary path for each file; the files are replaced when the block ends.
@@ -62,6 +63,9 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 os.fsync(descriptor)
             with _folder_lock(paths[0].parent):
                 for path, (temporary, _) in zip(paths, temporaries, strict=True):
+                    if path == paths[-1]:
+                        for old in [*obsolete()]:
+                            old.unlink(missing_ok=True)
                     temporary.replace(path)
     except PegasusXError:
         raise

@@ -1,14 +1,19 @@
 """Beam search. [spec 12]"""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from pegasusx_ref.backend import Backend
+from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
+from pegasusx_ref.generation.search_record import TOKEN_SCORES, SearchRecord
+from pegasusx_ref.generation.stopping import Criterion
 from pegasusx_ref.golden.top_k import stable_top_k
 
+ChooseCandidates = Callable[[Array, int], tuple[Array, Array]]
 NEVER = np.float32(-1e9)  # the score of excluded candidates, as in HF: finite, so that it can be compared
 
 
@@ -16,41 +21,50 @@ class Finished:
     """The best finished texts of each source, one slot a beam; an empty slot holds the start token alone.
 
     Args:
-        batch_size: B.
-        config: for the number of beams, the maximum length, the start token and the fill token.
+        start: tables by name (B, beams, 1): a number for each token of a text, and only the start token so far. Besides
+            the ids there may be others, such as scores.
+        fills: by name, what stands behind the end of a text.
+        max_length: the maximum length.
     """
 
-    def __init__(self, batch_size: int, config: GenerationConfig) -> None:
-        places = (batch_size, config.num_beams)
-        self.fill = config.fill_token_id
-        self.ids = np.full((*places, config.lengths()[1]), self.fill, dtype=np.int64)
-        self.ids[:, :, 0] = config.decoder_start_token_id
-        self.lengths = np.ones(places, dtype=np.int64)
-        self.scores = np.full(places, NEVER, dtype=np.float32)
-        self.taken = np.zeros(places, dtype=bool)
+    def __init__(self, start: dict[str, np.ndarray], fills: dict[str, int], max_length: int) -> None:
+        B, beams, _ = start["ids"].shape
+        self.fills, self.max_length = fills, max_length
+        self.tables = self._padded(start)
+        self.lengths = np.ones((B, beams), dtype=np.int64)
+        self.scores = np.full((B, beams), NEVER, dtype=np.float32)
+        self.taken = np.zeros((B, beams), dtype=bool)
 
-    def offer(self, ids: np.ndarray, scores: np.ndarray, ended: np.ndarray) -> None:
+    def _padded(self, tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        padded = {}
+        for name, table in tables.items():
+            B, C, length = table.shape
+            padded[name] = np.full((B, C, self.max_length), self.fills[name], dtype=table.dtype)
+            padded[name][:, :, :length] = table
+        return padded
+
+    def offer(self, tables: dict[str, np.ndarray], scores: np.ndarray, ended: np.ndarray) -> None:
         """Keep the best among the stored texts and the candidates.
 
         Args:
-            ids: candidates (B, C, n), finished or not.
+            tables: of the candidates (B, C, n), finished or not.
             scores: of the candidates (B, C), about -1e9 for those that must not be kept.
             ended: True for a candidate that is finished (B, C).
         """
-        B, C, length = ids.shape
-        padded = np.full((B, C, self.ids.shape[2]), self.fill, dtype=np.int64)
-        padded[:, :, :length] = ids
+        B, C, length = tables["ids"].shape
         merged = np.concatenate([self.scores, scores], axis=1)
         rows = np.arange(B)[:, None]
         self.scores, best = stable_top_k(merged, self.scores.shape[1])
-        self.ids = np.concatenate([self.ids, padded], axis=1)[rows, best]
+        for name, padded in self._padded(tables).items():
+            self.tables[name] = np.concatenate([self.tables[name], padded], axis=1)[rows, best]
         self.lengths = np.concatenate([self.lengths, np.full((B, C), length)], axis=1)[rows, best]
         self.taken = np.concatenate([self.taken, ended], axis=1)[rows, best]
 
-    def results(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best `count` texts of each source (B count, L) and their scores (B count,)."""
+    def results(self, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the tables of the best `count` texts of each source (B count, L) and their scores (B count,)."""
         longest = self.lengths[:, :count].max()
-        return self.ids[:, :count, :longest].reshape(-1, longest), self.scores[:, :count].reshape(-1)
+        best = {name: table[:, :count, :longest].reshape(-1, longest) for name, table in self.tables.items()}
+        return best, self.scores[:, :count].reshape(-1)
 
 
 def beam_search(
@@ -59,6 +73,9 @@ def beam_search(
     batch_size: int,
     config: GenerationConfig,
     ops: Backend = GOLDEN,
+    choose: ChooseCandidates | None = None,
+    criteria: Sequence[Criterion] = (),
+    record: SearchRecord | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keep the most probable partial texts at each step, and return the best finished ones. [spec 12.11]
 
@@ -74,6 +91,10 @@ def beam_search(
         batch_size: B.
         config: the number of beams and of results, length limits, penalty and stopping rule.
         ops: the backend of the logits.
+        choose: from the scores of all continuations (B, beams V) and a number of candidates to the candidates' scores
+            and columns, on the device; the best ones where None.
+        criteria: end a text besides the end tokens.
+        record: receives the scores of the tokens.
 
     Returns:
         int64 ids (B R, L) of the best R texts of each source, the start token first; rows that end early are filled
@@ -86,12 +107,17 @@ def beam_search(
     """
     B, beams = batch_size, config.num_beams
     max_length, penalty = config.lengths()[1], config.length_penalty
-    rows, num_candidates = np.arange(B)[:, None], max(2, 1 + len(config.eos_token_ids)) * beams
+    ends_of_text = config.eos_token_ids
+    rows, num_candidates = np.arange(B)[:, None], max(2, 1 + len(ends_of_text)) * beams
 
-    ids = np.full((B, beams, 1), config.decoder_start_token_id, dtype=np.int64)
+    ids = np.full((B, beams, 1), config.start_token_id, dtype=np.int64)
+    tables, fills = {"ids": ids}, {"ids": config.fill_token_id}
+    if record is not None:
+        tables |= {"beam_indices": ids * 0 - 1, **dict.fromkeys(TOKEN_SCORES, np.zeros(ids.shape, dtype=np.float32))}
+        fills |= {"beam_indices": -1, **dict.fromkeys(TOKEN_SCORES, 0)}
     scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
     ancestors = np.zeros((B, beams, 0), dtype=np.int64)
-    finished = Finished(B, config)
+    finished = Finished(tables, fills, max_length)
     logits_of = FiniteLogits(next_logits, ops)
     can_improve = np.ones((B, 1), dtype=bool)
     all_end = False
@@ -102,20 +128,32 @@ def beam_search(
         log_probs = ops.log_softmax(logits.reshape(B * beams, -1))
         for process in processors:
             log_probs = process(ids.reshape(B * beams, length), log_probs)
+        if record is not None:
+            record.see_logits(logits.reshape(B * beams, -1), ops)
+            record.see_scores(log_probs, ops)
         log_probs += ops.to_float32(scores.reshape(B * beams, 1))
         totals, V = log_probs.reshape(B, -1), log_probs.shape[1]
 
-        candidate_scores, best = map(ops.to_numpy, ops.stable_top_k(totals, num_candidates))
+        candidate_scores, best = map(ops.to_numpy, (choose or ops.stable_top_k)(totals, num_candidates))
         logits_of.check(~can_improve)
         origins, tokens = best // V, best % V
-        candidate_ids = np.concatenate([ids[rows, origins], tokens[:, :, None]], axis=2)
-        ends = np.isin(tokens, config.eos_token_ids) | (length + 1 == max_length)
+        newest = {"ids": tokens}
+        if record is not None:
+            newest |= {"beam_indices": beams * rows + origins, **record.of_tokens(beams * rows + origins, tokens, ops)}
+        candidates = {
+            name: np.concatenate([table[rows, origins], newest[name][:, :, None]], axis=2)
+            for name, table in tables.items()
+        }
+        ends = np.isin(tokens, ends_of_text) | (length + 1 == max_length)
+        for criterion in criteria:
+            ends = ends | criterion(candidates["ids"].reshape(-1, length + 1)).reshape(ends.shape)
         all_end = bool(ends.all())
 
         # The next beams: the best candidates that do not end.
         running = candidate_scores + ends * NEVER
         scores, kept = stable_top_k(running, beams)
-        ids = candidate_ids[rows, kept]
+        tables = {name: table[rows, kept] for name, table in candidates.items()}
+        ids = tables["ids"]
         ancestors = np.concatenate([ancestors, own_history(B, beams, 1)], axis=2)[rows, origins[rows, kept]]
 
         # Finished texts: candidates of the first ranks, for sources that can still improve.
@@ -124,7 +162,7 @@ def beam_search(
         final_scores = candidate_scores / np.float32(length**penalty)
         for excluded in (closed, ~can_improve, ~ends_well):
             final_scores = final_scores + excluded * NEVER
-        finished.offer(candidate_ids, final_scores, ends_well)
+        finished.offer(candidates, final_scores, ends_well)
 
         # Continue while the best running beam could still beat the worst finished text.
         reach = max_length - 1 if config.early_stopping == "never" and penalty > 0 else length
@@ -132,4 +170,8 @@ def beam_search(
         worst = np.where(finished.taken, finished.scores.min(axis=1, keepdims=True), NEVER)
         can_improve = can_improve & (attainable > worst).any(axis=1, keepdims=True)
 
-    return finished.results(config.num_return_sequences)
+    best_tables, best_scores = finished.results(config.num_return_sequences)
+    best_ids = best_tables.pop("ids")
+    if record is not None:
+        record.finish({name: table[:, 1:] for name, table in best_tables.items()})
+    return best_ids, best_scores

@@ -106,35 +106,66 @@ def forbid_repeated_ngrams(
     return scores
 
 
-def scale_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Flatten the distribution (above 1) or sharpen it (below 1). [spec 12.7]
+def force_start(ids: np.ndarray, scores: Array, token_id: int) -> Array:
+    """Force the first token after the start token. [spec 12.20]
 
-    Source: HF `TemperatureLogitsWarper`.
+    Args:
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V), modified in place.
+        token_id: the id to force.
+
+    Returns:
+        The scores; at n = 1, 0 for this id and -inf for all others.
+
+    Source: HF `ForcedBOSTokenLogitsProcessor`.
     """
-    return scores / scores.dtype.type(temperature)
-
-
-def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k best tokens, and those equal to the k-th. [spec 12.8]
-
-    Source: arXiv 1805.04833; HF `TopKLogitsWarper`.
-    """
-    k = min(k, scores.shape[-1])
-    kth = np.partition(scores, -k, axis=-1)[..., -k, None]
-    return np.where(scores < kth, -np.inf, scores)
-
-
-def keep_top_p(scores: np.ndarray, p: float) -> np.ndarray:
-    """Keep the smallest set of best tokens whose total probability reaches p, at least one. [spec 12.9]
-
-    Source: arXiv 1904.09751; HF `TopPLogitsWarper`.
-    """
-    order = np.argsort(scores, axis=-1, kind="stable")
-    ascending = np.take_along_axis(scores, order, axis=-1)
-    exponentials = np.exp(ascending - ascending[..., -1:])
-    cumulative = np.cumsum(exponentials / exponentials.sum(axis=-1, keepdims=True), axis=-1)
-    dropped = cumulative <= 1 - p
-    dropped[..., -1] = False
-    scores = scores.copy()
-    np.put_along_axis(scores, order, np.where(dropped, -np.inf, ascending), axis=-1)
+    if ids.shape[1] == 1:
+        scores[:] = -np.inf
+        scores[:, token_id] = 0
     return scores
+
+
+def raise_end(ids: np.ndarray, scores: Array, start: int, factor: float, eos_token_ids: Sequence[int]) -> Array:
+    """Raise the scores of end tokens exponentially after a number of tokens. [spec 12.21]
+
+    Args:
+        ids: tokens so far (N, n), the start token first.
+        scores: of the next token (N, V), modified in place.
+        start: generated tokens after which the scores change.
+        factor: above 1 to end sooner, below 1 to end later.
+        eos_token_ids: the ids that end a text.
+
+    Returns:
+        The scores s; s + |s| (factor^k - 1) for end tokens where s is finite, with k = n - 1 - start above 0.
+
+    Source: HF `ExponentialDecayLengthPenalty`.
+    """
+    excess = ids.shape[1] - 1 - start
+    if excess <= 0:
+        return scores
+    with np.errstate(over="ignore"):
+        change = float(np.minimum(np.float64(factor) ** excess - 1, 1e30))  # so that the scores stay in float32
+    for token_id in eos_token_ids:
+        column = scores[:, token_id]
+        added = abs(column) * change
+        added[column == -np.inf] = 0  # -inf + inf is NaN
+        scores[:, token_id] = column + added
+    return scores
+
+
+def renormalize(ids: np.ndarray, scores: Array, ops: Backend = GOLDEN) -> Array:
+    """Make the scores log-probabilities again. [spec 12.22]
+
+    Args:
+        ids: not used.
+        scores: of the next token (N, V).
+        ops: the backend of the scores.
+
+    Returns:
+        log softmax of the scores, new; a row of -inf alone stays as it is.
+
+    Source: HF `LogitNormalization`.
+    """
+    normalized = ops.log_softmax(scores)
+    normalized[(scores == -np.inf).all(-1)] = -np.inf
+    return normalized

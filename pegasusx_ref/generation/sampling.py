@@ -1,6 +1,6 @@
 """Greedy search and sampling: one token after another. [spec 12]"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,8 +9,11 @@ from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
+from pegasusx_ref.generation.search_record import SearchRecord
+from pegasusx_ref.generation.stopping import Criterion
 from pegasusx_ref.generation.streamer import Streamer
 from pegasusx_ref.golden.attention import softmax
+from pegasusx_ref.golden.top_k import stable_top_k
 
 Choose = Callable[[Array], Array]
 
@@ -42,6 +45,25 @@ def sampler(generator: np.random.Generator) -> Choose:
     return choose
 
 
+def candidate_sampler(generator: np.random.Generator) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+    """Return a function that samples candidates without replacement from the softmax of their scores. [spec 12.26]
+
+    The candidates with the largest scores plus Gumbel noise are such a sample, in the order in which they are drawn.
+
+    Args:
+        generator: the random generator; every score uses one number per step.
+
+    Source: arXiv 1903.06059 section 2.3; HF `GenerationMixin._get_top_k_continuations`.
+    """
+
+    def choose(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        noisy = scores.astype(np.float64) - np.log(generator.exponential(size=scores.shape))
+        _, columns = stable_top_k(noisy, count)
+        return np.take_along_axis(scores, columns, axis=1), columns
+
+    return choose
+
+
 def token_search(
     next_logits: NextLogits,
     processors: list[Processor],
@@ -50,6 +72,8 @@ def token_search(
     choose: Choose = greedy,
     streamer: Streamer | None = None,
     ops: Backend = GOLDEN,
+    criteria: Sequence[Criterion] = (),
+    record: SearchRecord | None = None,
 ) -> np.ndarray:
     """Generate texts token by token until each has ended or reached the maximum length. [spec 12.4]
 
@@ -64,6 +88,8 @@ def token_search(
         choose: from scores (N, V) to ids (N,), both on the device.
         streamer: receives the start tokens, then every step's tokens, including padding.
         ops: the backend of the logits.
+        criteria: end a text besides the end tokens.
+        record: receives the scores of the tokens.
 
     Returns:
         int64 ids (B R, L), the start token first.
@@ -75,9 +101,11 @@ def token_search(
     """
     B, R = batch_size, config.num_return_sequences
     _, max_length = config.lengths()
-    ids = np.full((B * R, 1), config.decoder_start_token_id, dtype=np.int64)
+    ends_of_text, padding = config.eos_token_ids, config.padding_token_id
+    ids = np.full((B * R, 1), config.start_token_id, dtype=np.int64)
     ended = np.zeros(B * R, dtype=bool)
     logits_of = FiniteLogits(next_logits, ops)
+    steps: list[dict[str, np.ndarray]] = []
     if streamer is not None:
         streamer.put(ids[:, 0])
 
@@ -85,14 +113,23 @@ def token_search(
         newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
         visible = visible_history(own_history(B, R, length - 1))
         scores = logits_of(newest, visible).reshape(B * R, -1)
+        if record is not None:
+            record.see_logits(scores, ops)
         for process in processors:
             scores = process(ids, scores)
-        chosen = np.where(ended, config.pad_token_id, ops.to_numpy(choose(scores)))
+        chosen = np.where(ended, padding, ops.to_numpy(choose(scores)))
         logits_of.check(ended.reshape(B, R))
+        if record is not None:
+            record.see_scores(scores, ops)
+            steps.append(record.of_tokens(np.arange(B * R), chosen, ops))
         ids = np.concatenate([ids, chosen[:, None]], axis=1)
-        ended = ended | np.isin(chosen, config.eos_token_ids)
+        ended = ended | np.isin(chosen, ends_of_text)
+        for criterion in criteria:
+            ended = ended | criterion(ids)
         if streamer is not None:
             streamer.put(chosen)
     if streamer is not None:
         streamer.end()
+    if record is not None:
+        record.finish({name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]})
     return ids

@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 
 from pegasusx_ref.backend import Backend
-from pegasusx_ref.generation.beam_search import beam_search
-from pegasusx_ref.generation.config import GenerationConfig
+from pegasusx_ref.generation.beam_search import ChooseCandidates, beam_search
+from pegasusx_ref.generation.callbacks import Callbacks, processor_of_caller
+from pegasusx_ref.generation.config import GenerationConfig, as_list
 from pegasusx_ref.generation.history import NextLogits
 from pegasusx_ref.generation.logits_processors import (
     GOLDEN,
@@ -14,26 +15,41 @@ from pegasusx_ref.generation.logits_processors import (
     forbid_early_end,
     forbid_repeated_ngrams,
     force_end,
-    keep_top_k,
-    keep_top_p,
+    force_start,
     penalize_repetition,
-    scale_temperature,
+    raise_end,
+    renormalize,
 )
-from pegasusx_ref.generation.sampling import greedy, sampler, token_search
+from pegasusx_ref.generation.sampling import Choose, candidate_sampler, greedy, sampler, token_search
+from pegasusx_ref.generation.search_record import SearchRecord
+from pegasusx_ref.generation.stopping import Criterion, criterion_of_caller, stop_strings, time_limit
 from pegasusx_ref.generation.streamer import Streamer
+from pegasusx_ref.generation.token_constraints import allow_only, forbid_words, grouped_words, suppress_tokens
+from pegasusx_ref.generation.warpers import keep_top_k, keep_top_p, scale_temperature
+
+NO_CALLBACKS = Callbacks()
 
 
-def processors_for(config: GenerationConfig, source_ids: np.ndarray | None, ops: Backend = GOLDEN) -> list[Processor]:
+def processors_for(
+    config: GenerationConfig,
+    source_ids: np.ndarray | None,
+    ops: Backend = GOLDEN,
+    callbacks: Callbacks = NO_CALLBACKS,
+    device: Backend | None = None,
+) -> list[Processor]:
     """List the logits processors that the settings require, in the order of transformers. [spec 12.13]
 
     Args:
         config: the settings.
         source_ids: the source of each row (N, T), for encoder_no_repeat_ngram_size.
         ops: the backend of the scores.
+        callbacks: the caller's own processors.
+        device: the model's backend, whose arrays these get, if it is not that of the scores.
 
     Source: HF `GenerationMixin._get_logits_processor`.
     """
     min_length, max_length = config.lengths()
+    ends = config.eos_token_ids
     size, source_size = config.no_repeat_ngram_size, config.encoder_no_repeat_ngram_size
     processors: list[Processor] = []
     if config.repetition_penalty != 1:
@@ -42,15 +58,53 @@ def processors_for(config: GenerationConfig, source_ids: np.ndarray | None, ops:
         processors.append(partial(forbid_repeated_ngrams, size=size, ops=ops))
     if source_size:
         processors.append(partial(forbid_repeated_ngrams, size=source_size, sources=source_ids, ops=ops))
-    processors.append(partial(forbid_early_end, min_length=min_length, eos_token_ids=config.eos_token_ids))
+    if config.bad_words_ids:
+        processors.append(partial(forbid_words, groups=grouped_words(config.bad_words_ids, ends), ops=ops))
+    processors.append(partial(forbid_early_end, min_length=min_length, eos_token_ids=ends))
+    if (allowed := callbacks.prefix_allowed_tokens_fn) is not None:
+        processors.append(partial(allow_only, allowed=allowed, beams=config.num_beams, ops=ops))
+    if (first := config.forced_bos_token_id) is not None:
+        processors.append(partial(force_start, token_id=first))
     processors.append(partial(force_end, max_length=max_length, forced_eos_ids=config.forced_eos_token_ids))
+    if config.exponential_decay_length_penalty is not None:
+        start, factor = config.exponential_decay_length_penalty
+        processors.append(partial(raise_end, start=int(start), factor=factor, eos_token_ids=ends))
+    for tokens, length in (
+        (config.suppress_tokens, None),
+        (config.begin_suppress_tokens, 1 if first is None else 2),
+    ):
+        if tokens:
+            on_device = ops.asarray(np.array(as_list(tokens)))
+            processors.append(partial(suppress_tokens, tokens=on_device, length=length))
+    processors += [processor_of_caller(function, device or ops, ops) for function in callbacks.logits_processor]
     if config.do_sample:
+        at_least = 1 if config.num_beams == 1 else max(2, 1 + len(ends))  # a beam needs a token that does not end it
         processors.append(lambda ids, scores: scale_temperature(scores, config.temperature))
         if config.top_k:
-            processors.append(lambda ids, scores: keep_top_k(scores, config.top_k))
+            processors.append(lambda ids, scores: keep_top_k(scores, config.top_k, at_least))
         if config.top_p < 1:
-            processors.append(lambda ids, scores: keep_top_p(scores, config.top_p))
+            processors.append(lambda ids, scores: keep_top_p(scores, config.top_p, at_least))
+    if config.renormalize_logits:
+        processors.append(partial(renormalize, ops=ops))
     return processors
+
+
+def criteria_for(config: GenerationConfig, callbacks: Callbacks, ops: Backend) -> list[Criterion]:
+    """List what ends a text besides end tokens and the maximum length; the time of max_time starts now. [spec 12.24]
+
+    Args:
+        config: the settings.
+        callbacks: the caller's own criteria, and the tokenizer for stop_strings.
+        ops: the model's backend, whose arrays the caller's criteria get.
+
+    Source: HF `GenerationMixin._get_stopping_criteria`.
+    """
+    criteria: list[Criterion] = []
+    if config.max_time is not None:
+        criteria.append(time_limit(config.max_time))
+    if strings := as_list(config.stop_strings):
+        criteria.append(stop_strings(strings, callbacks.tokenizer))
+    return criteria + [criterion_of_caller(function, ops) for function in callbacks.stopping_criteria]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # each step checks its logits, on every backend
@@ -62,6 +116,8 @@ def search(
     seed: int | None = None,
     streamer: Streamer | None = None,
     ops: Backend = GOLDEN,
+    callbacks: Callbacks = NO_CALLBACKS,
+    record: SearchRecord | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Generate texts according to the settings. [spec 12.14]
 
@@ -75,6 +131,8 @@ def search(
         seed: of the random generator for sampling; None for a different one each time.
         streamer: receives the tokens as they are chosen; without beams only.
         ops: the backend of the logits; the golden one for NumPy arrays.
+        callbacks: functions of the caller.
+        record: receives the scores of the tokens.
 
     Returns:
         int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, otherwise None.
@@ -84,13 +142,17 @@ def search(
     """
     rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
+    criteria = criteria_for(config, callbacks, ops)
+    processors = processors_for(config, per_row, GOLDEN if config.do_sample else ops, callbacks, ops)
+    token: Choose = greedy
+    candidates: ChooseCandidates | None = None
     if config.do_sample:
-        choose, processors = sampler(np.random.default_rng(seed)), processors_for(config, per_row)
-        return token_search(on_host(next_logits, ops), processors, batch_size, config, choose, streamer), None
-    processors = processors_for(config, per_row, ops)
+        generator = np.random.default_rng(seed)
+        token, candidates = sampler(generator), candidate_sampler(generator)
+        next_logits, ops = on_host(next_logits, ops), GOLDEN
     if config.num_beams > 1:
-        return beam_search(next_logits, processors, batch_size, config, ops)
-    return token_search(next_logits, processors, batch_size, config, greedy, streamer, ops), None
+        return beam_search(next_logits, processors, batch_size, config, ops, candidates, criteria, record)
+    return token_search(next_logits, processors, batch_size, config, token, streamer, ops, criteria, record), None
 
 
 def on_host(next_logits: NextLogits, ops: Backend) -> NextLogits:

@@ -3,8 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+from pegasusx_ref.checkpoint.hub import HubOptions
+from pegasusx_ref.checkpoint.location import locate
+from pegasusx_ref.checkpoint.plain import plain
 from pegasusx_ref.checkpoint.settings import Limits, fields_and_extra, is_integer, read_settings
 from pegasusx_ref.errors import ConfigError, shown
 from pegasusx_ref.files.json_files import write_json
@@ -62,7 +65,7 @@ class PegasusXConfig:
 
     The defaults are those of transformers' `PegasusXConfig`, because config.json leaves out what equals them; the
     published checkpoints differ from them (`PegasusXConfig.preset("base")`). Keys of config.json that have no field
-    here are kept in `extra` and written back.
+    here are kept in `extra` and written back. Numbers of NumPy and torch become numbers of Python.
 
     Raises:
         ConfigError: an invalid value, with the limit and the remedy.
@@ -86,9 +89,9 @@ class PegasusXConfig:
     tie_word_embeddings: bool = True
     init_std: float = 0.02
     use_cache: bool = True
-    pad_token_id: int = 0
-    eos_token_id: int | list[int] = 1
-    decoder_start_token_id: int = 0
+    pad_token_id: int = 0  # null in a file: the first end token, as in generation with transformers
+    eos_token_id: int | list[int] | None = 1
+    decoder_start_token_id: int = 0  # null in a file: bos_token_id, likewise
     forced_eos_token_id: int | list[int] | None = 1
     # Dropout applies in training only; the values are preserved for further training.
     dropout: float = 0.1
@@ -98,6 +101,14 @@ class PegasusXConfig:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            if entry.name != "extra":
+                object.__setattr__(self, entry.name, plain(getattr(self, entry.name)))
+        if self.decoder_start_token_id is None and isinstance(self.extra, dict):
+            object.__setattr__(self, "decoder_start_token_id", self.extra.get("bos_token_id"))
+        if self.pad_token_id is None:
+            ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+            object.__setattr__(self, "pad_token_id", next((i for i in ends if i is not None), 0))
         for name, limits in LIMITS.items():
             limits.check(name, getattr(self, name))
         for name in ("stagger_local_blocks", "scale_embedding", "tie_word_embeddings", "use_cache"):
@@ -131,7 +142,7 @@ class PegasusXConfig:
 
     def _check_token_ids(self, name: str) -> None:
         value = getattr(self, name)
-        if value is None and name == "forced_eos_token_id":
+        if value is None and "eos" in name:
             return
         listed = isinstance(value, list) and name in ("eos_token_id", "forced_eos_token_id")
         for token_id in (value or [None]) if listed else [value]:
@@ -191,16 +202,23 @@ class PegasusXConfig:
         return extra | values | {"model_type": MODEL_TYPE, "is_encoder_decoder": True}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read `folder`/config.json.
+    def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> Self:
+        """Read the config.json of a checkpoint.
+
+        Args:
+            name: a folder, or a name of the Hugging Face Hub.
+            hub: see `HubOptions`.
 
         Raises:
             CheckpointError: the file is missing or not JSON.
             ConfigError: it belongs to another model, or a value is invalid.
         """
-        path = as_path(folder) / "config.json"
+        path = locate(name, "config", hub).folder / "config.json"
         values = read_settings(path)
         with reading(path, "a configuration", ConfigError):
+            # An error that a server answered is a JSON object, too.
+            if "model_type" not in values and values.keys().isdisjoint(f.name for f in dataclasses.fields(cls)):
+                raise ConfigError("it has no entry of a PEGASUS-X configuration: download it again")
             return cls.from_dict(values)
 
     def save_pretrained(self, folder: str | Path) -> None:

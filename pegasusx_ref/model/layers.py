@@ -5,7 +5,7 @@ import math
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.golden.attention import merge_heads, split_heads
 from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.model.weights import Weights
+from pegasusx_ref.model.weights import LOGITS_BIAS, Weights
 from pegasusx_ref.tracing import scope, tap, wanted
 
 
@@ -34,6 +34,8 @@ def embed(ops: Backend, weights: Weights, config: PegasusXConfig, side: str, tok
 def lm_head(ops: Backend, weights: Weights, hidden_BLD: Array) -> Array:
     """Score every token of the vocabulary: the hidden states times the rows of the embedding table. [spec 11.4]
 
+    A checkpoint with a final_logits_bias has it added.
+
     Args:
         ops: the backend.
         weights: of the whole model.
@@ -44,7 +46,7 @@ def lm_head(ops: Backend, weights: Weights, hidden_BLD: Array) -> Array:
 
     Source: HF `PegasusXForConditionalGeneration.lm_head`.
     """
-    return ops.linear_full_precision(hidden_BLD, weights["lm_head.weight"])
+    return ops.linear_full_precision(hidden_BLD, weights["lm_head.weight"], weights.get(LOGITS_BIAS))
 
 
 def normalize(ops: Backend, weights: Weights, name: str, config: PegasusXConfig, x_BTD: Array) -> Array:

@@ -103,16 +103,39 @@ class Seq2SeqLMOutput(ModelOutput):
 class GenerateOutput(ModelOutput):
     """The output of `generate` with return_dict_in_generate=True.
 
+    N rows are decoded: B num_beams, without beams B R.
+
     Attributes:
         sequences: int64 ids (B R, L).
         sequences_scores: scores of beam search's texts (B R,), log-probability / length^length_penalty.
+        scores: with output_scores, for every step the processed scores of all tokens (N, V).
+        logits: with output_logits, for every step the logits of all tokens (N, V).
+        beam_indices: with beams, the row that generated each token (B R, L - 1); -1 after the end.
+        encoder_attentions: with output_attentions, see `EncoderOutput.attentions`.
+        encoder_hidden_states: with output_hidden_states, see `EncoderOutput.hidden_states`.
+        decoder_attentions: with output_attentions, for every step, for each layer (N, H, 1, tokens so far).
+        cross_attentions: with output_attentions, for every step, for each layer (N, H, 1, T).
+        decoder_hidden_states: with output_hidden_states, for every step layers + 1 arrays (N, 1, D).
+        transition_scores: the processed score of each token (B R, L - 1), as transformers' `compute_transition_scores`
+            with normalize_logits=False gives it.
+        token_log_probs: the log-probability of each token (B R, L - 1), with normalize_logits=True.
     """
 
     sequences: np.ndarray
     sequences_scores: np.ndarray | None = None
+    scores: Arrays | None = None
+    logits: Arrays | None = None
+    beam_indices: np.ndarray | None = None
+    encoder_attentions: tuple[dict[str, Any], ...] | None = None
+    encoder_hidden_states: Arrays | None = None
+    decoder_attentions: tuple[Arrays, ...] | None = None
+    cross_attentions: tuple[Arrays, ...] | None = None
+    decoder_hidden_states: tuple[Arrays, ...] | None = None
+    transition_scores: np.ndarray | None = None
+    token_log_probs: np.ndarray | None = None
 
 
-HIDDEN_STATES = ("*.layers.*.input",)
+HIDDEN_STATES = ("*.layers.*.input", "decoder.layer_norm")
 ATTENTIONS = ("*.probs",)
 
 

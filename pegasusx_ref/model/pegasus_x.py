@@ -2,28 +2,21 @@
 
 import inspect
 import warnings
-from dataclasses import fields
-from difflib import get_close_matches
-from functools import partial
 from secrets import randbits
 from typing import Any
 
-import numpy as np
-
-from pegasusx_ref.errors import InputError, NumericsError, shown
-from pegasusx_ref.generation import GenerationConfig, NextLogits, Streamer, check_streamer, search
+from pegasusx_ref.errors import InputError, NumericsError
+from pegasusx_ref.generation import Callbacks, Streamer, check_streamer, settings_of_call
 from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
-from pegasusx_ref.model.decode_step import DynamicDecodeStep, StaticDecodeStep
-from pegasusx_ref.model.forward import check_source, forward, run_encoder
+from pegasusx_ref.model.forward import forward
+from pegasusx_ref.model.generation_run import GenerationRun, cache_kind
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
 from pegasusx_ref.model.not_finite import explained
-from pegasusx_ref.model.outputs import GenerateOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from pegasusx_ref.model.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from pegasusx_ref.model.pretrained import PegasusXPreTrainedModel
-from pegasusx_ref.tracing import TRACE_POINTS, tap, wanted
-
-CACHES = ("dynamic", "static")
+from pegasusx_ref.tracing import tap
 
 
 class PegasusXModel(PegasusXPreTrainedModel):
@@ -165,8 +158,13 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         *,
         inputs_embeds: Any = None,
         encoder_outputs: Any = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        tokenizer: Any = None,
         seed: int | None = None,
-        return_dict_in_generate: bool = False,
+        return_dict_in_generate: bool | None = None,
         streamer: Streamer | None = None,
         cache_implementation: str | None = None,
         **settings: Any,
@@ -178,94 +176,52 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             attention_mask: 1 for a source token, 0 for padding (B, T); all tokens where None.
             inputs_embeds: see `PegasusXModel`.
             encoder_outputs: see `PegasusXModel`.
+            generation_config: settings that replace the model's own: a `GenerationConfig`, also one of transformers, a
+                dictionary, or a checkpoint folder. Only settings that were given count.
+            logits_processor: functions (ids, scores) -> scores that change the scores of the next token (N, V). They
+                get arrays of the backend, so with torch the processors of transformers qualify.
+            stopping_criteria: functions (ids, None) that return True for texts that end (N,), likewise.
+            prefix_allowed_tokens_fn: a function (number of the source, ids (n,)) that returns the ids that may follow.
+            tokenizer: the model's, for stop_strings.
             seed: of the random numbers; the same seed generates the same texts.
-            return_dict_in_generate: return a `GenerateOutput` with the scores of beam search.
+            return_dict_in_generate: return a `GenerateOutput` with the scores of the texts and of their tokens.
             streamer: has `put`, which gets the start tokens and then the newest token of every row (B R,), and `end`;
                 transformers' streamers qualify. With one beam only.
             cache_implementation: "dynamic": caches grow with the text; "static": caches have a fixed size, doubled when
                 they are full, so that the backend can compile the step; None: whichever is faster on the backend. The
                 tokens are the same.
             settings: the attributes of `GenerationConfig`: max_new_tokens, num_beams, length_penalty, …; a setting that
-                is missing or None is taken from generation_config.json, without that file from config.json.
+                is missing or None is taken from generation_config, then from generation_config.json, without that file
+                from config.json.
 
         Returns:
             int64 ids (B R, L), R = num_return_sequences, the start token first, rows that end early filled up.
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
-            ConfigError: an invalid setting.
+            ConfigError: an invalid setting, or one of transformers that is not supported.
             NumericsError: logits that are not finite; the message names the first token, the first layer, the remedy.
             TypeError: a name that is not a setting.
         """
-        config, seed = self._checked_settings(settings, streamer), inputs.random_seed(seed)
-        seed = randbits(128) if seed is None else seed  # so that a run can be repeated to explain its error
-        is_static, is_traced = self._cache_kind(cache_implementation)
-        as_output = inputs.flag("return_dict_in_generate", return_dict_in_generate)
-        source = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
-        search_with = partial(self._search, source, config, seed)
-        try:
-            ids, scores = search_with(streamer, is_static, not is_traced)
-        except NumericsError as error:
-            raise explained(error, self.ops, self._tensors, search_with) from None
-        return GenerateOutput(sequences=ids, sequences_scores=scores) if as_output else ids
-
-    @np.errstate(over="ignore", invalid="ignore")  # an overflow that matters is an error of the search
-    def _search(
-        self,
-        arguments: tuple[Any, Any, Any, Any],
-        config: GenerationConfig,
-        seed: int,
-        streamer: Streamer | None = None,
-        is_static: bool = False,
-        compiled: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Encode the source, given by the arguments of `check_source`, and search for its texts."""
-        source = check_source(self.ops, self.config, *arguments)
-        if (size := config.encoder_no_repeat_ngram_size) and source.ids_BT is None:
-            raise InputError(
-                f"encoder_no_repeat_ngram_size={size} compares with the source: pass input_ids, or set it to 0"
-            )
-        model = (self.ops, self.weights, self.config)
-        encoded = run_encoder(*model, source)
-        source_ids = source.ids_BT
-        del source  # embeddings of a long input are large
-        if is_static:
-            max_tokens = config.lengths()[1] - 1
-            next_logits: NextLogits = StaticDecodeStep(*model, encoded, max_tokens, compiled)
-        else:
-            next_logits = DynamicDecodeStep(*model, encoded)
-        return search(next_logits, encoded.tokens_BTD.shape[0], config, source_ids, seed, streamer, self.ops)
-
-    def _checked_settings(self, settings: dict[str, Any], streamer: Streamer | None) -> GenerationConfig:
-        """Merge the settings with the checkpoint's, check them, and warn of those that have no effect."""
-        names = {f.name for f in fields(GenerationConfig)} - {"extra"}
-        for name in settings.keys() - names:
-            known = names | set(inspect.signature(self.generate).parameters) - {"settings"}
-            hint = "".join(f"; did you mean {n!r}?" for n in get_close_matches(name, known, 1, cutoff=0.8))
-            raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
-        config = self.generation_config.updated(**settings)
-        config.check(self.config.vocab_size)
-        if ignored := config.unsupported():
-            warnings.warn(f"ignoring unsupported settings of the checkpoint: {ignored}", stacklevel=3)
-        shortest, longest = config.lengths()
-        if shortest > longest:
-            warnings.warn(
-                f"the minimum length of {shortest} tokens exceeds the maximum of {longest} (both count the start "
-                "token): the maximum applies",
-                stacklevel=3,
-            )
+        if return_dict_in_generate is not None:
+            settings["return_dict_in_generate"] = inputs.flag("return_dict_in_generate", return_dict_in_generate)
+        arguments = set(inspect.signature(self.generate).parameters) - {"settings"}
+        config, notes = settings_of_call(
+            self.generation_config, generation_config, settings, arguments, self.config.vocab_size
+        )
         if streamer is not None:
             check_streamer(streamer, config)
-        return config
-
-    def _cache_kind(self, cache_implementation: str | None) -> tuple[bool, bool]:
-        """Decide whether the cache is static, and tell whether a listener wants tensors from inside a decode step."""
-        if not isinstance(cache_implementation, str | None) or cache_implementation not in (None, *CACHES):
-            raise InputError(
-                f"cache_implementation={shown(cache_implementation)} is unknown: pass one of {', '.join(CACHES)}"
-            )
-        inside = [name for name in TRACE_POINTS if name.startswith("decoder.layer")]
-        is_traced = any(wanted(name.format(i=i)) for name in inside for i in range(self.config.decoder_layers))
-        if cache_implementation is None:
-            return self.ops.compiles and not is_traced, is_traced
-        return cache_implementation == "static", is_traced
+        callbacks = Callbacks.checked(config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, tokenizer)
+        seed = inputs.random_seed(seed)
+        seed = randbits(128) if seed is None else seed  # so that a run can be repeated to explain its error
+        is_static, compiled = cache_kind(self.ops, self.config, config, cache_implementation)
+        source = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        run = GenerationRun(self.ops, self.weights, self.config, source, config, callbacks, seed)
+        run.check_source()
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        try:
+            output = run.search(streamer, is_static, compiled)
+        except NumericsError as error:
+            raise explained(error, self.ops, self._tensors, run.search) from None
+        return output if config.return_dict_in_generate else output.sequences

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 
@@ -10,20 +10,24 @@ from pegasusx_ref.backend import Backend
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.checkpoint import IDENTITY, PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint.hub import HubOptions
+from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.forward import check_source, encode
 from pegasusx_ref.model.loading import load_weights
+from pegasusx_ref.model.module_methods import ModuleMethods
 from pegasusx_ref.model.outputs import EncoderOutput
-from pegasusx_ref.model.weights import Weights, parameter_shapes, random_weights, tie_embeddings
+from pegasusx_ref.model.weights import LOGITS_BIAS, Weights, parameter_shapes, random_weights, tie_embeddings
 
 
-class PegasusXPreTrainedModel:
+class PegasusXPreTrainedModel(ModuleMethods):
     """A configuration, a backend, and the weights on it.
 
-    Threads may share a model and the outputs of its calls, caches included. [spec 15]
+    Threads may share a model and the outputs of its calls, caches included. [spec 15] A model can be pickled, as for
+    worker processes, and is then loaded onto a device of the same name.
 
     Args:
         config: the model's configuration.
@@ -45,7 +49,6 @@ class PegasusXPreTrainedModel:
         self.config = config
         self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
-        self.generation_config.check(config.vocab_size)
         checked = inputs.weights(tensors, parameter_shapes(config, self.has_head))
         self._tensors = {name: ops.asarray(tensor) for name, tensor in checked.items()}
         self.weights = Weights(tie_embeddings(self._tensors))
@@ -56,6 +59,10 @@ class PegasusXPreTrainedModel:
             f"<{type(self).__name__} {config.encoder_layers}+{config.decoder_layers} layers, d_model={config.d_model}, "
             f"{self.num_parameters():,} parameters, {self.ops.name} {self.dtype} on {self.device}>"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        tensors = {name: self._stored(name) for name in self._tensors}
+        return type(self), (self.config, tensors, self.ops, self.generation_config)
 
     @property
     def dtype(self) -> str:
@@ -70,34 +77,38 @@ class PegasusXPreTrainedModel:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         backend: str = "numpy",
         device: str | int | None = None,
         dtype: Any = None,
         *,
         torch_dtype: Any = None,
         device_map: str | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
-        """Load a checkpoint folder as written by transformers.
+        """Load a checkpoint as written by transformers.
 
         Args:
-            folder: contains config.json, the weights, and optionally generation_config.json.
+            name: a folder with config.json, the weights, and optionally generation_config.json; or the folder of a PEFT
+                adapter, which is merged; or a name of the Hugging Face Hub, such as "google/pegasus-x-base". A local
+                folder of that name wins.
             backend: one of `available_backends()`.
             device: "cpu", "cuda:0", or a number among the backend's devices; None, "auto" and 0 are its first one.
             dtype: "float32" if None; "auto" for the checkpoint's own; a NumPy or torch dtype is accepted too.
             torch_dtype: the older spelling of `dtype`.
             device_map: the documentation's spelling of `device`, "auto" in particular.
+            hub: revision, cache_dir, token and local_files_only, for a name of the Hub; see `HubOptions`.
 
         Raises:
             CheckpointError: the folder or a file in it is missing, corrupt, or belongs to another model.
             ConfigError: config.json does not describe a valid PEGASUS-X model.
             BackendError: the backend, the device or the dtype is not available.
         """
-        folder = as_path(folder)
+        folder, adapter = locate(name, "model", hub)
         config = PegasusXConfig.from_pretrained(folder)
         dtype = dtype if dtype is not None else torch_dtype
         ops = _backend(backend, device if device is not None else device_map, dtype, config)
-        tensors, config = load_weights(folder, config, cls.has_head)
+        tensors, config = load_weights(folder, config, cls.has_head, adapter)
         return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
 
     @classmethod
@@ -161,11 +172,6 @@ class PegasusXPreTrainedModel:
         Raises:
             OutputError: a file cannot be written; the folder keeps its old files.
         """
-        # A backend in half precision keeps only matrices in it; vectors are saved as they are.
-        dtypes = {
-            name: self.dtype if len(tensor.shape) > 1 else self.ops.to_numpy(tensor).dtype.name
-            for name, tensor in self._tensors.items()
-        }
         extra = self.config.extra | {"architectures": [type(self).__name__]}
         extra.pop(IDENTITY, None)
         settings = {"config.json": self.config.replace(dtype=self.dtype, extra=extra).to_dict()}
@@ -173,11 +179,20 @@ class PegasusXPreTrainedModel:
             settings["generation_config.json"] = self.generation_config.to_dict()
         write_checkpoint(
             as_path(folder),
-            {name: (tuple(tensor.shape), dtypes[name]) for name, tensor in self._tensors.items()},
-            lambda name: self.ops.to_numpy(self._tensors[name]).astype(numpy_dtype(dtypes[name]), copy=False),
+            {name: (tuple(tensor.shape), self._stored_dtype(name)) for name, tensor in self._tensors.items()},
+            self._stored,
             PREFIX if self.has_head else "",
             settings,
         )
+
+    def _stored_dtype(self, name: str) -> str:
+        """Return the dtype of a tensor in a file: a backend in half precision keeps only matrices in it."""
+        tensor = self._tensors[name]
+        return self.dtype if len(tensor.shape) > 1 else self.ops.to_numpy(tensor).dtype.name
+
+    def _stored(self, name: str) -> np.ndarray:
+        """Return a tensor as it is stored in a file."""
+        return self.ops.to_numpy(self._tensors[name]).astype(numpy_dtype(self._stored_dtype(name)), copy=False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
@@ -187,8 +202,8 @@ class PegasusXPreTrainedModel:
         return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
 
     def num_parameters(self) -> int:
-        """Count the parameters, tied ones once."""
-        return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
+        """Count the parameters, tied ones once; a bias of the logits is none."""
+        return sum(int(np.prod(tensor.shape)) for name, tensor in self._tensors.items() if name != LOGITS_BIAS)
 
 
 def _backend(name: str, device: str | int | None, dtype: Any, config: PegasusXConfig) -> Backend:

@@ -14,6 +14,8 @@ from pegasusx_ref.model.config import PegasusXConfig
 # The embedding table is one tensor under four names unless config.tie_word_embeddings is false.
 EMBEDDING = "shared.weight"
 EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+# A bias (V,) of the logits, which few checkpoints have; an entry of config.json with this name says that one is there.
+LOGITS_BIAS = "final_logits_bias"
 
 
 class Weights(Mapping[str, Any]):
@@ -89,9 +91,16 @@ def parameter_shapes(config: PegasusXConfig, head: bool = True) -> dict[str, tup
             layer_norm(f"{layer}.{sublayer}_layer_norm")
         feed_forward(layer, config.decoder_ffn_dim)
     layer_norm("decoder.layer_norm")
+    if has_logits_bias(config) and head:
+        shapes[LOGITS_BIAS] = (config.vocab_size,)
     if not head:
         shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def has_logits_bias(config: PegasusXConfig) -> bool:
+    """Return whether the model adds a bias to its logits."""
+    return config.extra.get(LOGITS_BIAS) is True
 
 
 def random_weights(config: PegasusXConfig, seed: int = 0, head: bool = True) -> dict[str, np.ndarray]:

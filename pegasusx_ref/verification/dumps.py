@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -170,6 +169,8 @@ def map_names(tensors: Mapping[str, Any], mapping: str | Path | Mapping[str, Any
     if not isinstance(mapping, Mapping | None):
         path = as_path(mapping)
         with reading(path, "a TOML file", InputError):
+            import tomllib
+
             return map_names(tensors, tomllib.loads(read_bytes(path, MAX_MAPPING_SIZE).decode()))
     lines = mapping or {}
     sources: dict[str, tuple[str, Mapping[str, Any]]] = {}

@@ -1,6 +1,12 @@
 """Cases that once did harm: a hang, a crash, a foreign exception, memory without limit, or a wrong result."""
 
 FILES = (
+    "adapter/adapter_config.json/entries/2897975470",
+    "adapter of torch/adapter_config.json/settings/3522217328",
+    "tokenizer.json/tokenizer.json/steps/1995320795",
+    "tokenizer.json/tokenizer.json/text that grows 20-fold five times/0",
+    "tokenizer.json/tokenizer.json/text that grows 900-fold three times/0",
+    "tokenizer.json/tokenizer.json/text that grows when decoded/0",
     "bench/bench.json/FIFO/0",
     "bin/pytorch_model.bin/70 dimensions/0",
     "bin/pytorch_model.bin/FIFO/0",

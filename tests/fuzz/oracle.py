@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fuzz.access import watching
+
 from pegasusx_ref import PegasusXError
 
 MAX_SECONDS = 2.0  # of processor time until an input is refused
@@ -33,13 +35,21 @@ class Hang(BaseException):
     """Raised by the alarm; not an `Exception`, so that no reader takes it for damage to a file."""
 
 
-def judge(read: Callable[[], Any], use: Callable[[Any], Any] = lambda found: None, path: Path | None = None) -> str:
+def judge(
+    read: Callable[[], Any],
+    use: Callable[[Any], Any] = lambda found: None,
+    path: Path | None = None,
+    inside: Path | None = None,
+    name: str | None = None,
+) -> str:
     """Judge one input.
 
     Args:
         read: reads the input; its errors name the file.
         use: takes what `read` returns, and raises `Wrong` where that is not what the input says.
         path: in every error of `read`; None for an argument.
+        inside: the folder that nothing outside of which may be read or written; `path` if None.
+        name: may be in an error of `read` in place of the path.
 
     Returns:
         "result" or "refused".
@@ -53,7 +63,7 @@ def judge(read: Callable[[], Any], use: Callable[[Any], Any] = lambda found: Non
     resident, start = _memory("VmRSS"), time.process_time()
     error: PegasusXError | None = None
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, watching(inside or path) as outside:
             warnings.simplefilter("always")
             found = read()
             path = None
@@ -70,6 +80,8 @@ def judge(read: Callable[[], Any], use: Callable[[Any], Any] = lambda found: Non
         signal.alarm(0)
         signal.signal(signal.SIGALRM, old_handler)
     seconds, peak = time.process_time() - start, _memory("VmHWM") - resident
+    if outside:
+        raise Finding(f"outside: {', '.join(outside)[:300]}")
     for warning in caught:
         if issubclass(warning.category, DeprecationWarning):  # of a library, for its developers
             continue
@@ -78,7 +90,7 @@ def judge(read: Callable[[], Any], use: Callable[[Any], Any] = lambda found: Non
             raise Finding(f"warning: {warning.message}")
     if error is None:
         return RESULT
-    _check_error(error, path)
+    _check_error(error, path, name)
     if seconds > MAX_SECONDS:
         raise Finding(f"slow: {seconds:.1f} s ({error})")
     if peak > MAX_PEAK:
@@ -86,10 +98,10 @@ def judge(read: Callable[[], Any], use: Callable[[Any], Any] = lambda found: Non
     return REFUSED
 
 
-def _check_error(error: BaseException, path: Path | None) -> None:
+def _check_error(error: BaseException, path: Path | None, name: str | None) -> None:
     text = str(error)
     _check_text(text)
-    if path is not None and str(path) not in text:
+    if path is not None and str(path) not in text and (name is None or name not in text):
         raise Finding(f"unnamed file: {text}")
     cause: BaseException | None = error
     while cause is not None:

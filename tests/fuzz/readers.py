@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -52,6 +51,8 @@ class Reader(NamedTuple):
         use: takes what was read, and raises `Wrong` where that is not what the files say.
         damages: by the name of the file that each damages and its own name.
         weight: share of the random inputs.
+        inside: the part of the folder that nothing outside of which may be read or written.
+        name: that errors may have in place of the folder.
     """
 
     make: Callable[[Path], None]
@@ -59,6 +60,8 @@ class Reader(NamedTuple):
     use: Callable[[Path, Any], Any]
     damages: Mapping[str, Mapping[str, Damage]]
     weight: float = 1.0
+    inside: str = ""
+    name: str | None = None
 
 
 def special(name: str) -> Damage:
@@ -153,7 +156,8 @@ def independent_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if path.name == "model.safetensors" or (path.name.startswith("part-") and not is_bin(folder)):
             found |= safetensors.torch.load_file(path)
         elif path.name == "pytorch_model.bin" or path.name.startswith("part-"):
-            found |= torch.load(path, weights_only=True, map_location="cpu")
+            entries = torch.load(path, weights_only=True, map_location="cpu")
+            found |= entries.get("state_dict", entries)
     return {name.removeprefix("model."): tensor for name, tensor in found.items()}
 
 
@@ -180,10 +184,10 @@ def use_tokenizer(folder: Path, found: PegasusTokenizer) -> None:
     texts = [TEXT, "ﬁ ① e\u0301 가 <x>\n=", "", "\ud800", "x" * 1000]
     batch = found(texts, truncation=True, padding=True)
     ids = [i for row in batch["input_ids"] for i in row]
-    if not all(0 <= i < found.vocab_size for i in ids):
+    if not all(0 <= i < len(found) for i in ids):
         raise Wrong("an id outside the vocabulary")
     found.batch_decode(batch["input_ids"])
-    found.decode(range(found.vocab_size))
+    found.decode(range(len(found)))
     found.convert_tokens_to_ids(["<unk>", "the", "▁"])
     found.get_vocab()
     found.save_pretrained(folder / "copy")
@@ -465,18 +469,3 @@ READERS: dict[str, Reader] = {
     ),
     "bench": Reader(make_bench, lambda folder: read_results(folder / "bench.json"), use_bench, {"bench.json": JSON}),
 }
-
-
-def prepare(folder: Path, names: list[str] | None = None) -> None:
-    """Write the valid files of readers."""
-    for name in names or READERS:
-        READERS[name].make(folder / name)
-
-
-def place(reader: str, templates: Path, folder: Path) -> None:
-    """Copy the valid files of a reader."""
-    shutil.copytree(templates / reader, folder)
-
-
-def close(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

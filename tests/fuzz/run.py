@@ -29,13 +29,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def names(count: int, seed: int) -> list[str]:
-    """Name every kind of damage once, then random ones."""
+def names(count: int, seed: int, readers: list[str]) -> list[str]:
+    """Name every kind of damage once, then random ones; of all readers and calls, or of the given readers."""
     from fuzz.cases import all_kinds, draw_kind
 
     rng = Random(seed)
-    found = [f"{kind}/{seed}" for kind in all_kinds()]
-    found += [f"{draw_kind(rng)}/{rng.randrange(2**32)}" for _ in range(count - len(found))]
+    found = [f"{kind}/{seed}" for kind in all_kinds() if not readers or kind.split("/")[0] in readers]
+    found += [f"{draw_kind(rng, readers)}/{rng.randrange(2**32)}" for _ in range(count - len(found))]
     return found[:count]
 
 
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readers", nargs="*", default=[], help="names of readers; all, and the arguments, if none")
     parser.add_argument("--only", nargs="*", help="names of cases, or the beginnings of kinds")
     parser.add_argument("--cases", type=Path, help="a file of names, one a line")
     parser.add_argument("--log", type=Path, default=Path("fuzz.log"))
@@ -108,7 +109,7 @@ def main() -> None:
     elif arguments.only:
         cases = chosen(arguments.only, arguments.count, arguments.seed)
     else:
-        cases = names(arguments.count, arguments.seed)
+        cases = names(arguments.count, arguments.seed, arguments.readers)
     start, counts, findings = time.monotonic(), Counter[tuple[str, str]](), 0
     root = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=root) as folder, arguments.log.open("w", encoding="utf-8") as log:

@@ -12,7 +12,8 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.study.explore.attention_listeners import EncoderAttentionListener, cross_attention_top_keys
 from pegasusx_ref.study.explore.top_keys import KeyCounts, TopKeys, key_counts_that_fit
 from pegasusx_ref.summarization import SummarizationPipeline
-from pegasusx_ref.tokenizer.tokenizer import UNKNOWN, PegasusTokenizer
+from pegasusx_ref.tokenizer import PegasusTokenizer
+from pegasusx_ref.tokenizer.vocabulary import UNKNOWN
 
 NUM_ALTERNATIVES = 8
 

@@ -1,0 +1,1 @@
+"""Checkpoints of the paper's Flax code: the file format and the names. [spec 14.11]"""

@@ -1,0 +1,24 @@
+"""A checkpoint that is going to be written in another form."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pegasusx_ref.model.config import PegasusXConfig
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint is made of.
+
+    Attributes:
+        config: of the model.
+        tensors: views of its files, by name without prefix and without tied copies.
+        generation: the entries of generation_config.json.
+        has_head: whether it is a `PegasusXForConditionalGeneration`.
+    """
+
+    config: PegasusXConfig
+    tensors: Mapping[str, np.ndarray]
+    generation: Mapping[str, Any]
+    has_head: bool = True

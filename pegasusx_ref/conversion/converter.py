@@ -1,0 +1,108 @@
+"""Converting a checkpoint: from anything that is read here to a folder as transformers writes it."""
+
+import os
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from pegasusx_ref.checkpoint import IDENTITY, PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint.hub import HubOptions, check_options
+from pegasusx_ref.checkpoint.location import locate
+from pegasusx_ref.checkpoint.saving import shard_size
+from pegasusx_ref.checkpoint.settings import read_settings
+from pegasusx_ref.conversion.casting import cast, checked_dtype
+from pegasusx_ref.conversion.checkpoint import Checkpoint
+from pegasusx_ref.conversion.tokenizers import check_no_other, given_tokenizer, source_tokenizer
+from pegasusx_ref.errors import InputError, OutputError, shown
+from pegasusx_ref.files.reading import as_path
+from pegasusx_ref.generation import GenerationConfig
+from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
+from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.loading import load_weights
+from pegasusx_ref.model.weights import EMBEDDING
+
+GENERATION = "generation_config.json"
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dtype: Any = None,
+    max_shard_size: int | str | None = "5GB",
+    *,
+    config: PegasusXConfig | str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    **hub: Unpack[HubOptions],
+) -> list[Path]:
+    """Convert a checkpoint to a folder that transformers and this package read. [spec 14.10]
+
+    The folder gets config.json, generation_config.json, the weights as safetensors and the tokenizer's files, all of
+    them or none. The tensors are read, rounded and written one after the other.
+
+    Args:
+        source: whatever `from_pretrained` reads: a folder, a name of the Hugging Face Hub, a LoRA adapter, which is
+            merged; or a Flax checkpoint of the paper's own code, a file or its folder.
+        destination: the folder, created if it does not exist; it may be the source. Weights of an earlier save in it
+            are replaced.
+        dtype: of the tensors, "float32", "bfloat16", "float16" or "float64"; each keeps its own if None.
+        max_shard_size: of a weight file, such as "5GB" or "500MiB"; None for one file.
+        config: for a Flax checkpoint, what the shapes of its parameters do not tell: a configuration, a config.json,
+            or the name of a preset. As published if None.
+        tokenizer: a spiece.model or tokenizer.json, or the folder or Hub name of a tokenizer; that of the source if
+            None.
+        hub: see `HubOptions`; the revision is that of the source.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        CheckpointError: the source is missing, corrupt, or belongs to another model.
+        ConfigError: an invalid configuration.
+        InputError: an invalid argument, or a number that is too large for the dtype.
+        OutputError: a file cannot be written; the destination keeps its old files.
+    """
+    from pegasusx_ref.checkpoint.flax.reading import flax_file
+    from pegasusx_ref.conversion.flax import flax_checkpoint
+
+    folder, kind, limit = as_path(destination), checked_dtype(dtype), shard_size(max_shard_size)
+    check_options(hub)
+    _check_destination(folder)
+    flax = flax_file(as_path(source))
+    if flax is None and config is not None:
+        raise InputError(f"config={shown(config)} is for Flax checkpoints: {source} is none")
+    found = _checkpoint(source, hub) if flax is None else flax_checkpoint(flax, config)
+    others = source_tokenizer(source, hub) if tokenizer is None else given_tokenizer(tokenizer, found.config, hub)
+    check_no_other(folder, others)
+
+    dtypes = {name: kind or tensor.dtype.name for name, tensor in found.tensors.items()}
+    model_class = PegasusXForConditionalGeneration if found.has_head else PegasusXModel
+    extra = found.config.extra | {"architectures": [model_class.__name__]}
+    extra.pop(IDENTITY, None)
+    settings = {"config.json": found.config.replace(dtype=dtypes[EMBEDDING], extra=extra).to_dict()}
+    if found.has_head:
+        settings[GENERATION] = dict(found.generation)
+
+    def tensor(name: str) -> np.ndarray:
+        try:
+            return cast(name, found.tensors[name], dtypes[name])
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+    tensors = {name: (tensor.shape, dtypes[name]) for name, tensor in found.tensors.items()}
+    return write_checkpoint(folder, tensors, tensor, PREFIX if found.has_head else "", settings, limit, others)
+
+
+def _check_destination(folder: Path) -> None:
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file: name a folder, new or existing")
+
+
+def _checkpoint(source: str | Path, hub: HubOptions) -> Checkpoint:
+    folder, adapter = locate(source, "model", hub)
+    config = PegasusXConfig.from_pretrained(folder)
+    has_head = config.extra.get("architectures") != [PegasusXModel.__name__]
+    tensors, config = load_weights(folder, config, has_head, adapter)
+    if os.path.lexists(folder / GENERATION):
+        return Checkpoint(config, tensors, read_settings(folder / GENERATION), has_head)
+    return Checkpoint(config, tensors, GenerationConfig.from_model_config(config).to_dict(), has_head)
