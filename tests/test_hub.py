@@ -607,3 +607,13 @@ def test_progress_of_downloads_is_that_of_the_command(flag: str, shown: bool, mo
     CliRunner().invoke(main, ["verify", flag])
     assert seen == [None if shown else "1"]
     assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+
+
+def test_a_damaged_reference_leads_nowhere_else(hub: HubServer, tmp_path: Path) -> None:
+    """A file of the cache that holds a path in place of a commit is not followed."""
+    hub.repositories[NAME] = repository("spiece.model")
+    folder = download(NAME, "tokenizer", {})
+    for content in ("../../elsewhere", "../" * 8 + "etc", "x" * 10_000):
+        (folder.parents[1] / "refs" / "main").write_text(content)
+        with pytest.raises(CheckpointError, match="it is not downloaded"):
+            download(NAME, "tokenizer", {"local_files_only": True})

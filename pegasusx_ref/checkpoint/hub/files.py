@@ -1,6 +1,7 @@
 """Which files of a repository are needed to read a model, a tokenizer or a configuration."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +65,9 @@ def absent(kind: Kind, names: Collection[str]) -> list[str]:
 
 def absent_in(folder: Path, kind: Kind) -> list[str]:
     """Return what is needed but absent in a folder of downloaded files; see `absent`."""
-    # A link whose file was removed from the cache does not exist.
-    names = [path.name for path in folder.iterdir() if path.exists()] if folder.is_dir() else []
+    names: list[str] = []
+    with suppress(OSError):  # no folder, no name of a folder, or not readable
+        # A link whose file was removed from the cache does not exist.
+        names = [path.name for path in folder.iterdir() if path.exists()]
     indexes = [folder / name for name in chosen(kind, names) if name.endswith(INDEX)]
     return absent(kind, names) + [name for index in indexes for name in shards(index) if name not in names]

@@ -100,7 +100,7 @@ def download(name: str, kind: Kind, hub: HubOptions) -> Path:
         failure = explained(error, name, cache, revision)
         folder = cached_folder(name, revision, cache)
         if lacking := absent_in(folder, kind):
-            cached = f", and the cache lacks {', '.join(lacking)}" if folder.is_dir() else ""
+            cached = f", and the cache lacks {', '.join(lacking)}" if os.path.lexists(folder) else ""
             raise CheckpointError(f"{name}: {failure.what}{cached}: {failure.remedy}") from error
         if not failure.is_offline_mode:
             warnings.warn(f"{name}: {failure.what}: its files in the cache are used", stacklevel=5)

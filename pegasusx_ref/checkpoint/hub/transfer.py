@@ -13,12 +13,13 @@ from typing import Any
 from pegasusx_ref.checkpoint.folder import INDEX
 from pegasusx_ref.checkpoint.hub.files import Kind, chosen, shards
 from pegasusx_ref.errors import CheckpointError
-from pegasusx_ref.files.reading import open_regular
+from pegasusx_ref.files.reading import open_regular, read_bytes
 from pegasusx_ref.files.writing import write_text
 
 COMMIT = re.compile("[0-9a-f]{40}")
 DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 TIMEOUT = 10  # seconds, for the list of files
+MAX_REFERENCE = 64  # bytes of a file that holds a commit
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Repository:
 
     def remember(self, revision: str) -> None:
         """Write down the commit of the revision, for calls without network."""
-        ref = _storage(self.name, self.cache) / "refs" / revision
+        storage = _storage(self.name, self.cache)
         with suppress(OSError):  # a cache that can only be read
-            if revision != self.commit and not (ref.exists() and ref.read_text() == self.commit):
-                write_text(ref, self.commit)
+            if self.commit not in (revision, _known_commit(storage, revision)):
+                write_text(storage / "refs" / revision, self.commit)
 
 
 def _storage(name: str, cache: Path) -> Path:
@@ -78,9 +79,15 @@ def open_repository(
 def cached_folder(name: str, revision: str, cache: Path) -> Path:
     """Return the folder of a revision's downloaded files, whether or not it exists."""
     storage = _storage(name, cache)
+    return storage / "snapshots" / (_known_commit(storage, revision) or revision)
+
+
+def _known_commit(storage: Path, revision: str) -> str | None:
+    """Return the commit of a revision that the cache has; a damaged file may have a path out of the cache instead."""
     with suppress(OSError, ValueError):
-        revision = (storage / "refs" / revision).read_text(encoding="ascii")
-    return storage / "snapshots" / revision
+        commit = read_bytes(storage / "refs" / revision, MAX_REFERENCE).decode("ascii")
+        return commit if COMMIT.fullmatch(commit) else None
+    return None
 
 
 def fetch_all(repository: Repository, kind: Kind) -> None:
