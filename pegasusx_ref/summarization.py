@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +11,7 @@ from pegasusx_ref.checkpoint.settings import is_integer
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, shown
 from pegasusx_ref.generation import GenerationConfig
+from pegasusx_ref.generation.config import settings_names
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tokenizer.batching import BatchEncoding, list_of_texts
@@ -88,12 +88,10 @@ class SummarizationPipeline:
             raise InputError(f"batch_size={shown(batch_size)} must be an integer of at least 1")
         options = (batch_size, truncation, clean_up_tokenization_spaces, settings)
         if isinstance(texts, str):
-            return next(self._batches(iter([texts]), *options))
+            return next(self._batches(_named([texts]), *options))
         if not hasattr(texts, "__len__") and hasattr(texts, "__iter__"):
-            return self._batches(iter(texts), *options)
-        all_texts = list_of_texts(texts)
-        for i, text in enumerate(all_texts):
-            _check_text(i, text)
+            return self._batches(_named(texts), *options)
+        all_texts = list(_named(list_of_texts(texts)))  # an invalid one is an error before the first is summarized
         found = list(self._batches(iter(all_texts), *options))
         return [summaries[0] for summaries in found] if all(len(s) == 1 for s in found) else found
 
@@ -145,30 +143,29 @@ class SummarizationPipeline:
 
     def _batches(
         self,
-        texts: Iterator[str],
+        named_texts: Iterator[tuple[str, str]],
         batch_size: int,
         truncation: bool,
         clean_up: bool | None,
         settings: dict[str, Any],
     ) -> Iterator[list[Summary]]:
-        start = 0
-        while batch := list(islice(texts, batch_size)):
-            names = [_check_text(i, text) for i, text in enumerate(batch, start)]
-            for summaries in self.generate(self.encode(batch, truncation, names), clean_up, **settings):
+        while batch := list(islice(named_texts, batch_size)):
+            names, texts = zip(*batch, strict=True)
+            for summaries in self.generate(self.encode(texts, truncation, names), clean_up, **settings):
                 yield [{"summary_text": summary} for summary in summaries]
-            start += len(batch)
 
 
-def _check_text(i: int, text: Any) -> str:
-    """Check a text and return its name for messages."""
-    if isinstance(text, Mapping):
-        keys = ", ".join(map(shown, islice(text, 3)))
-        raise InputTypeError(f"text {i} is a {type(text).__name__} with {keys}: pass the texts themselves")
-    if not isinstance(text, str):
-        raise InputTypeError(f"text {i} is a {type(text).__name__}: pass a str")
-    if not text.strip():
-        raise InputError(f"text {i} is empty: there is nothing to summarize")
-    return f"text {i}"
+def _named(texts: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Check each text when it is asked for, and give it a name for messages."""
+    for i, text in enumerate(texts):
+        if isinstance(text, Mapping):
+            keys = ", ".join(map(shown, islice(text, 3)))
+            raise InputTypeError(f"text {i} is a {type(text).__name__} with {keys}: pass the texts themselves")
+        if not isinstance(text, str):
+            raise InputTypeError(f"text {i} is a {type(text).__name__}: pass a str")
+        if not text.strip():
+            raise InputError(f"text {i} is empty: there is nothing to summarize")
+        yield f"text {i}", text
 
 
 def _task_settings(model: PegasusXForConditionalGeneration) -> tuple[GenerationConfig, str]:
@@ -178,7 +175,7 @@ def _task_settings(model: PegasusXForConditionalGeneration) -> tuple[GenerationC
     task = tasks.get(SummarizationPipeline.task) if isinstance(tasks, dict) else None
     task = {name: value for name, value in task.items() if value is not None} if isinstance(task, dict) else {}
     prefix = task.pop("prefix", extra.get("prefix"))
-    known = {f.name for f in fields(GenerationConfig)} - {"extra"}
+    known = settings_names()
     ignored = {name: value for name, value in task.items() if name not in known}
     if not isinstance(prefix, str | None):
         ignored, prefix = ignored | {"prefix": prefix}, None

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_foreign_files import failure
 
 from pegasusx_ref import (
-    CheckpointError,
     PegasusTokenizer,
     PegasusXConfig,
     PegasusXForConditionalGeneration,
@@ -302,15 +302,6 @@ def test_weights_of_a_whole_model_beside_the_adapter_win_with_a_warning(base: Pa
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def failure(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        PegasusXForConditionalGeneration.from_pretrained(folder)
-    message = str(caught.value)
-    assert message.startswith(str(folder))
-    assert "\n" not in message
-    return message
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [

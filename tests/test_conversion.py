@@ -4,12 +4,10 @@ import json
 import os
 import shutil
 import signal
-import sys
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +17,7 @@ from click.testing import CliRunner, Result
 from flax_files import flax_arrays, nested, write
 from hypothesis import given
 from hypothesis import strategies as st
+from interruptions import killed_before
 from test_checkpoint import LAYOUTS, save_theirs, their_model
 from test_saving import content, in_child
 
@@ -41,7 +40,6 @@ from pegasusx_ref.conversion.casting import cast
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CONFIG = PegasusXConfig.preset("tiny", vocab_size=150, d_model=16, encoder_layers=1, decoder_layers=1)
 WITHOUT_TOKENIZER = "ignore:.*converted without a tokenizer:UserWarning"
-WRITERS = ("files/writing.py", "checkpoint/saving.py", "checkpoint/safetensors_writer.py")
 
 
 @pytest.fixture
@@ -302,20 +300,8 @@ def test_a_source_that_cannot_be_written_back_is_kept(folder: Path, monkeypatch:
 
 def convert_and_die(arguments: list[str], line: int) -> None:
     """Run the command; end without any clean-up before a line of the writing code is executed."""
-    seen = 0
-
-    def count(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal seen
-        if not frame.f_code.co_filename.endswith(WRITERS):
-            return None
-        seen += event == "line"
-        if seen == line:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return count
-
-    sys.settrace(count)
-    main(arguments, standalone_mode=False)
-    sys.settrace(None)
+    with killed_before(line):
+        main(arguments, standalone_mode=False)
 
 
 @pytest.mark.slow

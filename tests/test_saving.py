@@ -7,16 +7,15 @@ import os
 import re
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
+from interruptions import killed_before
 
 from pegasusx_ref import (
     CheckpointError,
@@ -34,7 +33,6 @@ FILES = {"config.json", "generation_config.json", "model.safetensors"}
 CONFIG = PegasusXConfig.preset("tiny", encoder_layers=1, decoder_layers=1, d_model=8, vocab_size=128)
 # The same shapes as CONFIG, so that only the identity tells their files apart.
 CONFIGS = (CONFIG, CONFIG.replace(activation_function="gelu"))
-WRITERS = ("files/writing.py", "checkpoint/saving.py", "checkpoint/safetensors_writer.py")
 
 forks = multiprocessing.get_context("forkserver")  # a clean process each, forked in milliseconds
 forks.set_forkserver_preload(["pegasusx_ref", "test_saving"])
@@ -73,21 +71,9 @@ def kind_of(folder: Path) -> int | None:
 
 def save_and_die(folder: Path, line: int) -> None:
     """Save the second model; end without any clean-up before the given line of the writing code is executed."""
-    seen = 0
-
-    def count(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal seen
-        if not frame.f_code.co_filename.endswith(WRITERS):
-            return None
-        seen += event == "line"
-        if seen == line:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return count
-
     second = model(1)
-    sys.settrace(count)
-    second.save_pretrained(folder)
-    sys.settrace(None)
+    with killed_before(line):
+        second.save_pretrained(folder)
 
 
 @pytest.mark.slow

@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.file_names import INDEX, PICKLE, SAFETENSORS
 from pegasusx_ref.checkpoint.foreign_folders import foreign_content
 from pegasusx_ref.checkpoint.settings import read_settings
-from pegasusx_ref.checkpoint.tensor_names import PREFIX, check_not_adapted, clean_names
+from pegasusx_ref.checkpoint.tensor_names import check_not_adapted, clean_names
 from pegasusx_ref.checkpoint.weight_file import read_weight_file
 from pegasusx_ref.errors import CheckpointError, shown
 
-__all__ = ["IDENTITY", "PICKLE", "PREFIX", "SAFETENSORS", "has_weights", "read_tensors"]
-
-SAFETENSORS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
-INDEX = ".index.json"
 # The same value in config.json and in the metadata of the weights that were saved with it.
 IDENTITY = "weights_id"
 # Tensors that older tools wrote and no PEGASUS-X model reads: the fixed position table, version marks.

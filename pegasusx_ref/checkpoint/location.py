@@ -5,14 +5,12 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from pegasusx_ref.checkpoint.file_names import ADAPTER, ADAPTER_WEIGHTS, CONFIG, TOKENIZERS
 from pegasusx_ref.checkpoint.folder import has_weights
 from pegasusx_ref.checkpoint.foreign_folders import FLAX, foreign_content
 from pegasusx_ref.checkpoint.hub import HubOptions, Kind, check_options, download, is_hub_name
-from pegasusx_ref.checkpoint.hub.files import ADAPTER, ADAPTER_WEIGHTS, CONFIG
 from pegasusx_ref.errors import CheckpointError, shown
 from pegasusx_ref.files.reading import as_path
-
-TOKENIZERS = ("spiece.model", "tokenizer.json")
 
 
 class Location(NamedTuple):

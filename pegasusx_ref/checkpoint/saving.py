@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.checkpoint.folder import IDENTITY, INDEX, SAFETENSORS
-from pegasusx_ref.checkpoint.hub.files import ADAPTER
+from pegasusx_ref.checkpoint.file_names import ADAPTER, CONFIG, GENERATION, INDEX, SAFETENSORS
+from pegasusx_ref.checkpoint.folder import IDENTITY
 from pegasusx_ref.checkpoint.safetensors_writer import file_layout, open_writer
 from pegasusx_ref.checkpoint.tensor_names import HEAD_PARTS
 from pegasusx_ref.errors import InputError, OutputError, shown
 from pegasusx_ref.files.json_files import json_text
 from pegasusx_ref.files.writing import replacing_all
 
-SETTINGS = ("generation_config.json", "config.json")
+SETTINGS = (GENERATION, CONFIG)
 SHARD = "model-{:05}-of-{:05}.safetensors"
 # The names of weights that are read before others, or with them: files of an earlier save under one are removed.
 WEIGHTS = re.compile(rf"model-\d{{5,}}-of-\d{{5,}}\.safetensors|{re.escape(SAFETENSORS)}({re.escape(INDEX)})?")
@@ -71,6 +71,8 @@ def write_checkpoint(
 
     # Of the settings alone: weights that are replaced beside equal settings make the new model complete. Shards are
     # not replaced at once, so that theirs is of the numbers too, and written when all are known.
+    kept = {name: entry for name, entry in settings[CONFIG].items() if name != IDENTITY}  # of an earlier save
+    settings = {**settings, CONFIG: kept}
     digest = hashlib.sha256(json_text(settings).encode())
     identity = _identity(digest)
     layouts = [
@@ -93,7 +95,7 @@ def write_checkpoint(
                 file.write(_identity(digest).encode())
         for name, path in list(zip(written, temporaries, strict=True))[len(shards) :]:
             if name in settings:
-                entries = dict(settings[name]) | ({IDENTITY: _identity(digest)} if name == "config.json" else {})
+                entries = dict(settings[name]) | ({IDENTITY: _identity(digest)} if name == CONFIG else {})
                 path.write_bytes(json_text(entries).encode())
             else:
                 path.write_bytes(texts[name])

@@ -6,8 +6,6 @@ from pathlib import Path
 from pegasusx_ref.cli.messages import UsageError, note
 from pegasusx_ref.errors import reason
 from pegasusx_ref.files.reading import read_bytes, read_limited
-from pegasusx_ref.summarization import SummarizationPipeline
-from pegasusx_ref.tokenizer.batching import BatchEncoding
 
 MAX_SIZE = 2**26  # bytes
 
@@ -40,17 +38,6 @@ def remedy(path: Path) -> str:
     """Return how else a FIFO or a device can be read."""
     is_special = path.exists() and not (path.is_file() or path.is_dir())
     return ' or pipe it to standard input ("-")' if is_special else ""
-
-
-def encode_document(name: str, text: str, summarizer: SummarizationPipeline) -> BatchEncoding:
-    """Encode a document as a batch of one row, cut to the model's length with a note.
-
-    Args:
-        name: of the document.
-        text: of the document.
-        summarizer: the model and its tokenizer.
-    """
-    return summarizer.encode([text], names=[name])
 
 
 def note_dropped(name: str, num_dropped: int, limit: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pegasusx_ref.cli import options
 from pegasusx_ref.cli.commands import INPUT_FILE, Group
-from pegasusx_ref.cli.documents import encode_document, read_document
+from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import UsageError
 from pegasusx_ref.cli.output_files import save_figure
 from pegasusx_ref.demo import DEMO_CHECKPOINT
@@ -48,7 +48,8 @@ def config_of(preset: str | None, folder: Path | None, revision: str | None) -> 
 def encoded(file: Path, folder: Path | None, revision: str | None) -> tuple[SummarizationPipeline, np.ndarray]:
     """Load a model and encode a document as token ids (1, T)."""
     summarizer = pipeline("summarization", folder or DEMO_CHECKPOINT, **options.hub_options(folder, revision))
-    return summarizer, encode_document(*read_document(file), summarizer).input_ids
+    name, text = read_document(file)
+    return summarizer, summarizer.encode([text], names=[name]).input_ids
 
 
 @picture.command("index-map")

@@ -11,7 +11,7 @@ import numpy as np
 
 from pegasusx_ref.checkpoint.safetensors_writer import TensorWriter, file_layout, safetensors_writer
 from pegasusx_ref.cli.commands import OUTPUT_FILE, Command
-from pegasusx_ref.cli.documents import encode_document, read_document
+from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import UsageError, note
 from pegasusx_ref.cli.options import (
     file_argument,
@@ -85,7 +85,7 @@ def trace(
     name, text = read_document(file)
     summarizer = pipeline("summarization", folder, dtype=dtype, **hub_options(folder, revision))
     model, tokenizer, config = summarizer.model, summarizer.tokenizer, summarizer.model.config
-    source: np.ndarray = encode_document(name, text, summarizer).input_ids
+    source: np.ndarray = summarizer.encode([text], names=[name]).input_ids
     T = source.shape[1]
     if place is not None:
         steps_at(place, steps(config, T, 1))  # rejects an unknown place before the model writes a summary

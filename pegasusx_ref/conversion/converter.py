@@ -6,7 +6,8 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from pegasusx_ref.checkpoint import IDENTITY, PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint import PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
 from pegasusx_ref.checkpoint.hub import HubOptions, check_options
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.checkpoint.saving import shard_size
@@ -21,8 +22,6 @@ from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.weights import EMBEDDING
-
-GENERATION = "generation_config.json"
 
 
 def convert(
@@ -77,9 +76,7 @@ def convert(
 
     dtypes = {name: kind or tensor.dtype.name for name, tensor in found.tensors.items()}
     model_class = PegasusXForConditionalGeneration if found.has_head else PegasusXModel
-    extra = found.config.extra | {"architectures": [model_class.__name__]}
-    extra.pop(IDENTITY, None)
-    settings = {"config.json": found.config.replace(dtype=dtypes[EMBEDDING], extra=extra).to_dict()}
+    settings = {CONFIG: found.config.entries_beside(dtypes[EMBEDDING], model_class.__name__)}
     if found.has_head:
         settings[GENERATION] = dict(found.generation)
 

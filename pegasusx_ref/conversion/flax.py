@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+from pegasusx_ref.checkpoint.file_names import CONFIG
 from pegasusx_ref.checkpoint.flax.names import flax_name, flax_shape, from_flax, implied_sizes
 from pegasusx_ref.checkpoint.flax.reading import read_flax
 from pegasusx_ref.conversion.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from pegasusx_ref.model.weights import parameter_shapes
 
 EPS = 1e-12
 # Of the published generation_config.json: Flax checkpoints have no settings.
-GENERATION = {"num_beams": 8, "length_penalty": 0.8}
+PUBLISHED_SETTINGS = {"num_beams": 8, "length_penalty": 0.8}
 
 
 def flax_checkpoint(path: Path, given: PegasusXConfig | str | Path | None) -> Checkpoint:
@@ -48,7 +49,7 @@ def flax_checkpoint(path: Path, given: PegasusXConfig | str | Path | None) -> Ch
         "1e-05, which moves the encoder outputs of the base model by 2e-4",
         stacklevel=3,
     )
-    generation = GENERATION | {"max_length": config.max_position_embeddings}
+    generation = PUBLISHED_SETTINGS | {"max_length": config.max_position_embeddings}
     return Checkpoint(config, tensors, GenerationConfig.from_model_config(config).to_dict() | generation)
 
 
@@ -59,7 +60,7 @@ def _configuration(given: PegasusXConfig | str | Path | None) -> PegasusXConfig:
         config = PegasusXConfig.preset("base" if given is None else str(given)).replace(layer_norm_eps=EPS)
     else:
         path = as_path(given)
-        path = path / "config.json" if path.is_dir() else path
+        path = path / CONFIG if path.is_dir() else path
         with reading(path, "a configuration", CheckpointError, f"pass a config.json, or one of {', '.join(PRESETS)}"):
             config = PegasusXConfig.from_dict({"layer_norm_eps": EPS, **read_json(path)})
     if config.activation_function == "gelu":

@@ -5,15 +5,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from pegasusx_ref.checkpoint.file_names import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZERS
 from pegasusx_ref.checkpoint.hub import HubOptions
-from pegasusx_ref.checkpoint.hub.files import ADAPTER, WANTED
-from pegasusx_ref.checkpoint.location import TOKENIZERS, locate
+from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.errors import CheckpointError, OutputError
 from pegasusx_ref.files.reading import as_path, read_bytes, reading
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tokenizer import PegasusTokenizer
 
-FILES = [name for group in WANTED["tokenizer"] for name in group if name != ADAPTER]
+FILES = (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, *TOKENIZERS)
 MAX_SIZE = 2**28  # bytes of a file
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, Unpack
 
+from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.checkpoint.plain import is_same, plain
@@ -17,7 +18,6 @@ from pegasusx_ref.files.json_files import write_json
 from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.known_settings import NEUTRAL
 
-FILE = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20
 MAX_LENGTH = 2**20
 LENGTH_LIMITS: dict[str, Limits] = {
@@ -151,12 +151,10 @@ class GenerationConfig:
             CheckpointError: the file is not JSON, or there is none.
         """
         folder = locate(name, "config", hub).folder
-        has_file = os.path.lexists(folder / FILE)
+        has_file = os.path.lexists(folder / GENERATION)
         if config is not None:
-            return cls._of_model(config.to_dict(), read_settings(folder / FILE) if has_file else None)
-        return cls.from_dict(
-            read_settings(folder / FILE) if has_file else _named(read_settings(folder / "config.json"))
-        )
+            return cls._of_model(config.to_dict(), read_settings(folder / GENERATION) if has_file else None)
+        return cls.from_dict(read_settings(folder / GENERATION) if has_file else _named(read_settings(folder / CONFIG)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -166,7 +164,7 @@ class GenerationConfig:
             ConfigError: not a dictionary.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"entries={shown(values)} must be a dictionary, the content of {FILE}")
+            raise ConfigError(f"entries={shown(values)} must be a dictionary, the content of {GENERATION}")
         return cls(**fields_and_extra(cls, {str(n): value for n, value in values.items() if value is not None}))
 
     @classmethod
@@ -198,7 +196,7 @@ class GenerationConfig:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_json(as_path(folder) / FILE, self.to_dict())
+        write_json(as_path(folder) / GENERATION, self.to_dict())
 
     def updated(self, **changes: Any) -> Self:
         """Copy with the changes that are not None."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from pegasusx_ref.checkpoint.file_names import CONFIG
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.checkpoint.plain import plain
@@ -201,6 +202,15 @@ class PegasusXConfig:
             del values["dtype"]
         return extra | values | {"model_type": MODEL_TYPE, "is_encoder_decoder": True}
 
+    def entries_beside(self, weights: str, architecture: str) -> dict[str, Any]:
+        """Return the entries of the config.json that is saved with weights.
+
+        Args:
+            weights: the dtype of their matrices.
+            architecture: the name of the model's class.
+        """
+        return self.replace(dtype=weights, extra=self.extra | {"architectures": [architecture]}).to_dict()
+
     @classmethod
     def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> Self:
         """Read the config.json of a checkpoint.
@@ -213,7 +223,7 @@ class PegasusXConfig:
             CheckpointError: the file is missing or not JSON.
             ConfigError: it belongs to another model, or a value is invalid.
         """
-        path = locate(name, "config", hub).folder / "config.json"
+        path = locate(name, "config", hub).folder / CONFIG
         values = read_settings(path)
         with reading(path, "a configuration", ConfigError):
             # An error that a server answered is a JSON object, too.
@@ -223,4 +233,4 @@ class PegasusXConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/config.json; create the folder if it does not exist."""
-        write_json(as_path(folder) / "config.json", self.to_dict())
+        write_json(as_path(folder) / CONFIG, self.to_dict())

@@ -9,7 +9,8 @@ import numpy as np
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
-from pegasusx_ref.checkpoint import IDENTITY, PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint import PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.files.reading import as_path
@@ -172,11 +173,9 @@ class PegasusXPreTrainedModel(ModuleMethods):
         Raises:
             OutputError: a file cannot be written; the folder keeps its old files.
         """
-        extra = self.config.extra | {"architectures": [type(self).__name__]}
-        extra.pop(IDENTITY, None)
-        settings = {"config.json": self.config.replace(dtype=self.dtype, extra=extra).to_dict()}
+        settings = {CONFIG: self.config.entries_beside(self.dtype, type(self).__name__)}
         if self.has_head:
-            settings["generation_config.json"] = self.generation_config.to_dict()
+            settings[GENERATION] = self.generation_config.to_dict()
         write_checkpoint(
             as_path(folder),
             {name: (tuple(tensor.shape), self._stored_dtype(name)) for name, tensor in self._tensors.items()},

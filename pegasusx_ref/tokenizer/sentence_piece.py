@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pegasusx_ref.checkpoint.file_names import SPIECE_MODEL
 from pegasusx_ref.errors import CheckpointError
 from pegasusx_ref.files.reading import read_bytes, reading
 from pegasusx_ref.tokenizer.added_tokens import AddedTokens, with_ids
@@ -31,7 +32,7 @@ class SentencePieceVocabulary:
     Source: HF `PegasusTokenizer` before transformers 5.
     """
 
-    file_name = "spiece.model"
+    file_name = SPIECE_MODEL
 
     def __init__(self, path: Path, added_tokens: Iterable[tuple[int | None, AddedToken]] = ()) -> None:
         from sentencepiece import SentencePieceProcessor

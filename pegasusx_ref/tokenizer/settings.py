@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pegasusx_ref.checkpoint.file_names import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 from pegasusx_ref.checkpoint.settings import read_settings
 from pegasusx_ref.errors import CheckpointError, InputError, shown
 from pegasusx_ref.files.reading import reading
@@ -13,7 +14,6 @@ from pegasusx_ref.tokenizer.added_tokens import decoder_entries, read_added_toke
 from pegasusx_ref.tokenizer.options import NO_LIMIT, as_limit, as_side
 from pegasusx_ref.tokenizer.vocabulary import OFFSET, SPECIAL_TOKENS, AddedToken
 
-CONFIG_FILE = "tokenizer_config.json"
 FIXED_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 SIDES = ("truncation_side", "padding_side")
 
@@ -74,16 +74,17 @@ class TokenizerSettings:
         Raises:
             CheckpointError: a file is corrupt, or belongs to another tokenizer.
         """
-        config, path = _entries(folder / CONFIG_FILE), folder / CONFIG_FILE
+        path = folder / TOKENIZER_CONFIG
+        config = _entries(path)
         with reading(path, "a tokenizer's settings", CheckpointError):
             settings = cls.from_entries(config)
         if "added_tokens_decoder" in config:
             return settings
-        path = folder / "special_tokens_map.json"
+        path = folder / SPECIAL_TOKENS_MAP
         with reading(path, "a map of special tokens", CheckpointError):
             config = config | _entries(path)
             settings = cls.from_entries(config)
-        path = folder / "added_tokens.json"
+        path = folder / ADDED_TOKENS
         with reading(path, "tokens with their ids", CheckpointError):
             if added := _entries(path):
                 special = [token.content for token in special_tokens(config)]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from pegasusx_ref.checkpoint.file_names import TOKENIZER_CONFIG
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, OutputError, shown
@@ -15,7 +16,7 @@ from pegasusx_ref.tokenizer.added_tokens import by_text
 from pegasusx_ref.tokenizer.batching import EOS, PAD, BatchEncoding, as_list, encode_batch, integers
 from pegasusx_ref.tokenizer.options import NO_LIMIT, EncodingOptions, as_flag, as_limit, as_side
 from pegasusx_ref.tokenizer.sentence_piece import SentencePieceVocabulary
-from pegasusx_ref.tokenizer.settings import CONFIG_FILE, TokenizerSettings
+from pegasusx_ref.tokenizer.settings import TokenizerSettings
 from pegasusx_ref.tokenizer.tokenizer_json import TokenizerJsonVocabulary
 from pegasusx_ref.tokenizer.vocabulary import OFFSET, UNKNOWN, Vocabulary
 
@@ -138,7 +139,7 @@ class PegasusTokenizer:
             "padding_side": self.padding_side,
             "added_tokens_decoder": added,
         }
-        with replacing_all([folder / file_name, folder / CONFIG_FILE]) as (vocabulary_file, config):
+        with replacing_all([folder / file_name, folder / TOKENIZER_CONFIG]) as (vocabulary_file, config):
             vocabulary_file.write_bytes(self._vocabulary.to_bytes())
             config.write_text(json_text(by_text(self._settings.entries) | written), encoding="utf-8")
 

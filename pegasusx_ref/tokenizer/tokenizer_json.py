@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pegasusx_ref.checkpoint.file_names import TOKENIZER_JSON
 from pegasusx_ref.errors import CheckpointError, ExtraError, reason, shown
 from pegasusx_ref.files.json_files import parse_object
 from pegasusx_ref.files.reading import read_bytes, reading
@@ -36,7 +37,7 @@ class TokenizerJsonVocabulary:
     Source: HF `TokenizersBackend` of transformers 5.
     """
 
-    file_name = "tokenizer.json"
+    file_name = TOKENIZER_JSON
 
     def __init__(self, path: Path, added_tokens: Iterable[tuple[int | None, AddedToken]] = ()) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -31,10 +30,8 @@ from fuzz.readers import (
     make_bin,
     make_checkpoint,
     make_shards,
-    model,
     read_checkpoint,
     train,
-    use_checkpoint,
 )
 
 from pegasusx_ref import PegasusTokenizer, PegasusXError, PegasusXForConditionalGeneration, convert
@@ -356,4 +353,3 @@ READERS: dict[str, Reader] = {
         make_named, read_checkpoint, use_named, {"model.safetensors": SAFETENSORS | {"names": damage_names}}, 1.5
     ),
 }
-_ = (warnings, model, use_checkpoint)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pegasusx_ref.checkpoint.adapters.config import AdapterConfig
 from pegasusx_ref.checkpoint.adapters.merge import Adapter, Update
-from pegasusx_ref.checkpoint.hub.files import ADAPTER, ADAPTER_WEIGHTS
+from pegasusx_ref.checkpoint.file_names import ADAPTER, ADAPTER_WEIGHTS
 from pegasusx_ref.checkpoint.tensor_names import clean_names
 from pegasusx_ref.checkpoint.weight_file import read_weight_file
 from pegasusx_ref.errors import CheckpointError, shown

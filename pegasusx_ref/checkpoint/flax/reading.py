@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.file_names import ADAPTER
 from pegasusx_ref.checkpoint.flax.msgpack_values import Extension, parse_msgpack
 from pegasusx_ref.checkpoint.folder import has_weights
-from pegasusx_ref.checkpoint.hub.files import ADAPTER
 from pegasusx_ref.checkpoint.safetensors_file import WEIGHTS
 from pegasusx_ref.errors import CheckpointError, shown
 from pegasusx_ref.files.reading import open_regular, reading

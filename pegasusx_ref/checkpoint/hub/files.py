@@ -5,32 +5,37 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pegasusx_ref.checkpoint.folder import INDEX, PICKLE, SAFETENSORS, shard_names
+from pegasusx_ref.checkpoint.file_names import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    ADDED_TOKENS,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    PICKLE,
+    SAFETENSORS,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZERS,
+)
+from pegasusx_ref.checkpoint.folder import shard_names
 from pegasusx_ref.errors import CheckpointError
 
 Kind = Literal["model", "tokenizer", "config"]
 
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 # Of each group the first file that exists. The large files come last: where they are, all the others are too.
 WANTED: dict[Kind, tuple[tuple[str, ...], ...]] = {
-    "config": ((CONFIG,), ("generation_config.json",), (ADAPTER,)),
-    "model": ((CONFIG,), ("generation_config.json",), (ADAPTER,), ADAPTER_WEIGHTS, WEIGHTS),
-    "tokenizer": (
-        ("tokenizer_config.json",),
-        ("special_tokens_map.json",),
-        ("added_tokens.json",),
-        (ADAPTER,),
-        ("spiece.model", "tokenizer.json"),
-    ),
+    "config": ((CONFIG,), (GENERATION,), (ADAPTER,)),
+    "model": ((CONFIG,), (GENERATION,), (ADAPTER,), ADAPTER_WEIGHTS, WEIGHTS),
+    "tokenizer": ((TOKENIZER_CONFIG,), (SPECIAL_TOKENS_MAP,), (ADDED_TOKENS,), (ADAPTER,), TOKENIZERS),
 }
 # At least one file of each group. An adapter's other files may be those of its base model.
 NEEDED: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "config": ((CONFIG, ADAPTER),),
     "model": ((CONFIG, ADAPTER), (*WEIGHTS, *ADAPTER_WEIGHTS)),
-    "tokenizer": (("spiece.model", "tokenizer.json", ADAPTER),),
+    "tokenizer": ((*TOKENIZERS, ADAPTER),),
 }
 
 

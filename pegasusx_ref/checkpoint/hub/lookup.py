@@ -10,8 +10,6 @@ from typing import Any, TypedDict
 from pegasusx_ref.checkpoint.hub.files import Kind, absent, absent_in
 from pegasusx_ref.errors import CheckpointError, ExtraError, InputError, shown
 
-__all__ = ["HubOptions", "Kind", "check_options", "download", "is_hub_name"]
-
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 OWNER_AND_NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
 

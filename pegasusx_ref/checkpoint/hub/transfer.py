@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pegasusx_ref.checkpoint.folder import INDEX
+from pegasusx_ref.checkpoint.file_names import INDEX
 from pegasusx_ref.checkpoint.hub.files import Kind, chosen, shards
 from pegasusx_ref.errors import CheckpointError
 from pegasusx_ref.files.reading import open_regular, read_bytes
