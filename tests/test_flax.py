@@ -393,6 +393,7 @@ def as_plain(value: Any) -> Any:
     return {name: as_plain(entry) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(VALUES, st.booleans())
 def test_msgpack_values_are_read_back(value: Any, single: bool) -> None:
@@ -408,6 +409,7 @@ def test_every_size_of_msgpack_values_is_read(size: int) -> None:
     assert parse_msgpack(memoryview(packed)) == Extension(5, memoryview(b"a" * size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [b"a" * 2**16, "a" * 2**16, [None] * 2**16, {str(i): None for i in range(2**16)}])
 def test_large_sizes_of_msgpack_values_are_read(value: Any) -> None:
     parsed = parse_msgpack(memoryview(msgpack.packb(value)))

@@ -53,6 +53,7 @@ def texts_and_strings(draw: st.DrawFn, tokenizer: PegasusTokenizer) -> tuple[np.
     return ids, strings[: draw(st.integers(1, 3))]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_strings_end_a_text_where_transformers_ends_it(

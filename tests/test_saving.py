@@ -304,6 +304,7 @@ def save_on_a_full_disk(folder: Path, num_bytes: int) -> None:
         model(1).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_byte_leaves_the_old_files_alone(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
