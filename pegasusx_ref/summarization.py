@@ -111,7 +111,7 @@ class SummarizationPipeline:
         Raises:
             InputError: no texts, or an empty one.
         """
-        longest = self.model.config.max_position_embeddings if truncation else None
+        longest = None if truncation is None or truncation is False else self.model.config.max_position_embeddings
         all_texts = [self.prefix + text for text in list_of_texts(texts)]
         names = names or [f"text {i}" for i in range(len(all_texts))]
         batch = self._tokenizer(all_texts, max_length=longest, truncation=truncation, padding=True, return_tensors="np")

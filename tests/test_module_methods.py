@@ -67,7 +67,7 @@ def test_places_of_torch(model: PegasusXForConditionalGeneration) -> None:
         (lambda model: model.to("cuda"), "backend 'numpy' runs on device 'cpu' only, not on 'cuda'"),
         (lambda model: model.cuda(), "not on 'cuda:0'"),
         (lambda model: model.cuda(1), "not on 'cuda:1'"),
-        (lambda model: model.to([7]), "not on '[7]'"),
+        (lambda model: model.to([7]), "device [7] is not a device"),
         (lambda model: model.to(dtype="float12"), "does not compute in 'float12'"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from agreement import results
 from backend_parameters import EVERYTHING, backend_on_cpu, rounded
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_chunks import small_chunks
 from strategies import Operation, operations, seeds
@@ -96,6 +96,8 @@ def test_operations_on_single_numbers(backend: str, dtype: str, name: str, data:
     operation = huge(data.draw(operations(name)), data.draw(seeds), dtype)
     ops = backend_on_cpu(backend, dtype)
     (found,), (expected,) = (results(each, operation, dtype) for each in (ops, get_backend("golden", dtype="float64")))
+    if name == "cross_entropy":  # a mean whose sum overflows is not finite, but need not be infinite either
+        assume(not largest_of(dtype) / operation.arguments["labels_BL"].size < abs(expected) <= largest_of(dtype))
     expected = np.where(abs(expected) <= largest_of(dtype), expected, np.inf)
     if dtype == "float16" and name == "activation":
         expected = np.where(abs(expected) <= np.finfo(np.float16).max, expected, np.inf)

@@ -91,9 +91,11 @@ def dtype_name(dtype: Any) -> str:
         BackendError: it is not a dtype.
     """
     try:
-        name = str(dtype)
-        is_named = isinstance(dtype, str) or name.startswith("torch.")
-        return name.removeprefix("torch.") if is_named else str(np.dtype(dtype).name)
+        if isinstance(dtype, type | np.dtype):  # NumPy would read a list of fields too, whatever its size
+            return str(np.dtype(dtype).name)
+        if isinstance(dtype, str) or type(dtype).__module__ == "torch":
+            return str(dtype).removeprefix("torch.")
+        raise TypeError
     except Exception:  # of an object's own conversion, too
         raise BackendError(f"dtype {shown(dtype)} is not a known dtype: pass a name such as 'float32'") from None
 

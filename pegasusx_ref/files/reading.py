@@ -12,6 +12,7 @@ from pegasusx_ref.errors import InputError, PegasusXError, printable, reason, sh
 from pegasusx_ref.files.foreign import recognized
 
 CHUNK_SIZE = 2**16  # bytes
+MAX_NAME_LENGTH = 255  # of a file or a folder; most file systems count bytes
 
 
 @contextmanager
@@ -53,12 +54,16 @@ def as_path(value: Any) -> Path:
     """Convert a path that a user passes.
 
     Raises:
-        InputError: it is not a str or a path.
+        InputError: it is not a str or a path, or cannot be the name of a file.
     """
     try:
-        return Path(value)
-    except TypeError:
+        path = Path(value)
+        os.fsencode(path)
+    except Exception:  # also of the object's own code
         raise InputError(f"{shown(value)} is not a path: pass a str or a pathlib.Path") from None
+    if max(map(len, path.parts), default=0) > MAX_NAME_LENGTH:
+        raise InputError(f"{shown(value)} is not a path: a name in it has more than {MAX_NAME_LENGTH} characters")
+    return path
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -80,7 +80,11 @@ def processor_of_caller(function: Callable[..., Any], ops: Backend, search_ops: 
 
     def process(ids: np.ndarray, scores: Array) -> Array:
         result = function(ops.asarray(ids), ops.to_float32(scores))
-        if tuple(getattr(result, "shape", ())) != tuple(scores.shape):
+        try:
+            fits = tuple(result.shape) == tuple(scores.shape)
+        except Exception:  # of any object
+            fits = False
+        if not fits:
             raise InputError(
                 f"logits_processor: {shown(function)} returned {shown(result)}: return scores of shape "
                 f"{tuple(scores.shape)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pegasusx_ref.checkpoint.plain import is_same, plain
 from pegasusx_ref.errors import ConfigError, shown
+from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.checks import BEAM_LIMITS, SAMPLING_LIMITS, check_settings
 from pegasusx_ref.generation.config import OUTPUTS, GenerationConfig, settings_names
 from pegasusx_ref.generation.known_settings import (
@@ -76,7 +77,7 @@ def as_generation_config(given: Any) -> GenerationConfig:
     if isinstance(given, Mapping):
         return GenerationConfig.from_dict(given)
     if isinstance(given, str | os.PathLike):
-        return GenerationConfig.from_pretrained(os.fspath(given))
+        return GenerationConfig.from_pretrained(as_path(given))
     try:
         return GenerationConfig.from_dict(given.to_diff_dict())
     except Exception:  # any object

@@ -33,8 +33,8 @@ class ModuleMethods:
                 device = place
         found = (self.ops.device, self.ops.dtype)
         device = found[0] if device is None else device
-        if not isinstance(device, str | int):
-            device = str(device)  # of torch
+        if type(device).__name__ == "device":  # of torch
+            device = str(device)
         wanted = get_backend(self.ops.name, device, found[1] if dtype is None else dtype)
         if (wanted.device, wanted.dtype) != found:
             raise BackendError(
@@ -49,7 +49,7 @@ class ModuleMethods:
 
     def cuda(self, device: Any = "cuda:0") -> Self:
         """Return the model if it is on the CUDA device; see `to`."""
-        return self.to(f"cuda:{device}" if isinstance(device, int) else device)
+        return self.to(f"cuda:{shown(device)}" if isinstance(device, int) else device)
 
     def half(self) -> Self:
         """Return the model if it computes in float16; see `to`."""
@@ -77,7 +77,7 @@ class ModuleMethods:
         Raises:
             InputError: training mode, which has dropout.
         """
-        if mode:
+        if mode is not False:
             raise InputError(f"train({shown(mode)}): models of this package do not train: train with transformers")
         return self
 

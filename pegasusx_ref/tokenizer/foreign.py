@@ -1,12 +1,12 @@
 """A tokenizer of transformers in place of ours, as `pipeline(tokenizer=)` takes it."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from pegasusx_ref.errors import InputTypeError, shown
 from pegasusx_ref.tokenizer.batching import BatchEncoding
 
-NEEDED = ("__call__", "__len__", "batch_decode", "decode", "pad")
+NEEDED = ("__call__", "batch_decode", "decode", "pad")
 
 
 class ForeignTokenizer:
@@ -20,7 +20,8 @@ class ForeignTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        if isinstance(tokenizer, type) or any(not hasattr(tokenizer, name) for name in NEEDED):
+        is_sized = isinstance(tokenizer, Sized)
+        if isinstance(tokenizer, type) or not is_sized or any(not hasattr(tokenizer, name) for name in NEEDED):
             raise InputTypeError(
                 f"{shown(tokenizer)} is no tokenizer: pass a PegasusTokenizer, one of transformers, or a folder"
             )

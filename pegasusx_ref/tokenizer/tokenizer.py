@@ -10,7 +10,7 @@ from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, OutputError, shown
 from pegasusx_ref.files.json_files import json_text
-from pegasusx_ref.files.reading import as_path
+from pegasusx_ref.files.reading import as_path, reading
 from pegasusx_ref.files.writing import replacing_all
 from pegasusx_ref.tokenizer.added_tokens import by_text
 from pegasusx_ref.tokenizer.batching import EOS, PAD, BatchEncoding, as_list, encode_batch, integers
@@ -65,7 +65,10 @@ class PegasusTokenizer:
     ) -> None:
         self.vocab_file = as_path(vocab_file)
         if not isinstance(config, TokenizerSettings):
-            config = TokenizerSettings.from_entries(config or {})
+            with reading("config", "entries of tokenizer_config.json", CheckpointError):
+                if not isinstance(config, Mapping | None):
+                    raise TypeError(f"a {type(config).__name__}, not a dictionary")
+                config = TokenizerSettings.from_entries(config or {})
         self._settings = config
         given = {"truncation_side": truncation_side, "padding_side": padding_side}
         sides = {name: as_side(name, side) for name, side in given.items() if side is not None}

@@ -14,6 +14,7 @@ from pegasusx_ref.files.reading import read_bytes, reading
 from pegasusx_ref.tokenizer.vocabulary import MAX_LENGTH, UNKNOWN, AddedToken
 
 MAX_SIZE = 2**26  # bytes; that of the published vocabulary has 7 million
+REPLACED = ("suffix", "word_delimiter_token")  # the decoders that have them put spaces in their place
 INSERTED = ("content", "prepend", "replacement", "prefix", "suffix")  # texts that steps put into a text
 MAX_GROWTH = 1000  # times
 LAYOUT = {0: "<pad>", 1: "</s>", UNKNOWN: "<unk>"}
@@ -137,6 +138,8 @@ def check_entries(entries: dict[str, Any]) -> None:
         elif isinstance(value, str):
             if len(value) > MAX_LENGTH:
                 raise CheckpointError(f"{name} has more than {MAX_LENGTH:,} characters")
+            if name in REPLACED and not value:
+                raise CheckpointError(f"{name} is empty, and would be found between all characters")
             growth *= 1 + len(value) if name in INSERTED else 2 if value == "ByteLevel" else 1
             if growth > MAX_GROWTH:
                 raise CheckpointError(f"its steps may make a text {MAX_GROWTH:,} times as long")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 # Libraries read their own files when they are used for the first time.
+NOWHERE = "/nonexistent"  # a cache of the Hub
 READ = (
+    NOWHERE,
     *{sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()},
     str(Path(__file__).parents[2]),
     "/usr",
@@ -50,7 +52,11 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     elif event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in LOCAL:
         found.append(f"connection to {arguments[1]!r}")
     elif event in CHANGES and arguments[-1] in (-1, None):  # else relative to an open folder
-        found += [f"{event} {path!r}" for path in arguments[:2] if _is_outside(path, (folder, *WRITTEN))]
+        found += [
+            f"{event} {path!r}"
+            for path in arguments[event == "os.symlink" : 2]
+            if _is_outside(path, (folder, *WRITTEN))
+        ]
     elif event == "open":
         path, mode, flags = arguments
         is_written = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)

@@ -13,9 +13,11 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
+import huggingface_hub.hf_api  # noqa: F401 - starts a program when it is imported
 import numpy as np
 import safetensors.torch
 import torch
+from fuzz.access import NOWHERE
 from fuzz.mutations import SPECIAL, Damage
 from fuzz.oracle import Wrong
 from fuzz.readers import JSON, PICKLE, SAFETENSORS, Reader, independent_tensors, make_checkpoint
@@ -34,7 +36,7 @@ def offline() -> Iterator[None]:
     """Let names of the Hub be looked up in an empty cache only."""
     from huggingface_hub import constants
 
-    with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(constants, "HF_HUB_CACHE", "/nonexistent"):
+    with patch.multiple(constants, HF_HUB_OFFLINE=True, HF_HUB_CACHE=NOWHERE, HF_TOKEN_PATH=f"{NOWHERE}/token"):
         yield
 
 
@@ -114,7 +116,7 @@ PLACES = (
     "~root",
     "/etc",
     "../../../../etc",
-    "base/config.json",
+    "./base/config.json",
     "adapter_config.json",
     "owner/../name",
     "C:\\base",

@@ -4,11 +4,16 @@ Two kinds of values. `NASTY` are wrong, or right by chance: the outcome is a res
 values in unusual clothes: the outcome is an error, or the result that the plain array gives.
 """
 
+import atexit
+import contextlib
+import shutil
+import tempfile
 import warnings
 from collections import UserList
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+from fuzz.adapter_readers import offline
 from fuzz.oracle import RESULT, Finding, Wrong, judge
 from fuzz.readers import CONFIG, model, train
 
@@ -25,6 +31,7 @@ from pegasusx_ref import (
     PegasusXConfig,
     PegasusXForConditionalGeneration,
     SummarizationPipeline,
+    convert,
     get_backend,
     pipeline,
     verify,
@@ -268,11 +275,10 @@ DRESSED: dict[str, Callable[[np.ndarray], Any]] = {
 
 @lru_cache
 def tokenizer() -> PegasusTokenizer:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder), "identity")
-        return PegasusTokenizer(Path(folder) / "spiece.model")
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # some calls read the file again
+    train(folder, "identity")
+    return PegasusTokenizer(folder / "spiece.model")
 
 
 @lru_cache
@@ -291,6 +297,17 @@ STATES = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
 
 def weights(**changes: Any) -> dict[str, Any]:
     return dict(model().state_dict()) | changes
+
+
+def converted(**arguments: Any) -> Any:
+    """Convert a small checkpoint inside a folder of its own, in which relative paths lie too."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        model().save_pretrained("source")
+        return convert(**({"source": "source", "destination": "destination"} | arguments))
+
+
+def missing_tokenizer(name: str, x: Any) -> Any:
+    return PegasusTokenizer.from_pretrained("owner/missing", **{name: x})
 
 
 # The calls with one argument left open, and a right value of it where arrays are right.
@@ -399,13 +416,62 @@ CALLS: dict[str, tuple[Callable[[Any], Any], np.ndarray | None]] = {
         lambda x: verify(model(), {"lm_head": x}, {"input_ids": IDS, "decoder_input_ids": IDS}).table, None
     ),
     "verify candidate": (lambda x: verify(model(), x, {"input_ids": IDS, "decoder_input_ids": IDS}), None),
+    **{
+        f"generate with {name}": (partial(generate_with, name), None)
+        for name in ("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+                     "tokenizer", "guidance_scale", "min_p", "inputs", "assistant_model", "trust_remote_code")
+    },
+    "scores of a logits processor": (lambda x: generate_with("logits_processor", [lambda ids, scores: x]), None),
+    "answer of a stopping criterion": (lambda x: generate_with("stopping_criteria", [lambda ids, scores: x]), None),
+    "allowed tokens": (lambda x: generate_with("prefix_allowed_tokens_fn", lambda source, ids: x), None),
+    "entry of logits_processor": (lambda x: generate_with("logits_processor", [x]), None),
+    "setting of generation_config": (
+        lambda x: generate_with("generation_config", {"temperature": x, "do_sample": x}), None
+    ),
+    "bad word": (lambda x: generate_with("bad_words_ids", [x]), None),
+    "stop string": (lambda x: model().generate(IDS, max_new_tokens=2, stop_strings=[x], tokenizer=tokenizer()), None),
+    "decay": (lambda x: generate_with("exponential_decay_length_penalty", (1, x)), None),
+    "entries of a generation configuration": (lambda x: GenerationConfig.from_dict(x).to_dict(), None),
+    "truncation of a pipeline": (lambda x: summarizer()("a", truncation=x, max_new_tokens=2), None),
+    "clean-up of a pipeline": (lambda x: summarizer()("a", clean_up_tokenization_spaces=x, max_new_tokens=2), None),
+    "settings of a pipeline": (lambda x: summarizer()("a", max_new_tokens=x, min_new_tokens=x), None),
+    "stream of texts": (lambda x: [*islice(summarizer()(iter(["a", x]), max_new_tokens=2), 3)], None),
+    "device of a pipeline": (lambda x: pipeline(model=model(), tokenizer=tokenizer(), device=x), None),
+    "dtype of a pipeline": (lambda x: pipeline(model=model(), tokenizer=tokenizer(), torch_dtype=x), None),
+    "device_map of a pipeline": (lambda x: pipeline(model=model(), tokenizer=tokenizer(), device_map=x), None),
+    "place of a model": (lambda x: model().to(x), None),
+    "mode of a model": (lambda x: model().train(x), None),
+    "device of cuda": (lambda x: model().cuda(x), None),
+    **{
+        f"hub option {name}": (partial(missing_tokenizer, name), None)
+        for name in ("revision", "cache_dir", "token", "local_files_only", "model_max_length", "truncation_side")
+    },
+    "entries of tokenizer_config": (lambda x: PegasusTokenizer(tokenizer().vocab_file, config=x), None),
+    "added token": (
+        lambda x: PegasusTokenizer(tokenizer().vocab_file, config={"added_tokens_decoder": {"127": x}}), None
+    ),
+    "special tokens": (lambda x: PegasusTokenizer(tokenizer().vocab_file, config={"extra_special_tokens": x}), None),
+    "source of a conversion": (lambda x: converted(source=x), None),
+    "destination of a conversion": (lambda x: converted(destination=x), None),
+    **{
+        f"conversion with {name}": (partial(lambda name, x: converted(**{name: x}), name), None)
+        for name in ("dtype", "max_shard_size", "config", "tokenizer", "revision")
+    },
     "arithmetic": (lambda x: verify(model(), {}, {"input_ids": IDS, "decoder_input_ids": IDS}, x), None),
 }  # fmt: skip
 
 
+# A function of the caller that raises an error, or returns lists that take for ever to be read.
+OF_THE_CALLER = {
+    *(f"generate with {name}/type" for name in ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")),
+    *("entry of logits_processor/type", "answer of a stopping criterion/shared 40", "allowed tokens/shared 40"),
+}
+
+
 def all_kinds() -> list[str]:
     """List every call with every value."""
-    return [f"argument/{call}/{value}" for call, (_, right) in CALLS.items() for value in _values(right)]
+    kinds = [f"{call}/{value}" for call, (_, right) in CALLS.items() for value in _values(right)]
+    return [f"argument/{kind}" for kind in kinds if kind not in OF_THE_CALLER]
 
 
 def _values(right: np.ndarray | None) -> list[str]:
@@ -414,6 +480,11 @@ def _values(right: np.ndarray | None) -> list[str]:
 
 def judge_argument(name: str) -> str:
     """Judge one call; see `judge_case`."""
+    with offline():
+        return _judge_argument(name)
+
+
+def _judge_argument(name: str) -> str:
     _, call_name, value, _ = name.split("/")
     call, right = CALLS[call_name]
     wanted = value.removeprefix("right: ")

@@ -7,11 +7,19 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from fuzz import adapter_readers, arguments, conversion_readers, readers, settings_readers, tokenizer_readers
+from fuzz import (
+    adapter_readers,
+    arguments,
+    conversion_readers,
+    hub_readers,
+    readers,
+    settings_readers,
+    tokenizer_readers,
+)
 from fuzz.oracle import Finding, judge
 from fuzz.readers import Reader
 
-MODULES = (readers, tokenizer_readers, adapter_readers, conversion_readers, settings_readers)
+MODULES = (readers, tokenizer_readers, adapter_readers, conversion_readers, settings_readers, hub_readers)
 READERS: dict[str, Reader] = {name: reader for module in MODULES for name, reader in module.READERS.items()}
 
 
@@ -63,6 +71,10 @@ RANDOM = (
     "tree",
     "drawn",
     "task",
+    "files",
+    "answers",
+    "listing",
+    "shards",
     "files",
     "answers",
     "listing",

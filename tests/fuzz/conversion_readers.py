@@ -201,7 +201,9 @@ def use_converted(folder: Path, found: Path, dtype: str | None = None) -> None:
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
     found = np.ascontiguousarray(to_numpy(tensor))
-    return np.where(np.isnan(found.astype(np.float64)), 0, found.reshape(found.shape).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # NaN that signals
+        values = found.astype(np.float64)
+    return np.where(np.isnan(values), 0, values)
 
 
 def use_converted_adapter(folder: Path, found: Path) -> None:

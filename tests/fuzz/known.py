@@ -1,8 +1,14 @@
 """Cases that once did harm: a hang, a crash, a foreign exception, memory without limit, or a wrong result."""
 
 FILES = (
+    "hub cache/cache/reference '..|..|..|secret'/0",
+    f"hub cache/cache/reference '{'x' * 60}'/0",
+    "hub cache/cache/reference: FIFO/0",
+    "hub cache/cache/reference: endless device/0",
+    "hub cache/cache/reference: sparse/0",
     "adapter/adapter_config.json/entries/2897975470",
     "adapter of torch/adapter_config.json/settings/3522217328",
+    "tokenizer.json/tokenizer.json/steps/1930947155",
     "tokenizer.json/tokenizer.json/steps/1995320795",
     "tokenizer.json/tokenizer.json/text that grows 20-fold five times/0",
     "tokenizer.json/tokenizer.json/text that grows 900-fold three times/0",
@@ -103,6 +109,21 @@ FILES = (
     "mapping/map.toml/endless file/0",
 )
 ARGUMENTS = (
+    "argument/conversion with dtype/shared 40/0",
+    "argument/device of cuda/10^5000/0",
+    "argument/entries of tokenizer_config/hostile/0",
+    "argument/entries of tokenizer_config/huge meta/0",
+    "argument/generate with generation_config/hostile/0",
+    "argument/generate with generation_config/long text/0",
+    "argument/hub option cache_dir/hostile/0",
+    "argument/hub option revision/control characters/0",
+    "argument/mode of a model/hostile/0",
+    "argument/place of a model/shared 40/0",
+    "argument/scores of a logits processor/every attribute/0",
+    "argument/source of a conversion/control characters/0",
+    "argument/special tokens/hostile/0",
+    "argument/tokenizer of a pipeline/every attribute/0",
+    "argument/truncation of a pipeline/hostile/0",
     "argument/input_ids of torch/hostile/0",
     "argument/input_ids of torch/huge expanded array/0",
     "argument/input_ids of torch/huge meta/0",

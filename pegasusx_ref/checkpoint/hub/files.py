@@ -71,7 +71,7 @@ def absent(kind: Kind, names: Collection[str]) -> list[str]:
 def absent_in(folder: Path, kind: Kind) -> list[str]:
     """Return what is needed but absent in a folder of downloaded files; see `absent`."""
     names: list[str] = []
-    with suppress(OSError):  # no folder, no name of a folder, or not readable
+    with suppress(OSError, ValueError):  # no folder, no name of a folder, or not readable
         # A link whose file was removed from the cache does not exist.
         names = [path.name for path in folder.iterdir() if path.exists()]
     indexes = [folder / name for name in chosen(kind, names) if name.endswith(INDEX)]

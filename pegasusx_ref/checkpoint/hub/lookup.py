@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from pegasusx_ref.checkpoint.hub.files import Kind, absent, absent_in
 from pegasusx_ref.errors import CheckpointError, ExtraError, InputError, shown
+from pegasusx_ref.files.reading import as_path
 
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 OWNER_AND_NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
@@ -51,6 +52,8 @@ def check_options(hub: Mapping[str, Any]) -> None:
         if not isinstance(value, _TYPES[name]):
             kinds = " or ".join("None" if t is type(None) else t.__name__ for t in _TYPES[name])
             raise InputError(f"{name}={shown(value)} must be {kinds}")
+    if hub.get("cache_dir") is not None:
+        as_path(hub["cache_dir"])
     revision = hub.get("revision")
     if revision is not None and (not revision or ".." in revision or revision.startswith("/")):
         raise InputError(f"revision={shown(revision)} must be a branch, tag or commit")
