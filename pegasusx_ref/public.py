@@ -17,6 +17,7 @@ from pegasusx_ref.errors import (
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.model import PegasusXForConditionalGeneration, PegasusXModel
 from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.quantization_config import BitsAndBytesConfig
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tracing import listen, record
@@ -27,6 +28,7 @@ __all__ = [
     "DEMO_CHECKPOINT",
     "TRACE_POINTS",
     "BackendError",
+    "BitsAndBytesConfig",
     "CheckpointError",
     "ConfigError",
     "ExtraError",

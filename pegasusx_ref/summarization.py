@@ -197,6 +197,9 @@ def pipeline(
     dtype: Any = None,
     torch_dtype: Any = None,
     device_map: str | None = None,
+    quantization: str | None = None,
+    quantize_embedding: bool = False,
+    quantization_config: Any = None,
     **hub: Unpack[HubOptions],
 ) -> SummarizationPipeline:
     """Load a model and its tokenizer for summarization.
@@ -211,6 +214,9 @@ def pipeline(
         dtype: see `from_pretrained`.
         torch_dtype: the older spelling of `dtype`.
         device_map: the documentation's spelling of `device`.
+        quantization: see `from_pretrained`, also for the next two.
+        quantize_embedding: quantize the embedding tables too.
+        quantization_config: the documentation's spelling of `quantization`.
         hub: see `HubOptions`.
 
     Raises:
@@ -232,11 +238,22 @@ def pipeline(
             raise InputError("a model was given without its tokenizer: pass tokenizer=, or the checkpoint folder")
         if backend not in (None, model.ops.name):
             raise InputError(f"backend={shown(backend)}, but the model was loaded with backend {model.ops.name!r}")
+        if quantization is not None or quantize_embedding or quantization_config is not None:
+            raise InputError("a loaded model cannot be quantized: pass its folder, or quantize it with from_pretrained")
         loaded = model.to(device=device if device is not None else device_map, dtype=dtype or torch_dtype)
     else:
         tokenizer = model if tokenizer is None else tokenizer
         loaded = PegasusXForConditionalGeneration.from_pretrained(
-            model, backend or "numpy", device, dtype, torch_dtype=torch_dtype, device_map=device_map, **hub
+            model,
+            backend or "numpy",
+            device,
+            dtype,
+            torch_dtype=torch_dtype,
+            device_map=device_map,
+            quantization=quantization,
+            quantize_embedding=quantize_embedding,
+            quantization_config=quantization_config,
+            **hub,
         )
     if isinstance(tokenizer, str | Path):
         tokenizer = PegasusTokenizer.from_pretrained(tokenizer, **hub)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,3 +86,15 @@ def transformers() -> ModuleType:
     module.logging.set_verbosity_error()
     module.logging.disable_progress_bar()
     return module  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def bnb(transformers: ModuleType) -> Iterator[ModuleType]:
+    """Import bitsandbytes without its messages; its functions in Python run uncompiled."""
+    import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    module = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[test]'")
+    torch.compiler.set_stance("force_eager")
+    yield module
+    torch.compiler.set_stance("default")

@@ -15,13 +15,13 @@ FUNCTIONS = {
     *("asarray", "broadcast_to", "concatenate", "stack", "tile", "pad", "roll", "expand_dims", "squeeze", "swapaxes"),
     *("where", "take", "take_along_axis", "sum", "mean", "var", "max", "min", "amax", "amin", "argmax", "cumsum"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "reshape", "transpose", "einsum", "clip", "any", "all"),
-    *("sort", "argsort"),
+    *("sort", "argsort", "repeat"),
 }
 UFUNCS = {
     *("add", "subtract", "multiply", "divide", "true_divide", "negative", "power", "square", "sqrt", "absolute"),
     *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal", "floor_divide", "remainder"),
     *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and"),
-    *("logical_or", "bitwise_and", "bitwise_or", "invert", "isnan", "isfinite"),
+    *("logical_or", "bitwise_and", "bitwise_or", "right_shift", "invert", "isnan", "isfinite"),
 }
 METHODS = {
     *("reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"),

@@ -24,6 +24,7 @@ from pegasusx_ref import (
     get_backend,
     record,
 )
+from pegasusx_ref.backend.quantized import QuantizedMatrix
 from pegasusx_ref.generation import search
 from pegasusx_ref.golden.attention import attention
 from pegasusx_ref.golden.embedding import sinusoidal_positions
@@ -31,6 +32,16 @@ from pegasusx_ref.golden.feed_forward import ACTIVATIONS, gelu, gelu_tanh
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.golden.head import cross_entropy, log_softmax
 from pegasusx_ref.golden.normalization import layer_norm
+from pegasusx_ref.golden.quantization import (
+    dequantize_fp4,
+    dequantize_int8,
+    dequantize_nf4,
+    dynamic_code,
+    linear_int8,
+    quantize_absmax,
+    quantize_int8,
+    quantize_nf4,
+)
 from pegasusx_ref.model.weights import parameter_shapes, random_weights
 
 TINY = PegasusXConfig.preset("tiny")
@@ -381,3 +392,51 @@ def test_n26_an_overflow_is_nan_here_and_may_be_finite_there(transformers: Modul
     assert generated(hf_reference(transformers, model), SOURCE, max_new_tokens=3).shape[0] == 1
     with pytest.raises(NumericsError, match="the logits of token 1 are not finite"):
         model.generate(SOURCE, max_new_tokens=3)
+
+
+# --- quantization ----------------------------------------------------------------------------------------------------
+
+
+def test_n27_the_dynamic_code_is_rounded_correctly(bnb: Any) -> None:
+    """test_quantization.py compares every number with a fraction."""
+    theirs = bnb.functional.create_dynamic_map().numpy()
+    assert (abs(theirs - dynamic_code()) <= np.spacing(abs(theirs))).all()
+
+
+def test_n28_the_mean_of_the_scales_is_rounded_once(bnb: Any) -> None:
+    scales = np.full(300, 0.7, dtype=np.float32)
+    assert quantize_absmax(scales)[2] == scales[0]
+    ones = to_torch(np.repeat(scales, 64)[None]).float()
+    _, state = bnb.functional.quantize_4bit(ones, quant_type="nf4", compress_statistics=True)
+    assert abs(state.offset.item() - scales[0]) < 1e-6
+
+
+def test_n29_the_second_zero_of_fp4_has_no_sign(bnb: Any) -> None:
+    packed, scale = np.full(32, 0x88, np.uint8), np.full(1, 3, np.float32)
+    assert not np.signbit(dequantize_fp4(packed, scale, (1, 64))).any()
+    assert not dequantize_fp4(packed, scale, (1, 64)).any()
+    state = bnb.functional.quantize_4bit(to_torch(np.ones((1, 64))).float(), quant_type="fp4")[1]
+    assert not bnb.functional.dequantize_4bit(to_torch(packed[:, None]), state).any()
+
+
+@pytest.mark.parametrize("name", ["golden", "numpy"])
+def test_n30_backends_multiply_with_dequantized_int8(bnb: Any, name: str) -> None:
+    """test_quantization.py compares `linear_int8` with bitsandbytes."""
+    x, weight = RNG.standard_normal((2, 5, 64)), RNG.standard_normal((3, 64))
+    ops = get_backend(name, dtype="float64")
+    found = ops.linear(x, ops.quantized(QuantizedMatrix.quantize(weight, "int8")))
+    dequantized = dequantize_int8(*quantize_int8(weight))
+    assert relative_error(found, x @ dequantized.T.astype(np.float64)) < 1e-6
+    assert relative_error(linear_int8(x[0], *quantize_int8(weight)), found[0]) > 1e-4
+
+
+def test_n31_widths_that_are_not_whole_blocks(bnb: Any) -> None:
+    import torch
+
+    for width, is_whole in ((64, True), (48, False)):
+        weight = RNG.standard_normal((5, width)).astype(np.float32)
+        found = dequantize_nf4(*quantize_nf4(weight), weight.shape)
+        packed, state = bnb.functional.quantize_4bit(to_torch(weight).float(), quant_type="nf4")
+        is_equal = np.array_equal(bnb.functional.dequantize_4bit(packed, state).numpy(), found)
+        assert is_equal == (is_whole or torch.backends.cpu.get_cpu_capability() != "AVX512")
+        assert abs(found - weight).max() < 0.2 * abs(weight).max()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pegasusx_ref import DEMO_CHECKPOINT, BackendError
+from pegasusx_ref import DEMO_CHECKPOINT, BackendError, PegasusXForConditionalGeneration
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +64,34 @@ output = model.generate(**input_ids, cache_implementation="static")
 result = tokenizer.decode(output[0], skip_special_tokens=True)
 """
 
+QUANTIZED = """
+import torch
+from pegasusx_ref import (
+    BitsAndBytesConfig, PegasusXForConditionalGeneration as AutoModelForSeq2SeqLM, PegasusTokenizer as AutoTokenizer
+)
+
+quantization_config = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_quant_type="nf4"
+)
+model = AutoModelForSeq2SeqLM.from_pretrained(
+    FOLDER,
+    torch_dtype=torch.bfloat16,
+    device_map="auto",
+    quantization_config=quantization_config
+)
+
+tokenizer = AutoTokenizer.from_pretrained(
+    FOLDER
+)
+input_text = TEXT
+input_ids = tokenizer(input_text, return_tensors="pt").to("cuda")
+
+output = model.generate(**input_ids, cache_implementation="static")
+result = tokenizer.decode(output[0], skip_special_tokens=True)
+"""
+
 
 def result_of(example: str) -> Any:
     names = {"FOLDER": str(DEMO_CHECKPOINT), "TEXT": TEXT}
@@ -97,3 +125,17 @@ def test_the_page_s_bfloat16_runs_on_the_torch_backend(transformers: types.Modul
         result_of(example)
     (summary,) = result_of(example.replace("device=0", 'device=0, backend="torch"'))
     assert summary["summary_text"].strip()
+
+
+def test_the_page_s_4_bits_run_on_every_cpu_backend(transformers: types.ModuleType) -> None:
+    """NumPy's backend has no bfloat16, which is a wish there; torch's computes in it."""
+    with pytest.warns(
+        UserWarning, match="backend 'numpy' does not compute in bfloat16: the quantized model computes in"
+    ):
+        summary = result_of(QUANTIZED)
+    model = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, quantization="nf4")
+    assert summary == result_of(
+        MODEL.replace("    FOLDER,\n    torch", '    FOLDER,\n    quantization="nf4",\n    torch')
+    )
+    assert model.weights["encoder.layers.0.fc1.weight"].dtype == "nf4"
+    assert result_of(QUANTIZED.replace('device_map="auto"', 'device_map="auto", backend="torch"')).strip()

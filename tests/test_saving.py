@@ -25,6 +25,7 @@ from pegasusx_ref import (
     PegasusXConfig,
     PegasusXForConditionalGeneration,
 )
+from pegasusx_ref.checkpoint.bitsandbytes import Form
 from pegasusx_ref.checkpoint.saving import shard_size, write_checkpoint
 from pegasusx_ref.checkpoint.weight_file import read_weight_file
 from pegasusx_ref.files.writing import check_replaceable, is_temporary, replacing, replacing_all, write_text
@@ -151,7 +152,7 @@ def save(kind: int, folder: Path, layout: str, config: PegasusXConfig = CONFIG) 
     tensors = model(kind).state_dict()
     return write_checkpoint(
         folder,
-        {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()},
+        {name: Form(tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()},
         tensors.__getitem__,
         "model.",
         {"config.json": config.to_dict(), "generation_config.json": {}},
@@ -261,9 +262,9 @@ def test_a_reader_of_shards_that_are_being_replaced_is_told(tmp_path: Path, monk
     save(0, tmp_path, "5 shards")
     is_first = True
 
-    def read_while_another_process_saves(path: Path) -> Any:
+    def read_while_another_process_saves(path: Path, quantized: bool) -> Any:
         nonlocal is_first
-        result = read_weight_file(path)
+        result = read_weight_file(path, quantized)
         if is_first:
             save(1, tmp_path, "5 shards")
         is_first = False

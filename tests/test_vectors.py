@@ -28,6 +28,7 @@ from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.operations import LOWEST
 from pegasusx_ref.verification.vectors import CASES, Vector, make_vector, read_vector
 from pegasusx_ref.verification.vectors.kept_rows import Selection
+from pegasusx_ref.verification.vectors.quantized import QUANTIZED
 
 FOLDER = Path(__file__).parents[1] / "spec" / "vectors"
 EXAMPLE = FOLDER / "example"
@@ -181,7 +182,7 @@ def test_the_page_lists_the_vectors() -> None:
     rows = re.findall(r"^\| \[([\w-]+)\]\(\1\) \| (.*) \| (.*) \|$", page, re.MULTILINE)
     manifests = [committed(name).manifest for name in CASES]
     assert rows == [(m["case"], ", ".join(f"`{flag}`" for flag in m["flags"]), m["about"]) for m in manifests]
-    assert {path.name for path in FOLDER.iterdir() if path.is_dir()} == {*CASES, "example"}
+    assert {path.name for path in FOLDER.iterdir() if path.is_dir()} == {*CASES, QUANTIZED, "example"}
 
 
 def test_the_vectors_are_small() -> None:

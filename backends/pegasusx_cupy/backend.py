@@ -9,7 +9,7 @@ from cupyx.scipy.special import erf
 from pegasusx_numpy.top_k import stable_top_k
 
 from pegasusx_cupy.kernels import global_attention, local_attention, tile_for
-from pegasusx_ref.backend import GoldenBackend, is_core_traced
+from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.global_local import Blocks
 
@@ -60,6 +60,11 @@ class CupyBackend(GoldenBackend):
         """Copy an array to the device; half precision is up-cast exactly."""
         self._device.use()
         return cupy.asarray(super().asarray(array))
+
+    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """Copy codes and scales to the device."""
+        self._device.use()
+        return matrix.map(cupy.asarray)
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """Copy an array to the host."""

@@ -1,15 +1,17 @@
 """The golden operations at the CPU's speed: in chunks that fit its cache, on all its cores, without needless copies."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from pegasusx_numpy import quantized
 from pegasusx_numpy.attention import attention
 from pegasusx_numpy.global_local import global_local_attention
 from pegasusx_numpy.linear import linear
 from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, parallel_for
 from pegasusx_numpy.top_k import stable_top_k
-from pegasusx_ref.backend import GoldenBackend, is_core_traced
+from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
 from pegasusx_ref.golden import embedding, feed_forward
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import wanted
@@ -24,6 +26,15 @@ class NumpyBackend(GoldenBackend):
     """NumPy on all cores of the CPU, in float64 or float32; each operation computes the golden function of its name."""
 
     name = "numpy"
+
+    def __init__(self, device: str | int | None, dtype: str) -> None:
+        super().__init__(device, dtype)
+        self._is_quantized = False
+
+    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """Return the matrix itself, and multiply vectors by compiled loops from now on."""
+        self._is_quantized = True
+        return matrix
 
     def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
         """Compute chunks of some hundred tokens on all cores."""
@@ -52,8 +63,10 @@ class NumpyBackend(GoldenBackend):
         parallel_for(balanced_chunks(T, MAX_CHUNK_TOKENS), work)
         return y_BTD
 
-    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    def linear(self, x: np.ndarray, weight: Any, bias: np.ndarray | None = None) -> np.ndarray:
         """Compute output features on all cores; call the golden function for small products."""
+        if isinstance(weight, QuantizedMatrix) or (self._is_quantized and quantized.takes_vector(x, weight)):
+            return quantized.linear(x, weight, bias)
         multiply = feed_forward.linear if x.size * len(weight) <= MIN_OPTIMIZED_MACS else linear
         return multiply(x, weight, bias)
 

@@ -6,8 +6,9 @@ BLAS keep spinning for a while, on cores that are then missing elsewhere. So thi
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
 from threading import Lock
@@ -18,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 MIN_PARALLEL_MACS = 2**26  # multiply-adds: less work is done before other threads have started
 _parallel = Lock()  # held while one caller works in parallel: the limit of BLAS applies to the whole process
+_is_forked = False
 _blas_limit: Any = None  # that caller's limit, which a forked child has to lift
 
 
@@ -33,7 +35,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _reset_after_fork() -> None:
     """Start with a new pool in a child process: it has none of its parent's threads, but inherits their BLAS limit."""
-    global _parallel, _blas_limit
+    global _parallel, _blas_limit, _is_forked
+    _is_forked = True
     _pool.cache_clear()
     _parallel = Lock()
     if _blas_limit is not None:
@@ -74,6 +77,21 @@ def parallel_for(items: Sequence[Item], work: Callable[[Item], None], max_thread
     else:
         for item in items:
             work(item)
+
+
+@contextmanager
+def threads_of_caller() -> Iterator[int]:
+    """Give a caller that has threads of its own the number that it may use.
+
+    It is 1 while another caller works in parallel, and in a forked process: OpenMP's threads do not survive a fork.
+    """
+    if _is_forked or not _parallel.acquire(blocking=False):
+        yield 1
+        return
+    try:
+        yield num_threads()
+    finally:
+        _parallel.release()
 
 
 def _run_on_threads(items: Sequence[Item], work: Callable[[Item], None], threads: int) -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pegasusx_ref.backend import Step
+from pegasusx_ref.backend import QuantizedMatrix, Step
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_torch import quantized
 from pegasusx_torch.attention import attention
 from pegasusx_torch.cuda_graph import CudaGraphStep
 from pegasusx_torch.global_local import QKV, global_local_attention
@@ -104,6 +105,8 @@ class TorchBackend:
         self._residual_dtype = torch.float32 if self._compute_dtype in HALF_PRECISION else self._compute_dtype
         self._source_lengths = SourceLengths()
         self._packed_weights = PackedWeights()
+        self._is_quantized = False
+        self._code_pairs = quantized.code_pairs(self._device)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.device, self.dtype, self.tf32)  # without its caches
@@ -127,6 +130,11 @@ class TorchBackend:
         dtype = self._residual_dtype if array.ndim == 1 else self._compute_dtype
         return as_tensor(array).to(self._device, dtype)
 
+    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """Copy codes and scales to the device."""
+        self._is_quantized = True
+        return matrix.map(lambda array: torch.from_numpy(np.asarray(WritableView(array))).to(self._device))
+
     def to_numpy(self, array: Tensor) -> np.ndarray:
         """Copy a tensor to the host, half precision as float32."""
         on_host: np.ndarray = (array.float() if array.dtype in HALF_PRECISION else array).cpu().numpy()
@@ -142,7 +150,9 @@ class TorchBackend:
 
     # --- operations
 
-    def embed_tokens(self, ids_BT: Tensor, table_VD: Tensor, scale: float) -> Tensor:
+    def embed_tokens(self, ids_BT: Tensor, table_VD: Tensor | QuantizedMatrix, scale: float) -> Tensor:
+        if isinstance(table_VD, QuantizedMatrix):
+            return quantized.take(ids_BT, table_VD, self._code_pairs).to(self._residual_dtype) * scale
         return F.embedding(ids_BT, table_VD).to(self._residual_dtype) * scale
 
     def contiguous(self, array: Tensor) -> Tensor:
@@ -176,14 +186,18 @@ class TorchBackend:
     def layer_norm(self, x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
         return layer_norm(x_BTD.to(self._residual_dtype), weight_D, bias_D, eps).to(self._compute_dtype)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, QuantizedMatrix) or (self._is_quantized and quantized.takes_vector(x, weight)):
+            return quantized.linear(x, weight, bias, self._code_pairs, self.linear).to(self._compute_dtype)
         with allow_tf32(self.tf32, self._device):
             if self._compute_dtype is torch.float16 and x.device.type == "cpu":
                 return linear_full_precision(x, weight, bias, self._packed_weights).to(self._compute_dtype)
             bias = None if bias is None else bias.to(self._compute_dtype)
             return linear(x, weight, bias, self._packed_weights)
 
-    def linear_full_precision(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear_full_precision(self, x: Tensor, weight: Tensor | QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, QuantizedMatrix):
+            return quantized.linear(x, weight, bias, self._code_pairs, self.linear_full_precision)
         if self._compute_dtype not in HALF_PRECISION:
             return self.linear(x, weight, bias)
         return linear_full_precision(x, weight, bias, self._packed_weights)

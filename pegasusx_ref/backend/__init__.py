@@ -2,6 +2,7 @@
 
 from pegasusx_ref.backend.golden import GoldenBackend
 from pegasusx_ref.backend.protocol import Array, Backend, Step, is_core_traced
+from pegasusx_ref.backend.quantized import QuantizedMatrix
 from pegasusx_ref.backend.registry import BackendInfo, available_backends, backend_names, get_backend
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "GoldenBackend",
+    "QuantizedMatrix",
     "Step",
     "available_backends",
     "backend_names",

@@ -1,10 +1,12 @@
 """The backend whose operations are the golden functions themselves. [spec 15]"""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.backend.protocol import Step
+from pegasusx_ref.backend.quantized import QuantizedMatrix, dense
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden import attention, embedding, feed_forward, global_local, head, normalization, top_k
 
@@ -63,11 +65,24 @@ class GoldenBackend:
         total: np.ndarray = x + y
         return total
 
-    embed_tokens = staticmethod(embedding.embed_tokens)
+    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """Return the matrix itself."""
+        return matrix
+
+    def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        """Multiply with the matrix; a quantized one is dequantized first."""
+        return feed_forward.linear(x, dense(weight, x.dtype), bias)
+
+    linear_full_precision = linear
+
+    def embed_tokens(self, ids_BT: Any, table_VD: Any, scale: float) -> Any:
+        """Look up tokens; of a quantized table the rows that are needed are dequantized."""
+        if isinstance(table_VD, QuantizedMatrix):
+            return table_VD.take(ids_BT).astype(self.dtype, copy=False) * scale
+        return embedding.embed_tokens(ids_BT, table_VD, scale)
+
     add_positions = staticmethod(embedding.add_positions)
     layer_norm = staticmethod(normalization.layer_norm)
-    linear = staticmethod(feed_forward.linear)
-    linear_full_precision = staticmethod(feed_forward.linear)
     activation = staticmethod(feed_forward.activation)
     attention = staticmethod(attention.attention)
     global_local_attention = staticmethod(global_local.global_local_attention)

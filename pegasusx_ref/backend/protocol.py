@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pegasusx_ref.backend.quantized import QuantizedMatrix
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import wanted
 
@@ -55,6 +56,9 @@ class Backend(Protocol):
 
     def asarray(self, array: np.ndarray) -> Array:
         """Copy an array to the device: floating point in the compute dtype, integers and booleans unchanged."""
+
+    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """Copy a quantized matrix to the device; `linear` and `embed_tokens` take it in place of an array."""
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """Copy an array to the host."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.bitsandbytes import SETTINGS, check_method, joined
 from pegasusx_ref.checkpoint.file_names import INDEX, PICKLE, SAFETENSORS
 from pegasusx_ref.checkpoint.foreign_folders import foreign_content
 from pegasusx_ref.checkpoint.settings import read_settings
@@ -21,7 +22,7 @@ IDENTITY = "weights_id"
 UNREAD = ("embed_positions.weight", "encoder.version", "decoder.version")
 
 
-def read_tensors(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Path]]:
+def read_tensors(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
     """Read every tensor of a checkpoint folder, whatever model it belongs to.
 
     Args:
@@ -30,18 +31,20 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, np.
 
     Returns:
         Tensors in the dtypes of the files, by name without the ``model.`` prefix and without the names of wrappers such
-        as torch.compile's, which are removed with a warning; they are mapped into memory, not copied. And the file that
-        each came from, by the same names.
+        as torch.compile's, which are removed with a warning; they are mapped into memory, not copied. Matrices that
+        bitsandbytes quantized are `QuantizedMatrix`. And the file that each came from, by the same names.
 
     Raises:
-        CheckpointError: a file is missing or corrupt, two files hold the same tensor, or the weights and config.json
-            were not saved together.
+        CheckpointError: a file is missing or corrupt, two files hold the same tensor, the weights and config.json were
+            not saved together, or they were quantized otherwise.
     """
     tensors: dict[str, np.ndarray] = {}
     files: dict[str, Path] = {}
     removed: dict[str, None] = {}
+    if is_quantized := config.get(SETTINGS) is not None:
+        check_method(folder, config[SETTINGS])
     for path in _weight_files(folder):
-        found, metadata = read_weight_file(path)
+        found, metadata = read_weight_file(path, is_quantized)
         _check_identity(path, metadata, config)
         check_not_adapted(path, found)
         names, prefixes = clean_names(path, found)
@@ -57,7 +60,7 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, np.
     if removed:
         listed = ", ".join(map(shown, removed))
         warnings.warn(f"{folder}: removed {listed} from the tensor names, as training programs leave it", stacklevel=4)
-    return tensors, files
+    return joined(tensors, files) if is_quantized else tensors, files
 
 
 def has_weights(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pegasusx_ref.files.reading import open_regular, reading
 from pegasusx_ref.files.zip_files import LimitedReads, open_zip
 
 DTYPES = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
+QUANTIZED = (*DTYPES, "torch.int8", "torch.uint8")
 MAX_OPERATIONS = 2**18  # 7,000 tensors, seven times those of the large model
 MAX_PICKLE_SIZE = 2**24  # bytes
 MAX_TUPLE = 2**10  # a tensor's shape and strides have at most 128 numbers
@@ -29,14 +30,15 @@ TENSOR_GLOBALS = re.compile(
 )
 
 
-def read_pickle(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_pickle(path: Path, dtypes: Sequence[str] = DTYPES) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read the tensors of a file written by torch.save, without running any code in it.
 
     Args:
         path: the file.
+        dtypes: the expected dtypes.
 
     Returns:
-        float64, float32, float16 and bfloat16 arrays by name, memory-mapped if the file's format allows it; and no
+        Arrays by name, memory-mapped if the file's format allows it; and no
         metadata, as the format has none.
 
     Raises:
@@ -63,7 +65,7 @@ def read_pickle(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         entries = _state_dict(path, entries)
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__}: expected a dictionary of tensors by name")
-        arrays = {name: _array(name, tensor) for name, tensor in entries.items()}
+        arrays = {name: _array(name, tensor, dtypes) for name, tensor in entries.items()}
         if is_zip:
             _check_storages(path, entries)
         return arrays, {}
@@ -134,15 +136,15 @@ def _check_storages(path: Path, tensors: Mapping[str, Any]) -> None:
         raise ValueError(f"tensors of {sum(sizes.values()):,} bytes, but {stored:,} are stored")
 
 
-def _array(name: Any, tensor: Any) -> np.ndarray:
+def _array(name: Any, tensor: Any, dtypes: Sequence[str]) -> np.ndarray:
     import torch
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise ValueError(f"entry {shown(name)} is a {type(tensor).__name__}, not a tensor with a name")
-    if str(tensor.dtype) not in DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    if str(tensor.dtype) not in dtypes or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise ValueError(
             f"tensor {shown(name)} is {tensor.layout}, {tensor.dtype}, on {tensor.device}: "
-            f"expected a dense one of {', '.join(DTYPES)}"
+            f"expected a dense one of {', '.join(dtypes)}"
         )
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         raise ValueError(f"tensor {shown(name)} of shape {tuple(tensor.shape)} is larger than its data")

@@ -30,7 +30,7 @@ INTEGERS: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-
+QUANTIZED = WEIGHTS | {name: INTEGERS[name] for name in ("I8", "U8")}
 
 MAX_HEADER_SIZE = 2**22  # bytes: 25,000 tensors with names of 60 characters
 

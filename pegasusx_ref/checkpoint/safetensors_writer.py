@@ -63,7 +63,7 @@ class TensorWriter:
 
     def __call__(self, name: str, tensor: Any) -> None:
         """Write a tensor; see `listen`."""
-        array = np.ascontiguousarray(tensor)
+        array = np.asarray(tensor, order="C")
         found = array.shape, array.dtype.name
         assert found == self._layout.tensors[name], f"{name} has shape and dtype {found}"
         self._file.seek(self._layout.offsets[name])

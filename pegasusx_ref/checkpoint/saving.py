@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.bitsandbytes import Form, stored
 from pegasusx_ref.checkpoint.file_names import ADAPTER, CONFIG, GENERATION, INDEX, SAFETENSORS
 from pegasusx_ref.checkpoint.folder import IDENTITY
 from pegasusx_ref.checkpoint.safetensors_writer import file_layout, open_writer
@@ -27,8 +28,8 @@ SIZE = re.compile(r"(\d{1,15}) ?([KMGT]?)(i?)B", re.IGNORECASE)
 
 def write_checkpoint(
     folder: Path,
-    tensors: Mapping[str, tuple[tuple[int, ...], str]],
-    get: Callable[[str], np.ndarray],
+    tensors: Mapping[str, Form],
+    get: Callable[[str], Any],
     prefix: str,
     settings: Mapping[str, Mapping[str, Any]],
     max_shard_size: int | str | None = None,
@@ -42,8 +43,8 @@ def write_checkpoint(
 
     Args:
         folder: created if it does not exist.
-        tensors: shape and dtype by name, without prefix and without tied copies.
-        get: returns a tensor by its name; each is asked for once.
+        tensors: the form of each by name, without prefix and without tied copies.
+        get: returns a tensor by its name, an array or a quantized matrix; each is asked for once.
         prefix: "model." for `PegasusXForConditionalGeneration`, "" for `PegasusXModel`.
         settings: the entries of "generation_config.json", if the model generates, and of "config.json".
         max_shard_size: of a weight file, see `shard_size`; None for one file. A larger tensor has a file of its own.
@@ -58,14 +59,16 @@ def write_checkpoint(
     if os.path.lexists(folder / ADAPTER):
         raise OutputError(f"{folder}: holds an adapter, which transformers would add to it: name another folder")
     full_names = {name: name if name.startswith(HEAD_PARTS) else prefix + name for name in tensors}
-    ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name][1]).itemsize, full_names[name]))
-    sizes = {name: prod(tensors[name][0]) * np.dtype(tensors[name][1]).itemsize for name in ordered}
+    parts = {name: form.layout(full_names[name]) for name, form in tensors.items()}
+    ordered = sorted(tensors, key=lambda name: (-_itemsize(parts[name][full_names[name]]), full_names[name]))
+    sizes = {name: sum(prod(e[0]) * _itemsize(e) for e in parts[name].values()) for name in ordered}
     shards = _shards(sizes, shard_size(max_shard_size))
     is_sharded = len(shards) > 1
     weights = [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)] if is_sharded else [SAFETENSORS]
     texts = dict(others or {})
     if is_sharded:
-        weight_map = {full_names[name]: file for file, shard in zip(weights, shards, strict=True) for name in shard}
+        files = {name: file for file, shard in zip(weights, shards, strict=True) for name in shard}
+        weight_map = {part: file for name, file in files.items() for part in parts[name]}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         texts[SAFETENSORS + INDEX] = json_text(index).encode()
 
@@ -75,20 +78,22 @@ def write_checkpoint(
     settings = {**settings, CONFIG: kept}
     digest = hashlib.sha256(json_text(settings).encode())
     identity = _identity(digest)
-    layouts = [
-        file_layout({full_names[name]: tensors[name] for name in shard}, {"format": "pt", IDENTITY: identity})
-        for shard in shards
-    ]
+    layouts = []
+    for shard in shards:
+        found = [part for name in shard for part in parts[name].items()]
+        found.sort(key=lambda part: -_itemsize(part[1]))
+        layouts.append(file_layout(dict(found), {"format": "pt", IDENTITY: identity}))
     written = [*weights, *texts, *(name for name in SETTINGS if name in settings)]
     paths = [folder / name for name in written]
     with replacing_all(paths, lambda: _superseded(folder, written)) as temporaries:
         for shard, layout, path in zip(shards, layouts, temporaries, strict=False):
             with open_writer(path, layout) as writer:
                 for name in shard:
-                    tensor = np.ascontiguousarray(get(name))
-                    writer(full_names[name], tensor)
-                    if is_sharded:
-                        digest.update(tensor.reshape(-1).view(np.uint8).data)
+                    for part, array in stored(full_names[name], get(name), tensors[name].dtype).items():
+                        tensor = np.asarray(array, order="C")
+                        writer(part, tensor)
+                        if is_sharded:
+                            digest.update(tensor.reshape(-1).view(np.uint8).data)
         for layout, path in zip(layouts, temporaries, strict=False):
             with path.open("r+b") as file:
                 file.seek(layout.header.index(identity.encode()))
@@ -100,6 +105,10 @@ def write_checkpoint(
             else:
                 path.write_bytes(texts[name])
     return paths
+
+
+def _itemsize(entry: tuple[tuple[int, ...], str]) -> int:
+    return np.dtype(entry[1]).itemsize
 
 
 def shard_size(value: int | str | None) -> int | None:

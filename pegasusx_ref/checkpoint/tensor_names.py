@@ -10,6 +10,7 @@ PREFIX = "model."
 # With one of these every name of this model begins, after "model." in front of those of MODEL_PARTS.
 MODEL_PARTS = ("shared", "encoder", "decoder")
 HEAD_PARTS = ("lm_head", "final_logits_bias")
+LINEAR = ("_proj.weight", "fc1.weight", "fc2.weight")  # the ends of the names of linear layers' matrices
 # What torch.compile, DataParallel, FSDP, activation checkpointing and DeepSpeed put around a module.
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 # What PEFT puts into a module to adapt it.

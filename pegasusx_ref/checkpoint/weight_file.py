@@ -13,11 +13,12 @@ from pegasusx_ref.files.reading import open_regular
 SAFETENSORS_SUFFIX = ".safetensors"
 
 
-def read_weight_file(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str]]:
+def read_weight_file(path: Path, quantized: bool = False) -> tuple[dict[str, np.ndarray], Mapping[str, str]]:
     """Read the tensors of a file, in the format of its content; with a warning if its name says another one.
 
     Args:
         path: the file.
+        quantized: whether it may hold codes of quantized matrices, int8 and uint8.
 
     Returns:
         Tensors by name, memory-mapped where the format allows it, and the file's metadata.
@@ -25,8 +26,7 @@ def read_weight_file(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, st
     Raises:
         CheckpointError: it is missing or corrupt; see `read_safetensors` and `read_pickle`.
     """
-    from pegasusx_ref.checkpoint.pickle_file import read_pickle
-    from pegasusx_ref.checkpoint.safetensors_file import read_safetensors
+    from pegasusx_ref.checkpoint import pickle_file, safetensors_file
 
     named = path.name.endswith(SAFETENSORS_SUFFIX)
     found = _is_safetensors(path)
@@ -34,7 +34,10 @@ def read_weight_file(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, st
         kind = "safetensors" if found else "pickle"
         warnings.warn(f"{path}: a {kind} file under another name: read as what it is", stacklevel=5)
         named = found
-    return read_safetensors(path) if named else read_pickle(path)
+    if named:
+        expected = safetensors_file.QUANTIZED if quantized else safetensors_file.WEIGHTS
+        return safetensors_file.read_safetensors(path, expected)
+    return pickle_file.read_pickle(path, pickle_file.QUANTIZED if quantized else pickle_file.DTYPES)
 
 
 def _is_safetensors(path: Path) -> bool | None:

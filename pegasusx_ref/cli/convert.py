@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pegasusx_ref.backend.quantized import KINDS
 from pegasusx_ref.checkpoint.hub import is_hub_name
 from pegasusx_ref.cli.commands import INPUT_FILE, Command, InputFolder, OutputFolder
 from pegasusx_ref.cli.messages import UsageError
@@ -17,6 +18,8 @@ from pegasusx_ref.conversion.casting import DTYPES
 @click.argument("source", type=InputFolder())
 @click.argument("destination", type=OutputFolder())
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the weights.  [default: as they are]")
+@click.option("--quantize", type=click.Choice(KINDS), help="Quantize the linear layers, as bitsandbytes stores them.")
+@click.option("--quantize-embedding", is_flag=True, help="Quantize the tables too; transformers does not read them.")
 @click.option(
     "--max-shard-size",
     default="5GB",
@@ -42,6 +45,8 @@ def convert_command(
     source: Path,
     destination: Path,
     dtype: str | None,
+    quantize: str | None,
+    quantize_embedding: bool,
     max_shard_size: str,
     tokenizer: Path | None,
     config: Path | None,
@@ -52,11 +57,20 @@ def convert_command(
 
     SOURCE is a folder of safetensors or torch files, a LoRA adapter, which is merged, a name of the Hugging Face Hub,
     or a Flax checkpoint of the paper's own code. DESTINATION may be SOURCE; weights of an earlier save in it are
-    replaced. Prints the files that it wrote.
+    replaced. A quantized SOURCE stays quantized; --dtype without --quantize dequantizes it. Prints the files that it
+    wrote.
     """
     if revision is not None and not is_hub_name(source):
         raise UsageError(f"--revision {revision} is for a SOURCE of the Hugging Face Hub: omit it for a folder")
     for path in convert(
-        source, destination, dtype, max_shard_size, config=config, tokenizer=tokenizer, revision=revision
+        source,
+        destination,
+        dtype,
+        max_shard_size,
+        quantize=quantize,
+        quantize_embedding=quantize_embedding,
+        config=config,
+        tokenizer=tokenizer,
+        revision=revision,
     ):
         print_text(str(path))

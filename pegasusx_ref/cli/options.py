@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pegasusx_ref.backend.quantized import KINDS
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.cli.commands import INPUT_FILE, MODEL_FOLDER, OUTPUT_FILE
 from pegasusx_ref.cli.messages import UsageError
@@ -42,6 +43,12 @@ revision_option = click.option("--revision", metavar="NAME", help="Branch, tag o
 max_new_tokens_option = click.option("--max-new-tokens", type=POSITIVE, help="Maximum length of the summary in tokens.")
 num_beams_option = click.option("--num-beams", type=POSITIVE, help="Number of beams; 1 is greedy search.")
 head_option = click.option("--head", type=NOT_NEGATIVE, help="Attention head, from 0.  [default: the mean of all]")
+quantization_option = click.option(
+    "--quantization", type=click.Choice(KINDS), help="Quantize the linear layers on load.  [default: as they are]"
+)
+quantize_embedding_option = click.option(
+    "--quantize-embedding", is_flag=True, help="Quantize the embedding tables too."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 progress_option = click.option(
     "--progress/--no-progress",

@@ -28,6 +28,8 @@ def device_or_index(_context: click.Context, _option: click.Parameter, device: s
 @click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
 @click.option("--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]")
 @click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
+@options.quantization_option
+@options.quantize_embedding_option
 @options.max_new_tokens_option
 @options.num_beams_option
 @click.option("--batch-size", default=1, show_default=True, type=options.POSITIVE, help="Documents processed together.")
@@ -42,6 +44,8 @@ def summarize(
     backend: str,
     device: str | int | None,
     dtype: str,
+    quantization: str | None,
+    quantize_embedding: bool,
     batch_size: int,
     as_json: bool,
     shown: bool,
@@ -55,7 +59,14 @@ def summarize(
     """
     documents = [read_document(path) for path in files or (Path("-"),)]
     summarizer = pipeline(
-        "summarization", folder, backend=backend, device=device, dtype=dtype, **options.hub_options(folder, revision)
+        "summarization",
+        folder,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        quantize_embedding=quantize_embedding,
+        **options.hub_options(folder, revision),
     )
     for start in range(0, len(documents), batch_size):
         for result in summarize_documents(documents[start : start + batch_size], summarizer, settings, shown):

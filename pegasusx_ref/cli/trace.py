@@ -19,6 +19,8 @@ from pegasusx_ref.cli.options import (
     json_option,
     max_new_tokens_option,
     model_option,
+    quantization_option,
+    quantize_embedding_option,
     revision_option,
 )
 from pegasusx_ref.cli.printing import print_json, print_table, print_text
@@ -58,6 +60,8 @@ NUM_QUERIES = 8  # listed of an attention, without --all
     type=click.Choice(["float32", "float64"]),
     help="Dtype of the computation.",
 )
+@quantization_option
+@quantize_embedding_option
 @click.option("--all", "everything", is_flag=True, help="List every block and, with --at, every query.")
 @json_option
 def trace(
@@ -69,6 +73,8 @@ def trace(
     place: str | None,
     path: Path | None,
     dtype: str,
+    quantization: str | None,
+    quantize_embedding: bool,
     everything: bool,
     as_json: bool,
 ) -> None:
@@ -83,7 +89,14 @@ def trace(
     if place is not None and as_json:
         raise UsageError("--at and --json exclude each other: use --save for the values of all tensors")
     name, text = read_document(file)
-    summarizer = pipeline("summarization", folder, dtype=dtype, **hub_options(folder, revision))
+    summarizer = pipeline(
+        "summarization",
+        folder,
+        dtype=dtype,
+        quantization=quantization,
+        quantize_embedding=quantize_embedding,
+        **hub_options(folder, revision),
+    )
     model, tokenizer, config = summarizer.model, summarizer.tokenizer, summarizer.model.config
     source: np.ndarray = summarizer.encode([text], names=[name]).input_ids
     T = source.shape[1]

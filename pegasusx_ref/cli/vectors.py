@@ -11,7 +11,7 @@ from pegasusx_ref.cli.printing import print_json, print_text
 from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.error_bounds import ARITHMETICS
 from pegasusx_ref.verification.reports import as_dict, as_text
-from pegasusx_ref.verification.vectors import CASES, check_vector, read_vector, write_vectors
+from pegasusx_ref.verification.vectors import VECTORS, check_vector, read_vector, write_vectors
 
 
 @click.group("vectors", cls=Group)
@@ -25,7 +25,7 @@ def vectors_commands() -> None:
 
 @vectors_commands.command("write")
 @click.argument("folder", type=OutputFolder())
-@click.option("--preset", "names", multiple=True, type=click.Choice(list(CASES)), help="One vector; may be repeated.")
+@click.option("--preset", "names", multiple=True, type=click.Choice(list(VECTORS)), help="One vector; may be repeated.")
 @progress_option
 def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
     """Write conformance vectors into FOLDER, each into its own folder; without --preset, all of them.
@@ -33,9 +33,9 @@ def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
     Prints the folders that it wrote.
     """
     write_vectors(folder, [])  # report a wrong folder before any computation
-    for name in names or CASES:
+    for name in names or VECTORS:
         if shown:
-            message(f"{name}: {CASES[name].about}")
+            message(f"{name}: {VECTORS[name]}")
         for written in write_vectors(folder, [name]):
             print_text(str(written))
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pegasusx_ref.model.config import PegasusXConfig
 
 
@@ -13,12 +11,12 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         config: of the model.
-        tensors: views of its files, by name without prefix and without tied copies.
+        tensors: views of its files or quantized matrices, by name without prefix and without tied copies.
         generation: the entries of generation_config.json.
         has_head: whether it is a `PegasusXForConditionalGeneration`.
     """
 
     config: PegasusXConfig
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Any]
     generation: Mapping[str, Any]
     has_head: bool = True

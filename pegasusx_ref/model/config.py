@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from pegasusx_ref.checkpoint.bitsandbytes import SETTINGS
 from pegasusx_ref.checkpoint.file_names import CONFIG
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
@@ -202,14 +203,16 @@ class PegasusXConfig:
             del values["dtype"]
         return extra | values | {"model_type": MODEL_TYPE, "is_encoder_decoder": True}
 
-    def entries_beside(self, weights: str, architecture: str) -> dict[str, Any]:
+    def entries_beside(self, weights: str, architecture: str, quantization: dict[str, Any]) -> dict[str, Any]:
         """Return the entries of the config.json that is saved with weights.
 
         Args:
             weights: the dtype of their matrices.
             architecture: the name of the model's class.
+            quantization: the entry of their quantization, which replaces that of earlier weights.
         """
-        return self.replace(dtype=weights, extra=self.extra | {"architectures": [architecture]}).to_dict()
+        extra = {name: entry for name, entry in self.extra.items() if name != SETTINGS}
+        return self.replace(dtype=weights, extra=extra | {"architectures": [architecture]} | quantization).to_dict()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> Self:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.checkpoint.settings import as_integer
 from pegasusx_ref.errors import InputError, reason, shown
@@ -171,11 +172,11 @@ def flag(name: str, value: Any) -> bool:
         raise InputError(f"{name}={shown(value)} must be True or False") from None
 
 
-def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Check the tensors of a model.
 
     Args:
-        tensors: floating-point arrays by name.
+        tensors: floating-point arrays or quantized matrices by name.
         shapes: that they must have, by name.
 
     Raises:
@@ -188,13 +189,15 @@ def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         raise InputError(f"tensor {shown(others[0])} {problem}: compare the configuration")
     checked = {}
     for name, shape in shapes.items():
-        tensor = _array(name, tensors[name])
-        if tensor.shape != shape or not _is_floating(tensor):
+        tensor = tensors[name]
+        is_quantized = isinstance(tensor, QuantizedMatrix)
+        tensor = tensor if is_quantized else _array(name, tensor)
+        if tensor.shape != shape or not (is_quantized or _is_floating(tensor)):
             raise InputError(
                 f"tensor {name!r} is {tensor.dtype} of shape {tensor.shape}: expected floating-point numbers of shape "
                 f"{shape}"
             )
-        checked[name] = _native(tensor)
+        checked[name] = tensor if is_quantized else _native(tensor)
     return checked
 
 

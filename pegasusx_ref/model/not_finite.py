@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.backend import Array, Backend
+from pegasusx_ref.backend import Array, Backend, QuantizedMatrix
 from pegasusx_ref.errors import NumericsError
 from pegasusx_ref.tracing import listen
 
@@ -69,5 +69,6 @@ def explained(
 
 
 def is_finite(ops: Backend, array: Array) -> bool:
-    """Return whether an array of the backend holds neither NaN nor infinity."""
+    """Return whether an array of the backend, or a quantized matrix, holds neither NaN nor infinity."""
+    array = array.absmax if isinstance(array, QuantizedMatrix) else array
     return bool(np.isfinite(ops.to_numpy(array)).all())

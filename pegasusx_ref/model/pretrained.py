@@ -1,18 +1,21 @@
 """The base of both public models: a configuration, weights on a backend, loading and saving."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 
-from pegasusx_ref.backend import Backend
+from pegasusx_ref.backend import Backend, QuantizedMatrix
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.backend.registry import dtype_name, get_backend
 from pegasusx_ref.checkpoint import PREFIX, write_checkpoint
+from pegasusx_ref.checkpoint.bitsandbytes import form_of
 from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
+from pegasusx_ref.errors import BackendError
 from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.model import inputs
@@ -21,6 +24,7 @@ from pegasusx_ref.model.forward import check_source, encode
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.module_methods import ModuleMethods
 from pegasusx_ref.model.outputs import EncoderOutput
+from pegasusx_ref.model.quantization import Quantization, compute_dtype, quantization_entries, quantized
 from pegasusx_ref.model.weights import LOGITS_BIAS, Weights, parameter_shapes, random_weights, tie_embeddings
 
 
@@ -32,8 +36,8 @@ class PegasusXPreTrainedModel(ModuleMethods):
 
     Args:
         config: the model's configuration.
-        tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype.
-            Tensors already in the compute dtype are not copied and must not be modified afterwards.
+        tensors: weights by name, without the ``model.`` prefix and without tied copies, in any floating-point dtype or
+            quantized. Tensors already in the compute dtype are not copied and must not be modified afterwards.
         ops: the backend, which stores the weights in its compute dtype.
         generation_config: defaults of `generate`; taken from the configuration if None.
     """
@@ -43,7 +47,7 @@ class PegasusXPreTrainedModel(ModuleMethods):
     def __init__(
         self,
         config: PegasusXConfig,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray | QuantizedMatrix],
         ops: Backend,
         generation_config: GenerationConfig | None = None,
     ) -> None:
@@ -51,7 +55,10 @@ class PegasusXPreTrainedModel(ModuleMethods):
         self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         checked = inputs.weights(tensors, parameter_shapes(config, self.has_head))
-        self._tensors = {name: ops.asarray(tensor) for name, tensor in checked.items()}
+        self._tensors = {
+            name: ops.quantized(tensor) if isinstance(tensor, QuantizedMatrix) else ops.asarray(tensor)
+            for name, tensor in checked.items()
+        }
         self.weights = Weights(tie_embeddings(self._tensors))
 
     def __repr__(self) -> str:
@@ -85,9 +92,17 @@ class PegasusXPreTrainedModel(ModuleMethods):
         *,
         torch_dtype: Any = None,
         device_map: str | None = None,
+        quantization: str | None = None,
+        quantize_embedding: bool = False,
+        quantization_config: Any = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
         **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a checkpoint as written by transformers.
+
+        A quantized checkpoint stays quantized. Another one is quantized on request, one tensor after the other, from
+        the numbers of the file: every linear layer of encoder and decoder.
 
         Args:
             name: a folder with config.json, the weights, and optionally generation_config.json; or the folder of a PEFT
@@ -98,18 +113,35 @@ class PegasusXPreTrainedModel(ModuleMethods):
             dtype: "float32" if None; "auto" for the checkpoint's own; a NumPy or torch dtype is accepted too.
             torch_dtype: the older spelling of `dtype`.
             device_map: the documentation's spelling of `device`, "auto" in particular.
+            quantization: "nf4", "nf4-double", "fp4", "fp4-double" or "int8".
+            quantize_embedding: quantize the embedding tables too.
+            quantization_config: the documentation's spelling of `quantization`: a `BitsAndBytesConfig`, also that of
+                transformers, or its dictionary. Its bnb_4bit_compute_dtype is used where no `dtype` is given. Half
+                precision is a wish then: a backend without it computes in float32, with a warning.
+            load_in_4bit: an older spelling of `quantization_config`; it means "fp4".
+            load_in_8bit: likewise "int8".
             hub: revision, cache_dir, token and local_files_only, for a name of the Hub; see `HubOptions`.
 
         Raises:
-            CheckpointError: the folder or a file in it is missing, corrupt, or belongs to another model.
+            CheckpointError: the folder or a file in it is missing, corrupt, belongs to another model, or is quantized
+                otherwise; or a number that is quantized is not finite.
             ConfigError: config.json does not describe a valid PEGASUS-X model.
+            InputError: an unknown quantization.
             BackendError: the backend, the device or the dtype is not available.
         """
+        requested = Quantization.requested(
+            quantization, quantize_embedding, quantization_config, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit
+        )
         folder, adapter = locate(name, "model", hub)
         config = PegasusXConfig.from_pretrained(folder)
         dtype = dtype if dtype is not None else torch_dtype
-        ops = _backend(backend, device if device is not None else device_map, dtype, config)
+        ops = _backend(backend, device if device is not None else device_map, dtype, config, requested)
         tensors, config = load_weights(folder, config, cls.has_head, adapter)
+        if requested is not None:
+            tensors = {
+                key: quantized(key, tensor, requested.kind_for(key, cls.has_head), folder)
+                for key, tensor in tensors.items()
+            }
         return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
 
     @classmethod
@@ -167,18 +199,23 @@ class PegasusXPreTrainedModel(ModuleMethods):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.
 
+        Quantized weights are written as bitsandbytes stores them; transformers does not read a quantized embedding.
+
         Args:
             folder: created if it does not exist; may be the folder that the model was loaded from.
 
         Raises:
             OutputError: a file cannot be written; the folder keeps its old files.
         """
-        settings = {CONFIG: self.config.entries_beside(self.dtype, type(self).__name__)}
+        forms = {name: form_of(tensor, self._stored_dtype(name)) for name, tensor in self._tensors.items()}
+        kinds = {name: form.kind for name, form in forms.items()}
+        quantization = quantization_entries(kinds, self.dtype, self.has_head)
+        settings = {CONFIG: self.config.entries_beside(self.dtype, type(self).__name__, quantization)}
         if self.has_head:
             settings[GENERATION] = self.generation_config.to_dict()
         write_checkpoint(
             as_path(folder),
-            {name: (tuple(tensor.shape), self._stored_dtype(name)) for name, tensor in self._tensors.items()},
+            forms,
             self._stored,
             PREFIX if self.has_head else "",
             settings,
@@ -187,25 +224,48 @@ class PegasusXPreTrainedModel(ModuleMethods):
     def _stored_dtype(self, name: str) -> str:
         """Return the dtype of a tensor in a file: a backend in half precision keeps only matrices in it."""
         tensor = self._tensors[name]
+        if isinstance(tensor, QuantizedMatrix):
+            return compute_dtype(self.dtype)
         return self.dtype if len(tensor.shape) > 1 else self.ops.to_numpy(tensor).dtype.name
 
-    def _stored(self, name: str) -> np.ndarray:
-        """Return a tensor as it is stored in a file."""
-        return self.ops.to_numpy(self._tensors[name]).astype(numpy_dtype(self._stored_dtype(name)), copy=False)
+    def _stored(self, name: str) -> Any:
+        """Return a tensor as it is stored in a file, a quantized one on the host."""
+        tensor = self._tensors[name]
+        if isinstance(tensor, QuantizedMatrix):
+            return tensor.map(self.ops.to_numpy)
+        return self.ops.to_numpy(tensor).astype(numpy_dtype(self._stored_dtype(name)), copy=False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return all weights as NumPy arrays by name, without the ``model.`` prefix and without tied copies.
 
-        They may be the model's own arrays: copy one before modifying it.
+        They may be the model's own arrays: copy one before modifying it. Quantized ones are dequantized, in float32.
         """
-        return {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
+        return {
+            name: self._stored(name).dequantized() if isinstance(tensor, QuantizedMatrix) else self.ops.to_numpy(tensor)
+            for name, tensor in self._tensors.items()
+        }
 
     def num_parameters(self) -> int:
         """Count the parameters, tied ones once; a bias of the logits is none."""
         return sum(int(np.prod(tensor.shape)) for name, tensor in self._tensors.items() if name != LOGITS_BIAS)
 
 
-def _backend(name: str, device: str | int | None, dtype: Any, config: PegasusXConfig) -> Backend:
+def _backend(
+    name: str, device: str | int | None, dtype: Any, config: PegasusXConfig, quantization: Quantization | None = None
+) -> Backend:
     if isinstance(dtype, str) and dtype == "auto":
         dtype = config.dtype
-    return get_backend(name, device=device, dtype="float32" if dtype is None else dtype)
+    if dtype is None and quantization is not None:
+        dtype = quantization.compute_dtype
+    dtype = "float32" if dtype is None else dtype
+    try:
+        return get_backend(name, device=device, dtype=dtype)
+    except BackendError:
+        if quantization is None or not quantization.is_wish or dtype_name(dtype) not in ("bfloat16", "float16"):
+            raise
+        ops = get_backend(name, device=device, dtype="float32")
+        warnings.warn(
+            f"backend {name!r} does not compute in {dtype_name(dtype)}: the quantized model computes in float32",
+            stacklevel=3,
+        )
+        return ops

@@ -14,6 +14,7 @@ from pegasusx_ref.model.config import PegasusXConfig
 # The embedding table is one tensor under four names unless config.tie_word_embeddings is false.
 EMBEDDING = "shared.weight"
 EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+GLOBAL_EMBEDDING = "encoder.embed_global.weight"  # a matrix that is never quantized
 # A bias (V,) of the logits, which few checkpoints have; an entry of config.json with this name says that one is there.
 LOGITS_BIAS = "final_logits_bias"
 
@@ -75,7 +76,7 @@ def parameter_shapes(config: PegasusXConfig, head: bool = True) -> dict[str, tup
         shapes.update({f"{place}.fc2.weight": (D, M), f"{place}.fc2.bias": (D,)})
         layer_norm(f"{place}.final_layer_norm")
 
-    shapes["encoder.embed_global.weight"] = (config.num_global_tokens, D)
+    shapes[GLOBAL_EMBEDDING] = (config.num_global_tokens, D)
     for i in range(config.encoder_layers):
         layer = f"encoder.layers.{i}"
         attention(f"{layer}.self_attn")
@@ -136,7 +137,7 @@ def physical_memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else inf
 
 
-def tie_embeddings(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def tie_embeddings(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Add the missing names of the embedding table, which has four, as references to the same tensor. [spec 14.5]
 
     Args:

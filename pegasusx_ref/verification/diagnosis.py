@@ -7,14 +7,22 @@ from functools import partial
 import numpy as np
 
 from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.golden.feed_forward import linear
 from pegasusx_ref.verification.checker import ratio
 from pegasusx_ref.verification.error_bounds import ARITHMETICS, Arithmetic
 from pegasusx_ref.verification.estimate import Estimate
-from pegasusx_ref.verification.known_bugs import KNOWN_BUGS, FailedOperation, LayerContext, fitted_linear_bugs
+from pegasusx_ref.verification.known_bugs import (
+    KNOWN_BUGS,
+    FailedOperation,
+    LayerContext,
+    fitted_linear_bugs,
+    rounding_variance,
+)
 from pegasusx_ref.verification.operations import HIDDEN
 from pegasusx_ref.verification.verdicts import WARN, Diagnosis, Failure
 
 LOW_PRECISION_POSITIONS = "positions are computed in low precision"
+UNQUANTIZED = "the weight is not quantized, or not to these bits: the error has the size of {}'s rounding"
 
 TINY = 1e-300
 
@@ -46,6 +54,8 @@ def diagnose(failure: Failure, arithmetic: Arithmetic, layer: LayerContext) -> l
             wrong = variant()
         if wrong.shape == shape and (fit := fit_error(failure, arithmetic, wrong)):
             found.append(Diagnosis(bug, where, *fit))
+    if not found and (kind := unquantized(failure)) is not None:
+        found.append(Diagnosis(UNQUANTIZED.format(kind), name, float("nan"), float("nan"), failure.check.rho))
     if not found:
         for bug, wrong in (*moved_rows(failure), *fitted_weights(failure)):
             if wrong.shape == shape and (fit := fit_error(failure, arithmetic, wrong)):
@@ -162,6 +172,22 @@ def fitted_weights(failure: Failure) -> Iterator[tuple[str, np.ndarray]]:
         wrong = np.full(failure.candidate.shape, np.nan)
         wrong[valid] = rows
         yield bug, wrong
+
+
+def unquantized(failure: Failure) -> str | None:
+    """Return the kind of a quantized weight whose rounding has the size of the error, in all rows alike."""
+    origin = failure.estimate.origin
+    matrix = None if origin is None else origin.settings.get("matrix")
+    if origin is None or matrix is None or failure.candidate.shape != failure.estimate.shape:
+        return None
+    if origin.operation == "linear":
+        variance = linear(origin.inputs[0].value ** 2, rounding_variance(matrix))
+    else:
+        variance = rounding_variance(matrix)[origin.settings["ids"]] * origin.settings["scale"] ** 2
+    squares = (failure.candidate - failure.estimate.value) ** 2
+    by_row = ratio(*(x[failure.valid].mean(axis=-1) for x in (squares, variance)))
+    is_alike = 0.7 < by_row.mean() < 1.3 and (by_row > 0.3).all() and (by_row < 3).all()
+    return matrix.kind if is_alike else None
 
 
 def low_precision(failure: Failure, arithmetic: Arithmetic) -> str | None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.backend import GoldenBackend
+from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix
+from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.golden import embedding, feed_forward, head, normalization
 from pegasusx_ref.golden.attention import softmax
 from pegasusx_ref.golden.global_local import Blocks, see_globals
@@ -69,11 +70,12 @@ class CheckingOperations(GoldenBackend):
 
     # --- operations
 
-    def embed_tokens(self, ids_BT: np.ndarray, table_VD: np.ndarray, scale: float) -> Estimate:  # type: ignore[override]
-        value = embedding.embed_tokens(ids_BT, table_VD, scale)
+    def embed_tokens(self, ids_BT: np.ndarray, table_VD: Any, scale: float) -> Estimate:
+        table, is_quantized = dense(table_VD, self.dtype), isinstance(table_VD, QuantizedMatrix)
+        value = embedding.embed_tokens(ids_BT, table, scale)
         times = 0 if scale == 1 else 2  # the product is rounded, and the scale may be
-        errors = rounding_errors(self.arithmetic, value, times)
-        settings = {"ids": ids_BT, "table": table_VD, "scale": scale}
+        errors = rounding_errors(self.arithmetic, value, times + is_quantized)
+        settings = {"ids": ids_BT, "table": table, "scale": scale, "matrix": table_VD if is_quantized else None}
         return Estimate(self._rng, value, value, errors, origin=Origin("embed_tokens", (), settings, lambda: value))
 
     def add_positions(self, x_BTD: Any, start: int) -> Estimate:  # type: ignore[override]
@@ -95,21 +97,25 @@ class CheckingOperations(GoldenBackend):
         settings = {"weight": weight_D, "bias": bias_D, "eps": eps}
         return self._apply("layer_norm", golden, errors, self.exact(x_BTD), **settings)
 
-    def linear(self, x: Any, weight: np.ndarray, bias: np.ndarray | None = None) -> Estimate:  # type: ignore[override]
+    def linear(self, x: Any, weight: Any, bias: np.ndarray | None = None) -> Estimate:
+        # The numbers of a quantized matrix, code times scale, may be rounded to the candidate's precision.
+        matrix = weight if isinstance(weight, QuantizedMatrix) else None
+        weight, rounded = dense(weight, self.dtype), int(matrix is not None)
+
         def golden(x: np.ndarray) -> np.ndarray:
             return feed_forward.linear(x, weight, bias)
 
         def errors(x: np.ndarray, y: np.ndarray) -> Errors:
             if bias is None:
-                return error_bounds.product_errors(self.arithmetic, x, weight.T, y)
+                return error_bounds.product_errors(self.arithmetic, x, weight.T, y, rounded)
             # The bias may be the first term of the sum, or be added to the rounded sum of the other terms.
             terms = np.concatenate([x, np.ones_like(x[..., :1])], axis=-1)
-            found = error_bounds.product_errors(self.arithmetic, terms, np.vstack([weight.T, bias]), y)
+            found = error_bounds.product_errors(self.arithmetic, terms, np.vstack([weight.T, bias]), y, rounded)
             return found.plus(rounding_errors(self.arithmetic, y - bias))
 
-        return self._apply("linear", golden, errors, self.exact(x), weight=weight, bias=bias)
+        return self._apply("linear", golden, errors, self.exact(x), weight=weight, bias=bias, matrix=matrix)
 
-    linear_full_precision = linear  # type: ignore[assignment]
+    linear_full_precision = linear
 
     def activation(self, x: Any, name: str) -> Estimate:  # type: ignore[override]
         def errors(x: np.ndarray, y: np.ndarray) -> Errors:

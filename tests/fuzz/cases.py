@@ -56,6 +56,7 @@ def draw_kind(rng: Random, names: Sequence[str] = ()) -> str:
 RANDOM = (
     "bytes",
     "entries",
+    "state",
     "lines",
     "header",
     "pickle",

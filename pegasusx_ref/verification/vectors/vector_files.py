@@ -1,9 +1,7 @@
-"""A vector on disk: three safetensors files, and a manifest with their checksums and the tensors' entries."""
+"""Writing a vector: three safetensors files, and a manifest with their checksums and the tensors' entries."""
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
@@ -11,36 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.errors import InputError, shown
-from pegasusx_ref.files.json_files import read_json
-from pegasusx_ref.files.reading import read_bytes, reading
+from pegasusx_ref.errors import InputError
 from pegasusx_ref.files.writing import is_temporary, replacing_all
-from pegasusx_ref.verification.error_bounds import ARITHMETICS
-from pegasusx_ref.verification.vectors.build import FORMAT, Vector, make_vector
+from pegasusx_ref.verification.vectors.build import Vector, make_vector
+from pegasusx_ref.verification.vectors.quantized import QUANTIZED, QUANTIZED_ABOUT, QUANTIZED_FILES, make_quantized
 from pegasusx_ref.verification.vectors.vector_cases import CASES
 
 MANIFEST = "manifest.json"
 FILES = ("weights.safetensors", "inputs.safetensors", "trace.safetensors")
 OTHER_FILES = ("README.md", "schema.json", "example")  # next to the vectors in a checkout
-REMEDY = "write the vector again"
-WAYS = ("exact", "rounded", "end_to_end")
-INPUTS_OF_A_SHAPE = (
-    ("input_ids", "attention_mask", "valid.source"),
-    ("decoder_input_ids", "decoder_attention_mask", "valid.target"),
-)
-MAX_FILE_SIZE = 2**26  # bytes; the largest published vector has 1 million
-MAX_LENGTH = 2**20  # tokens
+# What each vector tests, by its folder's name.
+VECTORS = {name: case.about for name, case in CASES.items()} | {QUANTIZED: QUANTIZED_ABOUT}
 ROUND_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 
-def write_vectors(folder: Path, names: Sequence[str] = tuple(CASES)) -> list[Path]:
+def write_vectors(folder: Path, names: Sequence[str] = tuple(VECTORS)) -> list[Path]:
     """Write conformance vectors, each into a folder of its name. [spec 16.14]
 
     The weights and inputs are the same on every machine; computed tensors differ by float64 rounding.
 
     Args:
         folder: created if it does not exist; it may already hold vectors, but nothing else.
-        names: keys of `CASES`.
+        names: keys of `VECTORS`.
 
     Returns:
         The folders that were written.
@@ -53,7 +43,10 @@ def write_vectors(folder: Path, names: Sequence[str] = tuple(CASES)) -> list[Pat
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror or error}") from None
-    return [write_vector(folder / name, make_vector(name)) for name in names]
+    return [
+        write_quantized(folder / name) if name == QUANTIZED else write_vector(folder / name, make_vector(name))
+        for name in names
+    ]
 
 
 def check_folder(folder: Path) -> None:
@@ -64,7 +57,8 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder to write vectors into")
-    for place, known in ((folder, {*CASES, *OTHER_FILES}), *((folder / name, {MANIFEST, *FILES}) for name in CASES)):
+    inside = {folder / name: {MANIFEST, *FILES} for name in CASES} | {folder / QUANTIZED: set(QUANTIZED_FILES)}
+    for place, known in ({folder: {*VECTORS, *OTHER_FILES}} | inside).items():
         entries = list(place.iterdir()) if place.is_dir() else []
         others = sorted(entry.name for entry in entries if entry.name not in known and not is_temporary(entry))
         if others:
@@ -84,14 +78,29 @@ def write_vector(folder: Path, vector: Vector) -> Path:
     Raises:
         OutputError: a file cannot be written.
     """
-    from safetensors.numpy import save
-
     contents = {
-        file: save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        file: safetensors_bytes(tensors)
         for file, tensors in zip(FILES, (vector.weights, vector.inputs, vector.trace), strict=True)
     }
     checksums = {file: {"sha256": hashlib.sha256(content).hexdigest()} for file, content in contents.items()}
     contents[MANIFEST] = manifest_text(vector.manifest, checksums).encode()
+    return write_files(folder, contents)
+
+
+def write_quantized(folder: Path) -> Path:
+    """Write the quantized vector into its folder; arguments, result and errors as for `write_vector`."""
+    return write_files(folder, {file: safetensors_bytes(tensors) for file, tensors in make_quantized().items()})
+
+
+def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Return the content of a safetensors file."""
+    from safetensors.numpy import save
+
+    return save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> Path:
+    """Write all files at once, or none."""
     with replacing_all([folder / file for file in contents]) as temporaries:
         for temporary, content in zip(temporaries, contents.values(), strict=True):
             temporary.write_bytes(content)
@@ -113,93 +122,3 @@ def rounded_up(tolerances: dict[str, dict[str, tuple[float, float]]]) -> dict[st
         arithmetic: {way: [float(ROUND_UP.create_decimal_from_float(x)) for x in pair] for way, pair in ways.items()}
         for arithmetic, ways in tolerances.items()
     }
-
-
-def read_vector(folder: Path) -> Vector:
-    """Read a vector and compare its files with their checksums.
-
-    Args:
-        folder: holds a manifest and three safetensors files.
-
-    Returns:
-        The vector; its manifest includes the checksums.
-
-    Raises:
-        InputError: a file is missing, differs from its checksum, or is of another format.
-    """
-    manifest = read_manifest(folder)
-    weights, inputs, trace = (read_checked(folder / file, manifest) for file in FILES)
-    with reading(folder / FILES[1], "the inputs of a run", InputError, REMEDY):
-        for names in INPUTS_OF_A_SHAPE:
-            if len({inputs[name].shape for name in names}) > 1 or inputs[names[0]].ndim != 2:
-                raise ValueError(f"{', '.join(names)} are not of one shape of two dimensions")
-    with reading(folder / MANIFEST, f"a complete manifest of {FORMAT}", InputError, REMEDY):
-        for entry in manifest["tensors"]:
-            check_entry(entry, inputs, trace)
-    return Vector(weights, inputs, trace, manifest)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json.
-
-    Raises:
-        InputError: the file is missing, or is not a manifest of this format.
-    """
-    path = folder / MANIFEST
-    if not os.path.lexists(path):
-        raise InputError(f"{path}: no such file; give the folder of one vector, such as spec/vectors/staggered")
-    with reading(path, "a JSON object", InputError, REMEDY):
-        manifest = read_json(path)
-    if (found := manifest.get("format")) != FORMAT:
-        raise InputError(f"{path}: has format {shown(found)}; this version reads {FORMAT!r}")
-    for key, kind in (("config", dict), ("files", dict), ("tensors", list)):
-        if not isinstance(manifest.get(key), kind):
-            raise InputError(f"{path}: has no {key!r}: {REMEDY}")
-    return manifest
-
-
-def check_entry(entry: dict[str, Any], inputs: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]) -> None:
-    """Check everything of a tensor's entry that the comparison uses.
-
-    Args:
-        entry: of the manifest.
-        inputs: the vector's.
-        trace: the vector's tensors.
-
-    Raises:
-        ValueError: an entry does not fit the tensor, or is not of its type; also KeyError and TypeError.
-    """
-    shape, sampled = list(entry["shape"]), entry.get("sampled")
-    if sampled is not None:
-        axis, indices = sampled["axis"], sampled["indices"]
-        if not all(0 <= i < shape[axis] <= MAX_LENGTH for i in indices):
-            raise ValueError(f"{shown(entry['name'])}: rows {shown(indices)} of {shown(shape[axis])}")
-        shape[axis] = len(indices)
-    slice(*entry.get("slice", (0, 0))).indices(MAX_LENGTH)
-    if tuple(shape) != trace[entry["name"]].shape or not 3 <= len(shape) <= 4:
-        raise ValueError(f"{shown(entry['name'])}: shape {shown(shape)} is not that of its tensor")
-    if not np.isfinite(trace[entry["name"]]).all():
-        raise ValueError(f"{shown(entry['name'])}: NaN or infinite")
-    if not isinstance(entry["operation"], str) or (entry["valid"] is not None and inputs[entry["valid"]].ndim != 2):
-        raise ValueError(f"{shown(entry['name'])}: its operation or its mask is not valid")
-    for arithmetic in ARITHMETICS:
-        for way in WAYS:
-            sigma, bound = entry["tolerances"][arithmetic][way]
-            if not 0 <= sigma < math.inf or not 0 <= bound < math.inf:
-                raise ValueError(f"{shown(entry['name'])}: tolerances {shown((sigma, bound))}")
-
-
-def read_checked(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Read one of a vector's files.
-
-    Raises:
-        InputError: the file is missing, or its sha256 differs from the manifest's.
-    """
-    from safetensors.numpy import load
-
-    with reading(path, "a safetensors file", InputError, REMEDY):
-        content = read_bytes(path, MAX_FILE_SIZE)
-        found, expected = hashlib.sha256(content).hexdigest(), str(manifest["files"][path.name]["sha256"])
-        if found != expected:
-            raise InputError(f"has sha256 {found[:12]}…, the manifest has {expected[:12]}…")
-        return load(content)

@@ -1,4 +1,4 @@
-// Reads safetensors files whole: F64, I64, BOOL and U8, on little-endian machines. C++17, no dependencies.
+// Reads safetensors files whole: F64, F32, I64, I8, U8 and BOOL, on little-endian machines. C++17, no dependencies.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace safetensors {
 
-// Every dtype becomes double: the ids and masks of a vector are small whole numbers.
+// Every dtype becomes double, exactly: the ids and masks of a vector are small whole numbers.
 struct Tensor {
     std::vector<std::size_t> shape;
     std::vector<double> data;  // the last axis varies fastest
@@ -61,9 +61,9 @@ inline std::map<std::string, Tensor> load(const std::string& path) {
     for (const auto& [name, entry] : header.members) {
         if (name == "__metadata__") continue;
         const std::string dtype = entry["dtype"].text;
-        const bool is_wide = dtype == "F64" || dtype == "I64";
-        if (!is_wide && dtype != "BOOL" && dtype != "U8") {
-            throw std::runtime_error(path + ": " + name + " is " + dtype + ", not F64, I64, BOOL or U8");
+        const std::size_t width = dtype == "F64" || dtype == "I64" ? 8 : dtype == "F32" ? 4 : 1;
+        if (width == 1 && dtype != "I8" && dtype != "U8" && dtype != "BOOL") {
+            throw std::runtime_error(path + ": " + name + " is " + dtype + ", not F64, F32, I64, I8, U8 or BOOL");
         }
         Tensor tensor;
         std::size_t count = 1;
@@ -73,12 +73,14 @@ inline std::map<std::string, Tensor> load(const std::string& path) {
         }
         const std::size_t first = entry["data_offsets"][0].count(), last = entry["data_offsets"][1].count();
         if (last > num_bytes) throw std::runtime_error(path + ": truncated, " + name + " is not there as a whole");
-        if (first > last || last - first != count * (is_wide ? 8 : 1)) {
+        if (first > last || last - first != count * width) {
             throw std::runtime_error(path + ": " + name + " has another number of bytes than its shape needs");
         }
         if (dtype == "F64") tensor.data = as_doubles<double>(start + first, count);
         if (dtype == "I64") tensor.data = as_doubles<std::int64_t>(start + first, count);
-        if (!is_wide) tensor.data = as_doubles<std::uint8_t>(start + first, count);
+        if (dtype == "F32") tensor.data = as_doubles<float>(start + first, count);
+        if (dtype == "I8") tensor.data = as_doubles<std::int8_t>(start + first, count);
+        if (dtype == "U8" || dtype == "BOOL") tensor.data = as_doubles<std::uint8_t>(start + first, count);
         tensors.emplace(name, std::move(tensor));
     }
     return tensors;
