@@ -70,7 +70,7 @@ def test_verify_writes_reports(
     wrong: bool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if wrong:
-        monkeypatch.setattr("pegasusx_ref.cli.verify.from_backend", _wrong)
+        monkeypatch.setattr("pegasusx_ref.cli.candidates.from_backend", _wrong)
     page, xml = tmp_path / "report.html", tmp_path / "report.xml"
     page.write_text("of another day", encoding="utf-8")
     arguments = ("--model", model_folder, "--against", "numpy", "--tokens", 40, "--no-progress", "--json")

@@ -16,8 +16,9 @@ from pegasusx_ref.golden.embedding import sinusoidal_positions
 from pegasusx_ref.golden.global_local import Blocks, block_bounds
 from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification import from_backend, verify
-from pegasusx_ref.verification.diagnosis import LOW_PRECISION_POSITIONS, diagnose
+from pegasusx_ref.verification.diagnosis import diagnose
 from pegasusx_ref.verification.error_bounds import ARITHMETICS
+from pegasusx_ref.verification.error_sizes import LOW_PRECISION_POSITIONS
 from pegasusx_ref.verification.known_bugs import KNOWN_BUGS, FailedOperation, LayerContext
 from pegasusx_ref.verification.operations import HIDDEN
 from pegasusx_ref.verification.verdicts import Failure

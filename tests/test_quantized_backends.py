@@ -29,6 +29,20 @@ needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="numba is not install
 LOOPS = [pytest.param(True, id="compiled", marks=needs_kernels), pytest.param(False, id="NumPy")]
 
 
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill uninitialized memory with NaN, so that rows that are not written are detected."""
+    empty = np.empty
+
+    def with_nan(*args: Any, **kwargs: Any) -> np.ndarray:
+        array = empty(*args, **kwargs)
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        return array
+
+    monkeypatch.setattr(np, "empty", with_nan)
+
+
 @pytest.fixture
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with the compiled loops or without them."""
@@ -78,6 +92,20 @@ def test_dequantized_numbers_are_the_golden_ones_bit_for_bit(kind: str, loops: N
             out = np.full((shape[0] - start, shape[1]), np.nan, dtype=np.float32)
             pegasusx_numpy.quantized.dequantize_into(out, matrix, start)
             np.testing.assert_array_equal(out, expected[start:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_s_operations_dequantize_bit_for_bit(kind: str) -> None:
+    """Those that run on a GPU, here on a CPU."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from pegasusx_torch.quantized import code_pairs, dequantized_on_device
+
+    pairs = code_pairs(torch.device("cpu"))
+    for seed, shape in enumerate(SHAPES):
+        matrix = matrix_of(seed, shape, kind)
+        for start, stop in ((0, shape[0]), (shape[0] // 2, shape[0]), (shape[0] - 1, shape[0])):
+            found = dequantized_on_device(matrix.map(torch.from_numpy), pairs, start, stop)
+            np.testing.assert_array_equal(found.numpy(), matrix.dequantized()[start:stop])
 
 
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
@@ -139,6 +167,7 @@ def test_weights_stay_packed(kind: str, backend: str) -> None:
     config = PegasusXConfig.preset("tiny", d_model=64)
     weights = quantized_weights(config, 0, kind)
     model = PegasusXForConditionalGeneration(config, weights, backend_on_cpu(backend, "float64"))
+    assert repr(model).endswith(f" on {model.device}, weights in {kind.removesuffix('-double')}>")
     stored = model._stored("shared.weight")
     np.testing.assert_array_equal(stored.codes, weights["shared.weight"].codes)
     assert stored.nbytes <= (0.145 if kind != "int8" else 0.27) * 4 * config.vocab_size * 64
@@ -167,8 +196,9 @@ if sys.argv[1] == "AVX2":
     features.update({name: False for name in features if name.startswith("avx512")})
 llvmlite.binding.get_host_cpu_features = lambda: features
 from pegasusx_ref.backend import QuantizedMatrix
-from pegasusx_numpy import kernels, quantized
+from pegasusx_numpy import kernels, quantized, thread_pool
 
+thread_pool.num_threads = lambda: 2  # also where the tests limit BLAS to one
 assert kernels.HAS_AVX512 == (sys.argv[1] == "AVX-512")
 rng = np.random.default_rng(0)
 x = rng.standard_normal((1, 640), np.float32)

@@ -10,7 +10,7 @@ from pegasusx_numpy.thread_pool import balanced_chunks, parallel_for, threads_of
 from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.golden import quantization
 
-CHUNK = 2**18  # numbers: dequantized ones stay in the cache until they are multiplied
+CHUNK = 2**20  # numbers: dequantized ones are still in the cache when they are multiplied; GEMM packs its rows for each
 MIN_PARALLEL_NUMBERS = 2**20  # fewer are decoded before another thread has started
 MIN_PARALLEL_MACS = 2**22  # multiply-adds: less work is done before another thread has started
 MIN_PARALLEL_BYTES = 2**16  # of a matrix: fewer are multiplied with a vector before one of numba's threads has started

@@ -30,7 +30,14 @@ def code_pairs(device: torch.device) -> dict[str, Tensor]:
 
 
 def dequantized(matrix: QuantizedMatrix, pairs: dict[str, Tensor], start: int, stop: int) -> Tensor:
-    """Dequantize rows of a matrix.
+    """Dequantize rows of a matrix on its device; arguments as for `dequantized_on_device`."""
+    if matrix.codes.device.type == "cpu":
+        return dequantized_on_cpu(matrix, start, stop)
+    return dequantized_on_device(matrix, pairs, start, stop)
+
+
+def dequantized_on_device(matrix: QuantizedMatrix, pairs: dict[str, Tensor], start: int, stop: int) -> Tensor:
+    """Dequantize rows of a matrix by torch's operations.
 
     Args:
         matrix: on any device.
@@ -41,8 +48,6 @@ def dequantized(matrix: QuantizedMatrix, pairs: dict[str, Tensor], start: int, s
     Returns:
         float32 (stop - start, in features).
     """
-    if matrix.codes.device.type == "cpu":
-        return dequantized_on_cpu(matrix, start, stop)
     width = matrix.shape[1]
     if matrix.kind == "int8":
         return scaled(matrix.codes[start:stop], matrix.absmax[start:stop])
@@ -54,7 +59,7 @@ def dequantized(matrix: QuantizedMatrix, pairs: dict[str, Tensor], start: int, s
 
 
 def dequantized_on_cpu(matrix: QuantizedMatrix, start: int, stop: int) -> Tensor:
-    """Dequantize rows on all cores; arguments as for `dequantized`."""
+    """Dequantize rows on all cores; arguments as for `dequantized_on_device`."""
     host = matrix.map(Tensor.numpy)
     numbers = np.empty((stop - start, matrix.shape[1]), dtype=np.float32)
 

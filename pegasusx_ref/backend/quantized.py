@@ -173,7 +173,8 @@ def check_representable(matrix: np.ndarray, first_row: int, kind: str) -> None:
     is_wrong = ~(np.abs(matrix) <= limit)
     if is_wrong.any():
         row, column = np.argwhere(is_wrong)[0]
+        number = float(matrix[row, column])
         raise InputError(
-            f"[{first_row + row}, {column}] is {float(matrix[row, column]):g}: {kind} takes finite numbers up to {limit:g}; "
+            f"[{first_row + row}, {column}] is {number:g}: {kind} takes finite numbers up to {limit:g}; "
             "correct the checkpoint, or load it without quantization"
         )

@@ -7,10 +7,12 @@ from typing import Any
 import click
 import numpy as np
 
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.checkpoint.hub import HubOptions
-from pegasusx_ref.checkpoint.location import Location, locate
+from pegasusx_ref.checkpoint.location import locate
+from pegasusx_ref.cli.candidates import build_candidate
 from pegasusx_ref.cli.commands import INPUT_FILE, OUTPUT_FILE, Command
 from pegasusx_ref.cli.documents import read_document
 from pegasusx_ref.cli.messages import UsageError
@@ -21,6 +23,8 @@ from pegasusx_ref.cli.options import (
     json_option,
     model_option,
     progress_option,
+    quantization_option,
+    quantize_embedding_option,
     revision_option,
 )
 from pegasusx_ref.cli.printing import print_json, print_text
@@ -30,8 +34,9 @@ from pegasusx_ref.files.writing import write_text
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.loading import load_weights
+from pegasusx_ref.model.quantization import Quantization, quantized
 from pegasusx_ref.tokenizer import PegasusTokenizer
-from pegasusx_ref.verification import Candidate, from_backend, from_dump, from_transformers, verify
+from pegasusx_ref.verification import Candidate, from_dump, verify
 from pegasusx_ref.verification.dumps import INPUTS
 from pegasusx_ref.verification.error_bounds import ARITHMETICS
 from pegasusx_ref.verification.estimate import Estimate
@@ -42,6 +47,8 @@ from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_tex
 @click.argument("file", required=False, type=INPUT_FILE)
 @model_option
 @revision_option
+@quantization_option
+@quantize_embedding_option
 @click.option("--against", default="transformers", show_default=True, help="transformers, or one of our backends.")
 @click.option(
     "--dump",
@@ -71,6 +78,8 @@ def verify_command(
     file: Path | None,
     folder: Path | None,
     revision: str | None,
+    quantization: str | None,
+    quantize_embedding: bool,
     against: str,
     dump: Path | None,
     mapping: Path | None,
@@ -108,7 +117,12 @@ def verify_command(
     weights, config = load_weights(place.folder, config, True, place.adapter)
     # The reference has the candidate's weights, rounded to the candidate's dtype.
     stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
-    rounded = {name: np.asarray(tensor).astype(stored) for name, tensor in weights.items()}
+    requested = Quantization.requested(quantization, quantize_embedding)
+    rounded: dict[str, Any] = {}
+    for tensor_name, tensor in weights.items():
+        kind = None if requested is None else requested.kind_for(tensor_name, head=True)
+        tensor = quantized(tensor_name, tensor, kind, place.folder)
+        rounded[tensor_name] = tensor if isinstance(tensor, QuantizedMatrix) else np.asarray(tensor).astype(stored)
     reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
     candidate: Candidate | Mapping[str, np.ndarray]
     if dump is not None:
@@ -116,7 +130,7 @@ def verify_command(
         inputs = {name: candidate[name] for name in INPUTS if name in candidate}
     else:
         inputs = build_inputs(file, name, hub, config, (tokens, target_tokens), seed)
-        candidate = build_candidate(against, place, config, rounded, dtype)
+        candidate = build_candidate(against, place, reference, rounded, dtype)
     count = f"{np.size(inputs.get('input_ids', ()))} tokens"
     description, layers = f"{against} in {dtype}: {count}, layer", (config.encoder_layers, config.decoder_layers)
     with layer_progress(description, *layers, shown=shown, of=Estimate):
@@ -165,33 +179,3 @@ def build_inputs(
 def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:
     """Draw ids (1, count) above the special tokens."""
     return rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (1, count))
-
-
-def build_candidate(
-    against: str, place: Location, config: PegasusXConfig, weights: dict[str, np.ndarray], dtype: str
-) -> Candidate:
-    """Build the implementation to verify.
-
-    Raises:
-        UsageError: transformers or torch is not installed.
-        BackendError: the backend is unavailable, or lacks this dtype.
-    """
-    if against != "transformers":
-        ops = get_backend(against, dtype=dtype)
-        return from_backend(PegasusXForConditionalGeneration(config, weights, ops))
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UsageError(f"--against transformers needs {error.name}: pip install transformers torch") from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model: Any = transformers.PegasusXForConditionalGeneration
-    theirs = model.from_pretrained(place.folder, dtype=getattr(torch, dtype), attn_implementation="eager")
-    if place.adapter is not None:
-        try:
-            import peft
-        except ImportError:
-            raise UsageError("--against transformers needs peft for an adapter: pip install peft") from None
-        theirs = peft.PeftModel.from_pretrained(theirs, place.adapter).merge_and_unload()
-    return from_transformers(theirs.eval())

@@ -63,9 +63,11 @@ class PegasusXPreTrainedModel(ModuleMethods):
 
     def __repr__(self) -> str:
         config = self.config
+        kinds = {tensor.kind for tensor in self._tensors.values() if isinstance(tensor, QuantizedMatrix)}
+        weights = "".join(f", weights in {kind}" for kind in sorted(kinds))
         return (
             f"<{type(self).__name__} {config.encoder_layers}+{config.decoder_layers} layers, d_model={config.d_model}, "
-            f"{self.num_parameters():,} parameters, {self.ops.name} {self.dtype} on {self.device}>"
+            f"{self.num_parameters():,} parameters, {self.ops.name} {self.dtype} on {self.device}{weights}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

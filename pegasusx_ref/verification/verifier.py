@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.model.inputs import mask as check_mask
 from pegasusx_ref.model.inputs import token_ids
+from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.tracing import listen
 from pegasusx_ref.verification.candidates import Candidate
 from pegasusx_ref.verification.checker import Checker
@@ -32,7 +34,7 @@ def verify(
     """Check an implementation operation by operation, each from the candidate's own tensors. [spec 16.8]
 
     Args:
-        reference: the model, with the candidate's weights.
+        reference: the model, with the candidate's weights; a quantized one for quantized candidates.
         candidate: returns its tensors for the inputs, by trace-point name: `from_transformers`, `from_backend` or any
             function; or a mapping of tensors that are already computed.
         inputs: input_ids (B, T), attention_mask (B, T), decoder_input_ids (B, L), decoder_attention_mask (B, L); the
@@ -56,7 +58,7 @@ def verify(
     source, target = (
         np.ones(arrays[ids].shape, dtype=bool) if arrays[mask] is None else arrays[mask] for ids, mask in MASKS.items()
     )
-    model = PegasusXForConditionalGeneration(config, reference.state_dict(), ops)
+    model = PegasusXForConditionalGeneration(config, tensors_on_host(reference), ops)
     valid = ValidRows(source, target, blocks)
     checker = Checker(tensors, valid, largest_size(config, source.shape[0], source.shape[1], target.shape[1]))
     with listen(checker):
@@ -73,6 +75,12 @@ def verify(
         diagnoses = diagnose(failure, ops.arithmetic, context)
     unknown = sorted(set(tensors) - compared - set(arrays))
     return Report(checker.checks, failure, diagnoses, arithmetic, unknown, config, valid, checker.rows)
+
+
+def tensors_on_host(model: PegasusXForConditionalGeneration) -> dict[str, Any]:
+    """Return a model's tensors by name as `state_dict` does, but quantized ones as they are, for diagnosis."""
+    to_numpy, tensors = model.ops.to_numpy, ((name, model.weights[name]) for name in parameter_shapes(model.config))
+    return {name: x.map(to_numpy) if isinstance(x, QuantizedMatrix) else to_numpy(x) for name, x in tensors}
 
 
 def largest_size(config: PegasusXConfig, B: int, T: int, L: int) -> int:

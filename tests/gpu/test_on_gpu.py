@@ -9,10 +9,12 @@ from backend_parameters import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Batch, Operation, batches, configs, operations, seeds
-from tolerances import OPERATIONS
+from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.model.weights import random_weights
 
 some = settings(max_examples=30)
 
@@ -110,6 +112,26 @@ def test_captured_steps_give_the_same_tokens(backend: str, dtype: str, how: dict
         for cache in (None, "dynamic", "static")
     )
     assert default == dynamic == static
+
+
+@pytest.mark.parametrize("kind", ["nf4-double", "fp4", "int8"])
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+def test_quantized_models_agree_and_their_steps_can_be_captured(backend: str, dtype: str, kind: str) -> None:
+    config = PegasusXConfig.preset("tiny", d_model=64, init_std=0.3)
+    weights = {
+        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
+        for name, tensor in random_weights(config).items()
+    }
+    model = PegasusXForConditionalGeneration(config, weights, get_backend(backend, "cuda:0", dtype))
+    golden = PegasusXForConditionalGeneration(config, model.state_dict(), get_backend("golden", dtype="float64"))
+    ids = np.random.default_rng(0).integers(106, 256, (2, 50))
+    found, expected = (each(ids, decoder_input_ids=ids[:, :7]).logits for each in (model, golden))
+    assert_close(f"logits on {backend} {dtype}", found, expected, MODEL[dtype])
+    dynamic, static = (
+        model.generate(ids, min_new_tokens=70, max_new_tokens=70, cache_implementation=cache).tolist()
+        for cache in ("dynamic", "static")
+    )
+    assert dynamic == static
 
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)

@@ -12,6 +12,7 @@ from pegasusx_ref.verification.known_bugs.position_wise_bugs import (
     layer_norm_bugs,
     linear_bugs,
 )
+from pegasusx_ref.verification.known_bugs.quantization_bugs import rounding_variance
 
 KNOWN_BUGS: dict[str, Callable[[FailedOperation], Variants]] = {
     "embed_tokens": embed_tokens_bugs,
@@ -26,4 +27,4 @@ KNOWN_BUGS: dict[str, Callable[[FailedOperation], Variants]] = {
     "weighted_sum": weighted_sum_bugs,
 }
 
-__all__ = ["KNOWN_BUGS", "FailedOperation", "LayerContext", "Variants", "fitted_linear_bugs"]
+__all__ = ["KNOWN_BUGS", "FailedOperation", "LayerContext", "Variants", "fitted_linear_bugs", "rounding_variance"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from pegasusx_ref.golden.embedding import sinusoidal_positions
 from pegasusx_ref.verification.known_bugs.failed_operation import FailedOperation, Variants
+from pegasusx_ref.verification.known_bugs.quantization_bugs import quantized_table_bugs
 
 BASES = (100, 1000, 5000, 20000, 50000, 100000, 500000, 1000000)
 
@@ -16,7 +17,7 @@ def embed_tokens_bugs(op: FailedOperation) -> Variants:
     """Compute embeddings with a wrong scale, or of wrong tokens."""
     ids, table, scale = (op.settings[n] for n in ("ids", "table", "scale"))
     root, start = math.sqrt(table.shape[1]), op.layer.config.decoder_start_token_id
-    found: Variants = {}
+    found = quantized_table_bugs(op)
     if op.name == "encoder.embed_global":
         found["global tokens are in the reverse order"] = lambda: table[ids[:, ::-1]] * scale
     else:

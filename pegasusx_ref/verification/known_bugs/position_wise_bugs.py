@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.golden.attention import split_heads
 from pegasusx_ref.golden.feed_forward import ACTIVATIONS, linear
 from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification.known_bugs.block_bugs import other_blocks
 from pegasusx_ref.verification.known_bugs.failed_operation import FailedOperation, Variants
+from pegasusx_ref.verification.known_bugs.quantization_bugs import quantized_linear_bugs
 
 EPS = (1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12, 0.0)
 SPARE_ROWS = 8  # rows that a fit must explain in addition to as many as there are unknowns
@@ -70,7 +72,11 @@ def layer_norm_bugs(op: FailedOperation) -> Variants:
 def linear_bugs(op: FailedOperation) -> Variants:
     """Compute a linear map with a wrong weight or bias, or of wrong rows."""
     (x,), weight, bias = op.inputs, op.settings["weight"], op.settings["bias"]
-    found: Variants = {}
+
+    def with_weights(weight: Any, bias: np.ndarray | None = None) -> np.ndarray:
+        return linear(x, dense(weight, x.dtype), bias)
+
+    found = quantized_linear_bugs(op)
     if weight.shape[0] == weight.shape[1]:
         found["the weight is transposed"] = lambda: linear(x, weight.T, bias)
     if bias is not None:
@@ -81,7 +87,7 @@ def linear_bugs(op: FailedOperation) -> Variants:
         # The weight of the same name in another layer.
         if name != f"{own}.weight" and re.sub(r"\.\d+\.", ".", name) == re.sub(r"\.\d+\.", ".", f"{own}.weight"):
             bias_there = None if bias is None else op.layer.weights[name.removesuffix("weight") + "bias"]
-            found[f"the weights of {name.removesuffix('.weight')} are used"] = partial(linear, x, other, bias_there)
+            found[f"the weights of {name.removesuffix('.weight')} are used"] = partial(with_weights, other, bias_there)
     if op.name == "lm_head":
         found["logits are divided by sqrt(D)"] = lambda: linear(x, weight) / math.sqrt(x.shape[-1])
     if match := re.search(r"\.([qkv]|out)_proj$", op.name):
@@ -89,7 +95,7 @@ def linear_bugs(op: FailedOperation) -> Variants:
         for part in ("q", "k", "v", "out"):
             if part != match.group(1):
                 other = op.layer.weights[f"{place}.{part}_proj.weight"]
-                found[f"the weights of {part}_proj are used"] = partial(linear, x, other)
+                found[f"the weights of {part}_proj are used"] = partial(with_weights, other)
     config = op.layer.config
     if op.name.endswith(".out_proj"):
         encoder = op.name.startswith("encoder")
