@@ -29,8 +29,22 @@ needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="numba is not install
 LOOPS = [pytest.param(True, id="compiled", marks=needs_kernels), pytest.param(False, id="NumPy")]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    """Compile the loops before `np.empty` is another function, which numba does not know."""
+    with small_chunks():
+        for kind in ("nf4", "int8"):
+            for ops in (backend_on_cpu("numpy", "float32"), backend_on_cpu("numpy", "float64")):
+                ops.linear(ops.asarray(np.ones((1, 64))), matrix_of(0, (6, 64), kind))
+            pegasusx_numpy.quantized.linear(np.ones((1, 64), np.float32), matrix_of(0, (6, 64), kind))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pegasusx_numpy.quantized, "MIN_PARALLEL_BYTES", 2**30)  # on one thread
+            for kind in ("nf4", "int8"):
+                pegasusx_numpy.quantized.linear(np.ones((1, 64), np.float32), matrix_of(0, (6, 64), kind))
+
+
 @pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison(_compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill uninitialized memory with NaN, so that rows that are not written are detected."""
     empty = np.empty
 
