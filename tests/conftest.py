@@ -94,6 +94,7 @@ def bnb(transformers: ModuleType) -> Iterator[ModuleType]:
     import torch
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[test]'")
     module = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[test]'")
     torch.compiler.set_stance("force_eager")
     yield module

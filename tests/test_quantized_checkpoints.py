@@ -6,7 +6,6 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -69,14 +68,6 @@ def assert_equal_matrices(found: dict[str, QuantizedMatrix], expected: dict[str,
 
 
 @pytest.fixture(scope="module")
-def bitsandbytes(transformers: ModuleType) -> ModuleType:
-    pytest.importorskip("accelerate", reason="accelerate is not installed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense")
     PegasusXForConditionalGeneration.from_random(CONFIG, seed=18).save_pretrained(folder)
@@ -131,7 +122,7 @@ def logits_of(model: Any) -> Any:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_on_load_as_by_transformers(
-    kind: str, tied: bool, dense: Path, untied: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    kind: str, tied: bool, dense: Path, untied: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     """The same matrices are quantized, to the same bits; each reads what the other saves; logits are equal."""
     source = dense if tied else untied
@@ -171,16 +162,14 @@ def test_quantized_on_load_as_by_transformers(
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", "float32", "int8"])
-def test_codes_stored_in_another_dtype(
-    storage: str, dense: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
-) -> None:
+def test_codes_stored_in_another_dtype(storage: str, dense: Path, transformers: Any, bnb: Any, tmp_path: Path) -> None:
     quantized_by_them(transformers, dense, "nf4", bnb_4bit_quant_storage=storage).save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors")[f"model.{Q}"].dtype.name == storage
     assert_equal_matrices(matrices(load(tmp_path)), matrices(load(dense, quantization="nf4")))
 
 
 @pytest.mark.parametrize("block_size", [32, 128, 4096])
-def test_other_block_sizes(block_size: int, dense: Path, bitsandbytes: Any, tmp_path: Path) -> None:
+def test_other_block_sizes(block_size: int, dense: Path, bnb: Any, tmp_path: Path) -> None:
     """transformers has no setting for it, but a file says its own."""
     import torch
 
@@ -188,7 +177,7 @@ def test_other_block_sizes(block_size: int, dense: Path, bitsandbytes: Any, tmp_
     tensors: dict[str, Any] = {name: torch.from_numpy(tensor.copy()) for name, tensor in original.state_dict().items()}
     expected = {}
     for name in matrices(load(dense, quantization="nf4")):
-        codes, state = bitsandbytes.functional.quantize_4bit(tensors[name], blocksize=block_size, quant_type="nf4")
+        codes, state = bnb.functional.quantize_4bit(tensors[name], blocksize=block_size, quant_type="nf4")
         expected[name] = QuantizedMatrix.quantize(tensors[name].numpy(), "nf4", block_size)
         tensors |= {name: codes} | {f"{name}.{part}": t for part, t in state.as_dict(packed=True).items()}
     config = CONFIG.replace(extra={"quantization_config": SETTINGS["nf4"]})
@@ -204,7 +193,7 @@ def test_other_block_sizes(block_size: int, dense: Path, bitsandbytes: Any, tmp_
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["fp4-double", "int8"])
 def test_every_layout_of_files_is_read(
-    kind: str, layout: str, head: bool, dense: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    kind: str, layout: str, head: bool, dense: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     theirs = quantized_by_them(transformers, dense, kind, head)
     save_theirs(theirs, tmp_path, layout)
@@ -226,7 +215,7 @@ def test_every_layout_of_files_is_read(
 @pytest.mark.parametrize("size", [None, "8KB"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_converted_checkpoints_load_in_transformers(
-    kind: str, size: str | None, dense: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    kind: str, size: str | None, dense: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     """The parts of a matrix are in one shard, which older versions of transformers need."""
     written = convert(dense, tmp_path, quantize=kind, max_shard_size=size)
@@ -250,7 +239,7 @@ def test_converted_checkpoints_load_in_transformers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_embedding_is_read_here_only(
-    kind: str, untied: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    kind: str, untied: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     model = load(untied, quantization=kind, quantize_embedding=True)
     tables = {name for name in matrices(model) if not name.startswith(("encoder.layers", "decoder.layers"))}
@@ -266,7 +255,7 @@ def test_quantized_embedding_is_read_here_only(
     [["fc1"], ["encoder"], ["model.encoder.layers.0"], ["q_proj", "fc2"], [r"model\.decoder.*"], ["model.encoder.lay"]],
 )
 def test_skipped_modules_are_those_of_transformers(
-    skipped: list[str], dense: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    skipped: list[str], dense: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     settings = SETTINGS["nf4"] | {"llm_int8_skip_modules": [*skipped, "lm_head"]}
     theirs = quantized_by_them(transformers, dense, "nf4", llm_int8_skip_modules=settings["llm_int8_skip_modules"])
@@ -322,7 +311,7 @@ def test_one_tensor_at_a_time_is_in_full_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_spelling_of_a_kind(kind: str, dense: Path, transformers: Any, bitsandbytes: Any) -> None:
+def test_every_spelling_of_a_kind(kind: str, dense: Path, transformers: Any, bnb: Any) -> None:
     expected = matrices(load(dense, quantization=kind))
     theirs = transformers.BitsAndBytesConfig(**SETTINGS[kind])
     for settings in (BitsAndBytesConfig(**SETTINGS[kind]), SETTINGS[kind], theirs, theirs.to_dict()):
@@ -332,7 +321,7 @@ def test_every_spelling_of_a_kind(kind: str, dense: Path, transformers: Any, bit
 
 
 def test_settings_are_written_as_by_transformers(
-    nf4: Path, dense: Path, transformers: Any, bitsandbytes: Any, tmp_path: Path
+    nf4: Path, dense: Path, transformers: Any, bnb: Any, tmp_path: Path
 ) -> None:
     quantized_by_them(transformers, dense, "nf4").save_pretrained(tmp_path)
     found, expected = (

@@ -1,6 +1,7 @@
 """Compiled loops over quantized matrices, which NumPy has no operation for: 16 codes are looked up by one instruction.
 
-Importing this module raises ImportError without numba, and on processors that have no such instruction.
+Importing this module raises ImportError without numba, and on processors that have no such instruction. The intrinsics
+are in the file of the loops: numba compiles a loop again when its own file has changed, not when another has.
 """
 
 import os
@@ -203,6 +204,25 @@ def multiply_piece(
     return types.void(codes, first, table, scale, evens, odds, k, sums, at), generate
 
 
+@intrinsic
+def total_of(typing_context: Any, sums: Any) -> Any:
+    """Return the total of 64 sums, added in the same order wherever the loop is compiled.
+
+    Args:
+        typing_context: of numba.
+        sums: float32 (64,).
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        total = Emitter(context, builder, signature, values).load(0, None, ir.VectorType(FLOAT, 64))
+        for half in (32, 16, 8, 4, 2, 1):
+            parts = (builder.shuffle_vector(total, total, constants(range(i, i + half))) for i in (0, half))
+            total = builder.fadd(*parts)
+        return builder.extract_element(total, ir.Constant(INT32, 0))
+
+    return types.float32(sums), generate
+
+
 @compiled
 def dequantize_4bit(codes: Any, absmax: Any, shift: Any, table: Any, out: Any, start: Any, stop: Any) -> None:
     """Dequantize some rows of a matrix, bit for bit as `golden.quantization.dequantize_4bit` does.
@@ -223,7 +243,7 @@ def dequantize_4bit(codes: Any, absmax: Any, shift: Any, table: Any, out: Any, s
         decode(codes, piece * (PIECE // 2), table, absmax[piece >> shift], flat, i * PIECE)
 
 
-@compiled_sum
+@compiled
 def multiply_4bit(
     codes: Any, absmax: Any, shift: Any, table: Any, evens: Any, odds: Any, out: Any, start: Any, stop: Any
 ) -> None:
@@ -248,7 +268,7 @@ def multiply_4bit(
             piece = feature * pieces + i
             scale = absmax[piece >> shift]
             multiply_piece(codes, piece * 16, table, scale, evens, odds, i * 16, sums, (i & 3) * 16)
-        out[feature] = sums.sum()
+        out[feature] = total_of(sums)
 
 
 @compiled_parallel
@@ -289,45 +309,12 @@ def dequantize_int8(codes: Any, absmax: Any, out: Any, start: Any, stop: Any) ->
 
 
 @compiled_sum
-def multiply_int8(codes: Any, absmax: Any, x: Any, out: Any, start: Any, stop: Any) -> None:
-    """Multiply some rows of a matrix with a vector.
-
-    Args:
-        codes: see `dequantize_int8`.
-        absmax: see `dequantize_int8`.
-        x: float32 (in features,).
-        out: float32 (out features,), of which start to stop are written.
-        start: the first row.
-        stop: after the last row.
-    """
-    for feature in range(start, stop):
-        total = np.float32(0)
-        for k in range(x.size):
-            total += np.float32(codes[feature, k]) * x[k]
-        out[feature] = total * (absmax[feature] * np.float32(1 / 127))
-
-
-@compiled_parallel
-def multiply_int8_on(parts: Any, codes: Any, absmax: Any, x: Any, out: Any) -> None:
-    """Multiply all rows of a matrix with a vector, on several threads.
-
-    Args:
-        parts: number of threads.
-        codes: see `multiply_int8`, like all others.
-        absmax: see `multiply_int8`.
-        x: see `multiply_int8`.
-        out: see `multiply_int8`.
-    """
-    for i in prange(parts):
-        multiply_int8(codes, absmax, x, out, i * out.size // parts, (i + 1) * out.size // parts)
-
-
-@compiled_sum
-def multiply_float32(weight: Any, x: Any, out: Any, start: Any, stop: Any) -> None:
+def multiply_rows(weight: Any, scales: Any, x: Any, out: Any, start: Any, stop: Any) -> None:
     """Multiply some rows of an array with a vector.
 
     Args:
-        weight: float32 (out features, in features).
+        weight: int8 or float32 (out features, in features).
+        scales: of each row, float32.
         x: float32 (in features,).
         out: float32 (out features,), of which start to stop are written.
         start: the first row.
@@ -336,19 +323,20 @@ def multiply_float32(weight: Any, x: Any, out: Any, start: Any, stop: Any) -> No
     for feature in range(start, stop):
         total = np.float32(0)
         for k in range(x.size):
-            total += weight[feature, k] * x[k]
-        out[feature] = total
+            total += np.float32(weight[feature, k]) * x[k]
+        out[feature] = total * scales[feature]
 
 
 @compiled_parallel
-def multiply_float32_on(parts: Any, weight: Any, x: Any, out: Any) -> None:
+def multiply_rows_on(parts: Any, weight: Any, scales: Any, x: Any, out: Any) -> None:
     """Multiply all rows of an array with a vector, on several threads.
 
     Args:
         parts: number of threads.
-        weight: see `multiply_float32`, like all others.
-        x: see `multiply_float32`.
-        out: see `multiply_float32`.
+        weight: see `multiply_rows`, like all others.
+        scales: see `multiply_rows`.
+        x: see `multiply_rows`.
+        out: see `multiply_rows`.
     """
     for i in prange(parts):
-        multiply_float32(weight, x, out, i * out.size // parts, (i + 1) * out.size // parts)
+        multiply_rows(weight, scales, x, out, i * out.size // parts, (i + 1) * out.size // parts)

@@ -22,11 +22,7 @@ def code_pairs(device: torch.device) -> dict[str, Tensor]:
     Args:
         device: of the tensors; while a CUDA graph is captured, none can be copied to it.
     """
-    byte = np.arange(256)
-    return {
-        kind: torch.from_numpy(np.stack([code[byte >> 4], code[byte & 15]], axis=1)).to(device)
-        for kind, code in quantization.CODES.items()
-    }
+    return {kind: torch.tensor(pegasusx_numpy.quantized.pairs(kind), device=device) for kind in quantization.CODES}
 
 
 def dequantized(matrix: QuantizedMatrix, pairs: dict[str, Tensor], start: int, stop: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -34,7 +33,7 @@ from pegasusx_ref.files.writing import write_text
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.loading import load_weights
-from pegasusx_ref.model.quantization import Quantization, quantized
+from pegasusx_ref.model.quantization import Quantization, quantize_weights
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.verification import Candidate, from_dump, verify
 from pegasusx_ref.verification.dumps import INPUTS
@@ -118,11 +117,10 @@ def verify_command(
     # The reference has the candidate's weights, rounded to the candidate's dtype.
     stored = numpy_dtype("float32" if dtype == "tf32" else dtype)
     requested = Quantization.requested(quantization, quantize_embedding)
-    rounded: dict[str, Any] = {}
-    for tensor_name, tensor in weights.items():
-        kind = None if requested is None else requested.kind_for(tensor_name, head=True)
-        tensor = quantized(tensor_name, tensor, kind, place.folder)
-        rounded[tensor_name] = tensor if isinstance(tensor, QuantizedMatrix) else np.asarray(tensor).astype(stored)
+    rounded = {
+        name: tensor if isinstance(tensor, QuantizedMatrix) else np.asarray(tensor).astype(stored)
+        for name, tensor in quantize_weights(weights, requested, True, place.folder).items()
+    }
     reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
     candidate: Candidate | Mapping[str, np.ndarray]
     if dump is not None:

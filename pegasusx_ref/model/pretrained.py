@@ -24,7 +24,7 @@ from pegasusx_ref.model.forward import check_source, encode
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.module_methods import ModuleMethods
 from pegasusx_ref.model.outputs import EncoderOutput
-from pegasusx_ref.model.quantization import Quantization, compute_dtype, quantization_entries, quantized
+from pegasusx_ref.model.quantization import Quantization, compute_dtype, quantization_entries, quantize_weights
 from pegasusx_ref.model.weights import LOGITS_BIAS, Weights, parameter_shapes, random_weights, tie_embeddings
 
 
@@ -139,11 +139,7 @@ class PegasusXPreTrainedModel(ModuleMethods):
         dtype = dtype if dtype is not None else torch_dtype
         ops = _backend(backend, device if device is not None else device_map, dtype, config, requested)
         tensors, config = load_weights(folder, config, cls.has_head, adapter)
-        if requested is not None:
-            tensors = {
-                key: quantized(key, tensor, requested.kind_for(key, cls.has_head), folder)
-                for key, tensor in tensors.items()
-            }
+        tensors = quantize_weights(tensors, requested, cls.has_head, folder)
         return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
 
     @classmethod

@@ -80,6 +80,25 @@ class Quantization(NamedTuple):
         return self.kind
 
 
+def quantize_weights(
+    tensors: Mapping[str, Any], quantization: Quantization | None, head: bool, place: Any
+) -> dict[str, Any]:
+    """Quantize those tensors of a model that are to be, one after the other.
+
+    Args:
+        tensors: by name, without prefix.
+        quantization: what is quantized; None for nothing.
+        head: see `Quantization.kind_for`.
+        place: the checkpoint, for errors.
+
+    Raises:
+        CheckpointError: see `quantized`.
+    """
+    if quantization is None:
+        return dict(tensors)
+    return {name: quantized(name, x, quantization.kind_for(name, head), place) for name, x in tensors.items()}
+
+
 def quantized(name: str, tensor: Any, kind: str | None, place: Any) -> Any:
     """Quantize a tensor.
 
