@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -55,6 +55,17 @@ def prints() -> Callable[[], Any]:
 
 def sigint_is_blocked() -> Callable[[], Any]:
     return lambda: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def allocates(case: Case, sizes: Sequence[int]) -> Callable[[], Any]:
+    """Prepare a repetition of a task that allocates and frees one size after another, in MiB; the first warms it up."""
+    remaining = iter(sizes)
+
+    def task(tokens: int) -> float:
+        return float(np.full(next(remaining) * MIB // 8, 0.25).mean())
+
+    with patch.object(runner, "task_for", lambda *_: task):
+        return runner.prepare_repetition(case, "numpy", "cpu", None)
 
 
 def keeps_memory(case: Case) -> Callable[[], Any]:
