@@ -64,8 +64,7 @@ def allocates(case: Case, sizes: Sequence[int]) -> Callable[[], Any]:
     def task(tokens: int) -> float:
         return float(np.full(next(remaining) * MIB // 8, 0.25).mean())
 
-    with patch.object(runner, "task_for", lambda *_: task):
-        return runner.prepare_repetition(case, "numpy", "cpu", None)
+    return repetition_of(task, case)
 
 
 def keeps_memory(case: Case) -> Callable[[], Any]:
@@ -77,5 +76,10 @@ def keeps_memory(case: Case) -> Callable[[], Any]:
             kept.append(np.ones(48 * MIB // 8))
         return 0.25
 
+    return repetition_of(task, case)
+
+
+def repetition_of(task: Callable[[int], float], case: Case) -> Callable[[], Any]:
+    """Prepare a repetition of a task in place of the case's."""
     with patch.object(runner, "task_for", lambda *_: task):
         return runner.prepare_repetition(case, "numpy", "cpu", None)
