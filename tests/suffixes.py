@@ -104,17 +104,6 @@ def watched() -> Iterator[None]:
         threading.setprofile(before[1])
 
 
-@contextmanager
-def unwatched() -> Iterator[None]:
-    """Skip the check inside the block."""
-    before = sys.getprofile()
-    sys.setprofile(None)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop() -> Iterator[None]:
     """Check all tests of the session."""
@@ -122,9 +111,9 @@ def pytest_runtestloop() -> Iterator[None]:
         return (yield)
 
 
-def pytest_runtest_setup() -> None:
-    """Watch again after a test in which Python dropped the hook, as it does at a RecursionError inside it."""
-    sys.setprofile(_on_event)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Watch again after a test that is marked, or in which Python dropped the hook (a RecursionError inside it)."""
+    sys.setprofile(None if item.get_closest_marker("unwatched") else _on_event)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -154,7 +154,7 @@ def run_script(act: str, folder: Path, **options: Any) -> subprocess.CompletedPr
     (folder / "out.txt").write_text("old")
     script = SCRIPT.replace("ACT", "\n    ".join(act.splitlines()))
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=20, check=False, **options)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,15 @@ def test_functions_return_mappings_or_pairs_of_tensors(tensors: dict[str, np.nda
 
 
 WRONG_MAPPINGS: dict[str, tuple[Any, str]] = {
-    "no trace point": ({"encoder.layer.0.fc1": "x"}, r"'encoder.layer.0.fc1' is not a trace point; see"),
-    "nothing of that name": ({"lm_head": "y"}, r"lm_head = 'y' matches no tensor of the candidate, which has 'x'"),
+    "no trace point": ({"encoder.layer.0.fc1": "x"}, r"'encoder.layer.0.fc1' is not a trace point; the nearest"),
+    "no trace point near": ({"logits": "x"}, r"'logits' is not a trace point; see pegasusx_ref.TRACE_POINTS"),
+    "a typing error": ({"lm_heed": "x"}, r"'lm_heed' is not a trace point; the nearest name: 'lm_head'"),
+    "nothing of that name": ({"lm_head": "y"}, r"lm_head = 'y' matches no tensor of the candidate, which has 'x'$"),
     "not a line": ({"lm_head": 3}, r"lm_head = 3: expected a name, or \{name = …"),
-    "an unknown step": ({"lm_head": {"name": "x", "flip": [0]}}, r"expected a name"),
+    "an unknown step": ({"lm_head": {"name": "x", "flip": [0]}}, r"'flip' is not a step: pass one of concat, "),
+    "a step's typing error": ({"lm_head": {"name": "x", "reshap": [0]}}, r"'reshap' is not a step; .*: 'reshape'$"),
     "no name": ({"lm_head": {"transpose": [0]}}, r"expected a name"),
-    "numbers on one side": ({SCORES: "enc{i}"}, r"\{i\} and \{n\} must be on both sides"),
+    "numbers on one side": ({SCORES: "enc{i}"}, r"\{n\} must be on both sides, or the line needs the step unblock"),
 }
 
 
@@ -131,8 +134,12 @@ def test_a_step_that_does_not_fit_names_the_shape(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": np.ones((2, 3))}, ".npz")
     with pytest.raises(InputError, match=r"lm_head: reshape = \[4, 4\] does not fit 'x' of shape \(2, 3\)"):
         from_dump(path, {"lm_head": {"name": "x", "reshape": [4, 4]}})["lm_head"]
-    with pytest.raises(InputError, match=r"transpose = \[0\] does not fit"):
-        from_dump(path, {"lm_head": {"name": "x", "transpose": [0]}})["lm_head"]
+    (tmp_path / "map.toml").write_text('lm_head = { name = "x", transpose = [0] }')
+    with pytest.raises(
+        InputError,
+        match=r"map.toml: lm_head: transpose = \[0\] does not fit 'x' of shape \(2, 3\): expected the numbers of its 2",
+    ):
+        from_dump(path, tmp_path / "map.toml")["lm_head"]
 
 
 def test_two_sources_of_one_tensor_are_an_error(tmp_path: Path) -> None:
@@ -153,8 +160,10 @@ def test_other_files_are_one_clear_error(tmp_path: Path) -> None:
         from_dump(tmp_path / "dump.bin")
     path = tmp_path / "objects.npz"
     np.savez(path, lm_head=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="tensor 'lm_head': not readable"):
+    with pytest.raises(InputError, match=r"tensor 'lm_head': not readable .it holds Python objects: save an array"):
         from_dump(path)["lm_head"]
+    with pytest.raises(InputError, match=r"tranformers: no such file; the maps that .* are transformers and flax$"):
+        from_dump(path, "tranformers")
     (tmp_path / "map.toml").write_text("lm_head = ")
     with pytest.raises(InputError, match=r"^\S+map.toml: not a TOML file"):
         from_dump(saved(tmp_path, {"x": np.ones(2)}, ".npz"), tmp_path / "map.toml")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pegasusx_ref.golden import feed_forward
 from pegasusx_ref.golden.attention import softmax
 from pegasusx_ref.golden.normalization import layer_norm
-from pegasusx_ref.verification import error_bounds
-from pegasusx_ref.verification.error_bounds import ARITHMETICS, Errors
+from pegasusx_ref.verification.checking import error_bounds
+from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS
+from pegasusx_ref.verification.checking.error_bounds import Errors
 from pegasusx_ref.verification.verdicts import WARN
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,6 @@
 """`verify` on quantized weights: right implementations pass, wrong bits and int8 products are named."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +21,10 @@ from pegasusx_ref.golden.quantization import dequantize_absmax
 from pegasusx_ref.model.quantization import Quantization, quantized
 from pegasusx_ref.model.weights import random_weights
 from pegasusx_ref.verification import Report, from_backend, from_transformers, verify
-from pegasusx_ref.verification.error_sizes import UNQUANTIZED
-from pegasusx_ref.verification.known_bugs.quantization_bugs import INT8, matrix_bugs
+from pegasusx_ref.verification.diagnosis.error_sizes import UNQUANTIZED
+from pegasusx_ref.verification.diagnosis.quantization_bugs import INT8, matrix_bugs
+
+pytestmark = pytest.mark.unwatched
 
 # fc2 has eight blocks a row; its scales have two blocks of double quantization.
 CONFIG = PegasusXConfig.preset(
@@ -283,11 +286,11 @@ def test_verify_quantizes_reference_and_candidate(tmp_path: Path) -> None:
 def test_verify_quantizes_transformers(transformers: Any, bnb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As without quantization, only the positions are wrong."""
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    result = run("--quantization", "nf4-double")
+    result = run("--quantization", "nf4-double", "--json")
     assert result.exit_code == 1
-    _, diagnosis, _, *rows, _ = result.stdout.splitlines()
-    assert diagnosis == "Likely bug: positions are computed in low precision"
-    assert {row.split()[0] for row in rows} <= {"encoder.embeddings", "decoder.embeddings"}
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert finding["diagnoses"][0]["mistake"] == "positions are computed in low precision"
+    assert set(finding["tensors"]) <= {"encoder.embeddings", "decoder.embeddings"}
     result = run("--quantization", "nf4", "--quantize-embedding")
     assert (result.exit_code, result.stderr) == (
         2,

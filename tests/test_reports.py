@@ -13,12 +13,12 @@ from backend_parameters import random_model
 from pegasusx_ref import PegasusXConfig, verify
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 from pegasusx_ref.verification import Check, Report, from_backend
-from pegasusx_ref.verification.checker import ELEMENT_FAIL
+from pegasusx_ref.verification.checking.comparison import ELEMENT_FAIL
+from pegasusx_ref.verification.checking.valid_rows import ValidRows
 from pegasusx_ref.verification.reports import as_html, as_junit
 from pegasusx_ref.verification.reports.heatmaps import Heatmap, Strip, worst_spots
 from pegasusx_ref.verification.reports.svg import FIRST_FAILING, LEVELS, binned, draw
-from pegasusx_ref.verification.valid_rows import ValidRows
-from pegasusx_ref.verification.verdicts import FAIL, RowErrors
+from pegasusx_ref.verification.verdicts import FAIL, Coverage, Finding, RowErrors
 
 pytestmark = pytest.mark.slow
 
@@ -209,6 +209,33 @@ def test_block_edges_are_drawn_between_blocks(layer: int) -> None:
     assert edges(picture, "edge other") == EDGES[1 - layer]
 
 
+def test_edges_of_narrow_blocks_would_hide_the_cells() -> None:
+    """129 blocks of 8 positions have 5 pixels each; 88 blocks have 10."""
+    for num_blocks, has_edges in ((129, False), (88, True)):
+        rows = RowErrors(np.ones((1, 8 * num_blocks)), np.zeros((1, 8 * num_blocks), dtype=bool))
+        strip = Strip("position", rows, tuple(range(8, 8 * num_blocks, 8)), tuple(range(4, 8 * num_blocks, 8)))
+        drawn = draw(Heatmap("place", 0, False, [strip]), 512, 64).strips[0]
+        assert (bool(drawn.edges), bool(drawn.other_edges)) == (has_edges, has_edges)
+
+
+def test_the_banner_counts_the_findings_and_names_the_first_bug() -> None:
+    wrong = {"encoder.layers.1.tokens.activation": TENSORS["encoder.layers.1.tokens.fc1"]}
+    later = off_by("decoder.layers.0.fc1", (0, 2, 3), 1e-2)
+    bug = "<code>encoder.layers.1.tokens.activation</code>: the activation is missing</p>"
+    assert f"✗ 1 finding. First wrong: {bug}" in as_html(report_of(**wrong))
+    html = as_html(report_of(**wrong, **later))
+    assert f"✗ 2 findings. First wrong: {bug}" in html
+    assert "do not follow from the first" not in html
+
+
+def test_an_exact_operation_has_no_expected_error() -> None:
+    exact, rounded = (
+        as_html(report_of(**off_by(f"decoder.layers.0.{name}", (0, 1, 2), 1e-2))) for name in ("input", "fc1")
+    )
+    assert "; the operation is exact</dd>" in exact
+    assert "; expected rounding error " in rounded
+
+
 def test_decoders_have_no_blocks() -> None:
     picture = Page(as_html(report_of(**off_by("decoder.layers.0.encoder_attn.k_proj", (0, 1, 2), 1e-3)))).pictures[0]
     assert edges(picture, "edge") == edges(picture, "edge other") == []
@@ -349,13 +376,9 @@ def base_like(wrong: bool) -> Report:
     for staggered in blocks[1::2]:
         staggered[:] = [(max(0, start - 256), min(4096, stop - 256)) for start, stop in staggered]
     valid = ValidRows(np.ones((1, 4096), bool), np.ones((1, 128), bool), blocks)
-    report = Report(table, None, [], "float32", [], PegasusXConfig.preset("base"), valid, rows)
-    if wrong:
-        failure = report_of(lm_head=TENSORS["lm_head"] + 1).failure
-        assert failure is not None
-        first = next(check for check in table if check.name == "encoder.layers.1.self_attn.local.2.scores")
-        report.failure = failure._replace(check=first)
-    return report
+    first = [check for check in table if wrong and check.name == "encoder.layers.1.self_attn.local.2.scores"]
+    findings, coverage = [Finding([check], []) for check in first], Coverage(len(table), [], {})
+    return Report(table, findings, None, "float32", coverage, PegasusXConfig.preset("base"), valid, rows)
 
 
 # --- JUnit -----------------------------------------------------------------------------------------------------------
@@ -379,7 +402,8 @@ def test_junit_has_one_case_per_tensor() -> None:
     assert (parts[name], parts["lm_head"]) == ("encoder.layers.1", "head")
     assert (parts["decoder.embeddings"], parts["decoder.layers.0.fc1"]) == ("decoder", "decoder.layers.0")
     texts = [failure.text or "" for failure in failures.values() if failure is not None]
-    assert "the first wrong tensor\nlikely bug: the activation is missing" in texts[0]
+    assert f"the first wrong tensor of a finding: {name} (activation)" in texts[0]
+    assert "likely bug: the activation is missing" in texts[0]
     assert "likely bug" not in texts[2]
     assert re.match(r"linear at \[0, 2, 3\]: rho \S+, error \S+, sigma \S+, bound \S+\n", texts[2])
 
@@ -407,7 +431,7 @@ def test_junit_holds_odd_characters() -> None:
     report.table[0] = report.table[0]._replace(name="a<b\x07", note="\x01&", verdict="fail")
     (suite,) = ET.fromstring(as_junit(report, "]]>\x0c"))
     assert suite.get("name") == "verify ]]>\ufffd"
-    assert suite.findtext("system-out") == "unknown names: <&'\"\ufffd\ufffd\ufffd ä"
+    assert (suite.findtext("system-out") or "").endswith("Unknown names: <&'\"\\x00\\x1b\\ud800 ä")
     case = suite.find("testcase")
     assert case is not None
     assert case.get("name") == "a<b\ufffd"

@@ -68,26 +68,31 @@ def test_wrong_in_a_pool_that_an_earlier_test_started(pool):
     pool.submit(double, vector).result()
 
 
+@pytest.mark.unwatched
 def test_unwatched():
-    with suffixes.unwatched():
-        double(vector)
+    double(vector)
+
+
+def test_wrong_after_an_unwatched_one():
+    double(vector)
 """
 
 
 def test_a_wrong_suffix_is_an_error_of_its_test_in_every_thread(tmp_path: Path) -> None:
     file = tmp_path / "test_doubling.py"
     file.write_text(TESTS, encoding="utf-8")
-    (tmp_path / "pytest.ini").write_text("[pytest]")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = unwatched")
     # On a CI system pytest repeats each error in its summary.
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER")}
     environment["PYTHONPATH"] = str(Path(suffixes.__file__).parent)
     command = [sys.executable, "-m", "pytest", "-p", "suffixes", "-q", "-rE", file.name]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     wrong = ["test_wrong", "test_wrong_in_a_thread", "test_wrong_in_a_pool_that_an_earlier_test_started"]
+    wrong.append("test_wrong_after_an_unwatched_one")
     errors = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ERROR ")]
     assert errors == [f"test_doubling.py::{name}" for name in wrong], done.stdout + done.stderr
     assert done.stdout.count("\ndoubling.py:double: x_BD has shape (2,)") == len(wrong), done.stdout
-    assert "7 passed, 3 errors" in done.stdout
+    assert "8 passed, 4 errors" in done.stdout
 
 
 def test_functions_of_the_package_are_checked() -> None:

@@ -9,12 +9,15 @@ from backend_parameters import EVERYTHING, random_model, reference
 from hf_reference import eager_hf_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_orders import ByThrees, InAnotherOrder, Reordered
 from strategies import batches, configs, seeds
 
 from pegasusx_ref import TRACE_POINTS, InputError, PegasusXConfig, PegasusXForConditionalGeneration
 from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.tracing.trace_points import general
-from pegasusx_ref.verification import Report, from_backend, from_transformers, verify
+from pegasusx_ref.verification import Report, from_backend, from_transformers, verify, verify_generation
+
+pytestmark = pytest.mark.unwatched
 
 POSITIONS = {"encoder.embeddings", "decoder.embeddings"}  # transformers computes them in the model's dtype
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
@@ -57,44 +60,6 @@ def test_our_backends_pass(backend: str, dtype: str, data: st.DataObject) -> Non
     candidate = from_backend(random_model(config, seed, backend, dtype))
     report = verify(reference(config, seed, dtype), candidate, data.draw(batches(config))._asdict(), dtype)
     assert failed(report) == []
-
-
-class Reordered(np.ndarray):
-    """An array whose products are sums of pieces in reverse order, and whose rows are summed in reverse order."""
-
-    piece = 1
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        plain = [x.view(np.ndarray) if isinstance(x, Reordered) else x for x in inputs]
-        if ufunc is np.matmul:
-            x, y = plain
-            starts = range(0, x.shape[-1], self.piece)[::-1]
-            result = sum(x[..., i : i + self.piece] @ y[..., i : i + self.piece, :] for i in starts)
-        elif ufunc is np.add and method == "reduce":
-            result = np.add.reduce(plain[0][..., ::-1], **kwargs)
-        else:
-            if out is not None:
-                kwargs["out"] = tuple(x.view(np.ndarray) for x in out)
-            result = getattr(ufunc, method)(*plain, **kwargs)
-        return result.view(type(self)) if isinstance(result, np.ndarray) else result
-
-
-class ByThrees(Reordered):
-    piece = 3
-
-
-class InAnotherOrder(GoldenBackend):
-    """The golden functions on arrays that sum in another order."""
-
-    def __init__(self, kind: type[Reordered]) -> None:
-        super().__init__("cpu", "float32")
-        self._kind = kind
-
-    def asarray(self, array: np.ndarray) -> np.ndarray:
-        return super().asarray(array).view(self._kind)
-
-    def to_numpy(self, array: np.ndarray) -> np.ndarray:
-        return array.view(np.ndarray)
 
 
 @pytest.mark.slow
@@ -238,6 +203,17 @@ def test_a_wrong_shape_fails() -> None:
     assert (found.name, found.note) == ("lm_head", "shape (2, 6, 7) where (2, 6, 256) is expected")
 
 
+def test_logits_of_the_last_position_alone_are_compared() -> None:
+    model = reference(CONFIG, 0, "float64")
+    tensors = dict(from_backend(model)(INPUTS))
+    last = tensors["lm_head"][:, -1:].copy()
+    assert verify(model, tensors | {"lm_head": last}, INPUTS, "float64").passed
+    last[0, 0, 7] += 1
+    report = verify(model, tensors | {"lm_head": last}, INPUTS, "float64")
+    assert [(check.name, check.at) for check in report.table if check.verdict == "fail"] == [("lm_head", (0, 5, 7))]
+    np.testing.assert_array_equal(np.argwhere(report.rows["lm_head"].is_wrong), [[0, 5]])
+
+
 def test_nan_fails() -> None:
     model = reference(CONFIG, 0, "float64")
     tensors = {name: array.copy() for name, array in from_backend(model)(INPUTS).items()}
@@ -248,6 +224,11 @@ def test_nan_fails() -> None:
 
 
 def test_wrong_arguments_are_errors() -> None:
+    for wrong in ("a folder", None):
+        with pytest.raises(InputError, match=r"the reference is a (str|NoneType): pass a PegasusXForConditional"):
+            verify(wrong, {}, INPUTS)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"the reference is a (str|NoneType): pass a PegasusXForConditional"):
+            verify_generation(wrong, INPUTS, [])  # type: ignore[arg-type]
     model = reference(CONFIG, 0, "float64")
     with pytest.raises(InputError, match="arithmetic='int8' is not known: pass one of float64, float32"):
         verify(model, {}, INPUTS, "int8")

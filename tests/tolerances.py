@@ -90,6 +90,5 @@ HALF_PRECISION = 5e-3
 # order. Seen on the machine that wrote them: 0. Angles of positions are known to 2^-53 of themselves, and the long
 # vector's features were chosen so that the largest angle that is rounded stays below 200.
 VECTORS = 1e-13
-# Their tolerances: those of single operations have three digits; those from samples also hang on NumPy's stream of
-# normal numbers, which may change with its version, and eight samples are off by a third now and then.
-VECTOR_TOLERANCES = {"exact": 1.02, "rounded": 2.0, "end_to_end": 2.0}
+# Their tolerances, which have three digits.
+VECTOR_TOLERANCES = 1.02

@@ -14,6 +14,7 @@ from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace
 from pegasusx_ref.cli.vectors import vectors_commands
 from pegasusx_ref.cli.verify import verify_command
+from pegasusx_ref.cli.verify_generation import verify_generation_command
 
 
 @click.group(cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +30,7 @@ for command in (
     explore,
     picture,
     verify_command,
+    verify_generation_command,
     vectors_commands,
     convert_command,
     backends,

@@ -26,12 +26,15 @@ def build_candidate(
     """
     if against != "transformers":
         ops = get_backend(against, dtype=dtype)
-        return from_backend(PegasusXForConditionalGeneration(reference.config, weights, ops))
+        return from_backend(PegasusXForConditionalGeneration(reference.config, weights, ops), layerwise=True)
     try:
         import torch
         import transformers
     except ImportError as error:
-        raise UsageError(f"--against transformers needs {error.name}: pip install transformers torch") from None
+        raise UsageError(
+            f"--against transformers needs {error.name}: pip install transformers torch, or check our own backend with "
+            "--against numpy, which needs neither"
+        ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     load = partial(

@@ -5,12 +5,23 @@ from pathlib import Path
 import click
 
 from pegasusx_ref.cli.commands import INPUT_FILE, Group, InputFolder, OutputFolder
-from pegasusx_ref.cli.messages import message
+from pegasusx_ref.cli.messages import UsageError, message
 from pegasusx_ref.cli.options import json_option, progress_option
-from pegasusx_ref.cli.printing import print_json, print_text
+from pegasusx_ref.cli.printing import print_text
+from pegasusx_ref.cli.verification_options import (
+    all_option,
+    arithmetic_option,
+    html_option,
+    junit_option,
+    known_option,
+    map_option,
+    read_lists,
+    show_report,
+    strict_option,
+)
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification import from_dump
-from pegasusx_ref.verification.error_bounds import ARITHMETICS
-from pegasusx_ref.verification.reports import as_dict, as_text
+from pegasusx_ref.verification.checking.arithmetics import Arithmetic
 from pegasusx_ref.verification.vectors import VECTORS, check_vector, read_vector, write_vectors
 
 
@@ -23,7 +34,7 @@ def vectors_commands() -> None:
     """
 
 
-@vectors_commands.command("write")
+@vectors_commands.command("write", context_settings={"allow_extra_args": True})
 @click.argument("folder", type=OutputFolder())
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(VECTORS)), help="One vector; may be repeated.")
 @progress_option
@@ -32,6 +43,8 @@ def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
 
     Prints the folders that it wrote.
     """
+    if more := click.get_current_context().args:
+        raise UsageError(f"{more[0]} is not expected behind {folder}: name a vector by --preset {more[0]}")
     write_vectors(folder, [])  # report a wrong folder before any computation
     for name in names or VECTORS:
         if shown:
@@ -45,24 +58,34 @@ def write_command(folder: Path, names: tuple[str, ...], shown: bool) -> None:
 @click.option(
     "--dump", "file", required=True, type=INPUT_FILE, help="The implementation's tensors: a safetensors or npz file."
 )
-@click.option(
-    "--arithmetic",
-    default="float32",
-    show_default=True,
-    type=click.Choice(list(ARITHMETICS)),
-    help="What the implementation computes in.",
-)
-@click.option("--all", "everything", is_flag=True, help="List the tensors that pass too.")
+@map_option
+@arithmetic_option("--arithmetic")
+@known_option
+@strict_option
+@all_option
 @json_option
-def check_command(folder: Path, file: Path, arithmetic: str, everything: bool, as_json: bool) -> None:
+@html_option
+@junit_option
+def check_command(
+    folder: Path,
+    file: Path,
+    mapping: Path | None,
+    arithmetic: Arithmetic,
+    known: tuple[Path, ...],
+    strict: bool,
+    everything: bool,
+    as_json: bool,
+    html: Path | None,
+    junit: Path | None,
+) -> None:
     """Check the tensors of an implementation that ran the vector in FOLDER.
 
-    The dump contains any number of tensors, by trace-point name. The tensors that fail are listed in the order of
-    execution. The exit code is 0 if no tensor fails, 1 if one does.
+    The dump contains any number of tensors, by trace-point name or by names that --map maps. The tensors that fail are
+    listed in the order of execution. The exit code is 0 if no tensor fails, known differences apart; 1 if one does, or
+    with --strict if the dump does not hold exactly the vector's tensors.
     """
-    report = check_vector(read_vector(folder), from_dump(file), arithmetic)
-    if as_json:
-        print_json(as_dict(report))
-    else:
-        print_text(as_text(report, everything))
-    raise SystemExit(0 if report.passed else 1)
+    vector = read_vector(folder)
+    config = PegasusXConfig.from_dict(vector.manifest["config"])
+    report = check_vector(vector, from_dump(file, mapping, config, vector.inputs), arithmetic, read_lists(known))
+    subject = f"{file.name} in {arithmetic.name}, vector {folder.resolve().name}"
+    raise SystemExit(show_report(report, subject, strict, everything, as_json, html, junit))

@@ -115,7 +115,7 @@ def forward(
     if past_key_values is not None:
         _check_past(ops, config, past_key_values, source)
     start = 0 if past_key_values is None else past_key_values.length
-    visible = _visible_targets(ops, decoder_attention_mask, B, L, start)
+    visible = visible_targets(ops, decoder_attention_mask, B, L, start)
 
     with recording(output_hidden_states, output_attentions) as trace:
         encoded = run_encoder(ops, weights, config, source)
@@ -157,7 +157,7 @@ def _check_mask(ops: Backend, attention_mask: Any, tokens: Array) -> Array | Non
     return None if mask_BT is None else ops.asarray(mask_BT)
 
 
-def _visible_targets(ops: Backend, attention_mask: Any, B: int, L: int, past_length: int) -> Array | None:
+def visible_targets(ops: Backend, attention_mask: Any, B: int, L: int, past_length: int) -> Array | None:
     """Combine causality and the target's mask, on the host; None where each new token may see all."""
     X = past_length + L
     mask_BX = inputs.mask("decoder_attention_mask", attention_mask, (B, X))

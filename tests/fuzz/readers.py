@@ -25,7 +25,7 @@ from pegasusx_ref.benchmarking.results import CaseResult, Results, Run
 from pegasusx_ref.benchmarking.storage import read_results, write_results
 from pegasusx_ref.benchmarking.suites import SUITES
 from pegasusx_ref.verification import from_backend, from_dump
-from pegasusx_ref.verification.dumps import INPUTS
+from pegasusx_ref.verification.candidates.inputs import INPUTS
 from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_text
 from pegasusx_ref.verification.vectors import check_vector, read_vector
 from pegasusx_ref.verification.vectors.build import make_vector
@@ -330,9 +330,14 @@ SPIECE = ANY | {"pieces": damage_pieces, "large and invalid": huge_model}
 MAPPING = """lm_head = "lm_head"
 "encoder.layers.{i}.tokens.fc1" = {name = "encoder.layers.{i}.tokens.fc1", reshape = [-1, 3]}
 "encoder.layers.{i}.self_attn.local.{n}.scores" = "encoder.layers.{i}.self_attn.local.{n}.scores"
-"decoder.layers.{i}.fc1" = {name = "decoder.layers.{i}.fc1", transpose = [0, 1, 2], reshape = [1, 2, 3]}
+"decoder.layers.{i}.fc1" = {name = "decoder.layers.{i}.fc1", transpose = [0, 1, 2], reshape = ["B", "L", "M"]}
+"encoder.layers.{i}.tokens.fc2" = {name = "encoder.layers.{i}.tokens.fc2", slice = {1 = [0, "T"]}, unpad = 1}
+"encoder.layers.{i}.self_attn.local.{n}.context" = {name = "encoder.layers.{i}.self_attn.tokens.q_proj", reshape = ["B", "N", "K", "H", "F"], transpose = [0, 3, 1, 2, 4], unblock = 2}
+"encoder.layers.{i}.self_attn.global.probs" = {name = "encoder.layers.{i}.self_attn.global.probs", roll = {-1 = "G"}, unpad_keys = 3}
+"encoder.layers.{i}.globals.fc2" = {name = ["encoder.layers.{i}.globals.fc1", "encoder.layers.{i}.globals.activation"], concat = -1}
+"decoder.layers.{i}.fc2" = {name = "decoder.layers.{i}.input", add = "decoder.layers.{i}.fc2"}
 input_ids = "input_ids"
-"""
+"""  # noqa: E501 - lines of TOML are long
 
 
 @lru_cache
@@ -359,7 +364,7 @@ def make_safetensors(folder: Path) -> None:
 
 
 def read_dump(folder: Path, name: str, mapping: str | None = None) -> Mapping[str, np.ndarray]:
-    return from_dump(folder / name, mapping and folder / mapping)
+    return from_dump(folder / name, mapping and folder / mapping, CONFIG)
 
 
 def use_dump(folder: Path, found: Mapping[str, np.ndarray], own: bool = True) -> None:

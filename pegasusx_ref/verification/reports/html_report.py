@@ -7,9 +7,18 @@ import numpy as np
 
 from pegasusx_ref.rendering.templates import page_template
 from pegasusx_ref.tracing.trace_points import general
+from pegasusx_ref.verification.checking.arithmetics import get_arithmetic
 from pegasusx_ref.verification.reports.heatmaps import Spot, heatmaps, place_of, worst_spots
+from pegasusx_ref.verification.reports.summary_lines import coverage_lines, known_lines
 from pegasusx_ref.verification.reports.svg import LEVELS, Drawing, draw
-from pegasusx_ref.verification.reports.text import located, verdict_counts
+from pegasusx_ref.verification.reports.text import (
+    LISTED,
+    REMEDY,
+    count_text,
+    located,
+    rows_text,
+    verdict_counts,
+)
 from pegasusx_ref.verification.verdicts import VERDICTS, Check, Report
 
 NUM_SPOTS = 8
@@ -64,12 +73,19 @@ def as_html(report: Report, subject: str = "candidate") -> str:
         place = place_of(check.name)
         worst[place] = max(worst.get(place, check), check, key=badness)
     worst.pop(place_of(first.name), None)
-    others = [check for check in worst.values() if check.verdict in ("warn", "fail")]
+    others = [check for check in worst.values() if check.verdict in LISTED]
     html: str = page_template("pegasusx_ref.verification.reports", "page.html", number=number).render(
         report=report,
         subject=subject,
         verdict_counts=verdict_counts(report),
         located=located,
+        remedy=REMEDY,
+        is_exact=first.sigma <= get_arithmetic(report.arithmetic).tiny,
+        count_text=count_text,
+        rows_text=rows_text(report, report.findings[0]) if report.findings else "",
+        num_known=sum(map(len, report.known.values())),
+        known_lines=known_lines(report),
+        coverage_lines=coverage_lines(report),
         first=first,
         figures=figures(report, first, FIRST),
         others=[(check, figures(report, check, FOLDED)) for check in others[:MAX_FOLDED]],

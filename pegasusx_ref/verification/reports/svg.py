@@ -11,7 +11,7 @@ LEVELS = (0.3, 1.0, WARN, FAIL, 30.0, 1e3, 1e6)  # the largest rho of each colou
 FIRST_FAILING = LEVELS.index(FAIL) + 1
 WIDTH, GAP, HEAD_HEIGHT, LINE_HEIGHT = 900, 24, 16, 28  # in SVG units
 LEFT, LEFT_WITHOUT_HEADS, RIGHT = 64, 8, 16  # margins for labels
-MIN_BLOCK_WIDTH, TICK_WIDTH = 3, 80  # narrower blocks have no edges; the width of a label
+MIN_BLOCK_WIDTH, TICK_WIDTH = 8, 80  # narrower blocks have no edges; the width of a label
 TICK_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 

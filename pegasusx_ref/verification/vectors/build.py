@@ -9,13 +9,20 @@ import numpy as np
 from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import listen
-from pegasusx_ref.verification.candidates import Inputs
-from pegasusx_ref.verification.error_bounds import ARITHMETICS
-from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.candidates.inputs import Inputs
+from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS
+from pegasusx_ref.verification.checking.valid_rows import ValidRows
 from pegasusx_ref.verification.vectors.deterministic_values import draw_weights
 from pegasusx_ref.verification.vectors.kept_rows import KeptRows
 from pegasusx_ref.verification.vectors.tensor_entries import TensorEntries
-from pegasusx_ref.verification.vectors.tolerances import Tolerance, on_exact, on_own, on_rounded, tolerances
+from pegasusx_ref.verification.vectors.tolerances import (
+    VECTOR_ARITHMETICS,
+    Tolerance,
+    on_exact,
+    on_own,
+    on_rounded,
+    tolerances,
+)
 from pegasusx_ref.verification.vectors.vector_cases import CASES, all_blocks, case_config, case_flags, case_inputs
 
 FORMAT = "pegasusx-vectors-1"
@@ -43,7 +50,7 @@ class Vector(NamedTuple):
     manifest: dict[str, Any]
 
 
-def make_vector(name: str, arithmetics: Sequence[str] = tuple(ARITHMETICS)) -> Vector:
+def make_vector(name: str, arithmetics: Sequence[str] = VECTOR_ARITHMETICS) -> Vector:
     """Run a case and build its vector.
 
     Args:
@@ -106,7 +113,7 @@ def vector_tolerances(
     Args:
         model: the golden model.
         inputs: ids and masks.
-        arithmetic: a key of `ARITHMETICS`.
+        arithmetic: one of `VECTOR_ARITHMETICS`.
         kept: the part of the trace that is kept, and the rows that count.
         describe: called with every tensor of the run on exact golden tensors.
     """

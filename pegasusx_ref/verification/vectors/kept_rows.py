@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
-from pegasusx_ref.verification.valid_rows import ValidRows
+from pegasusx_ref.verification.checking.valid_rows import ValidRows
 
 
 class Selection(NamedTuple):

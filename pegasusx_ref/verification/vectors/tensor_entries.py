@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
-from pegasusx_ref.verification.estimate import Estimate
+from pegasusx_ref.verification.checking.estimate import Estimate
 from pegasusx_ref.verification.vectors.kept_rows import KeptRows
 
 

@@ -7,10 +7,13 @@ import numpy as np
 
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import listen
-from pegasusx_ref.verification.candidates import Inputs
-from pegasusx_ref.verification.error_bounds import Arithmetic, Errors, rounding_errors
-from pegasusx_ref.verification.estimate import Estimate
-from pegasusx_ref.verification.operations import LOWEST, CheckingOperations
+from pegasusx_ref.verification.candidates.inputs import Inputs
+from pegasusx_ref.verification.checking.arithmetics import Arithmetic
+from pegasusx_ref.verification.checking.error_bounds import Errors, rounding_errors
+from pegasusx_ref.verification.checking.estimate import Estimate
+from pegasusx_ref.verification.checking.operations import LOWEST, CheckingOperations
+
+VECTOR_ARITHMETICS = ("float64", "float32", "tf32", "bfloat16", "float16")
 
 
 class Tolerance(NamedTuple):
@@ -25,7 +28,7 @@ class Tolerance(NamedTuple):
     bound: float
 
     def or_wider(self, other: "Tolerance") -> "Tolerance":
-        """Return the larger of each number: the spread of samples may be less than the error of one operation."""
+        """Return the larger of each number."""
         return Tolerance(max(self.sigma, other.sigma), max(self.bound, other.bound))
 
 
@@ -35,7 +38,7 @@ Replacement = Callable[[str, Estimate], Estimate]  # the tensor that the next op
 
 def on_exact(name: str, estimate: Estimate) -> Estimate:
     """Continue with the golden tensor: each operation has its own errors only."""
-    return Estimate(estimate.rng, estimate.value, estimate.value, names=(name,))
+    return Estimate(estimate.value, estimate.value, names=(name,))
 
 
 def on_rounded(arithmetic: Arithmetic) -> Callable[[str, Estimate], Estimate]:
@@ -43,7 +46,7 @@ def on_rounded(arithmetic: Arithmetic) -> Callable[[str, Estimate], Estimate]:
 
     def replace(name: str, estimate: Estimate) -> Estimate:
         seen = np.where(estimate.value == LOWEST, 0.0, estimate.value)
-        return Estimate(estimate.rng, estimate.value, estimate.value, rounding_errors(arithmetic, seen))
+        return Estimate(estimate.value, estimate.value, rounding_errors(arithmetic, seen))
 
     return replace
 

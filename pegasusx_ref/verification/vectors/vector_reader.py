@@ -12,8 +12,8 @@ import numpy as np
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.json_files import read_json
 from pegasusx_ref.files.reading import read_bytes, reading
-from pegasusx_ref.verification.error_bounds import ARITHMETICS
 from pegasusx_ref.verification.vectors.build import FORMAT, Vector
+from pegasusx_ref.verification.vectors.tolerances import VECTOR_ARITHMETICS
 from pegasusx_ref.verification.vectors.vector_files import FILES, MANIFEST
 
 REMEDY = "write the vector again"
@@ -93,7 +93,7 @@ def check_entry(entry: dict[str, Any], inputs: Mapping[str, np.ndarray], trace: 
         raise ValueError(f"{shown(entry['name'])}: NaN or infinite")
     if not isinstance(entry["operation"], str) or (entry["valid"] is not None and inputs[entry["valid"]].ndim != 2):
         raise ValueError(f"{shown(entry['name'])}: its operation or its mask is not valid")
-    for arithmetic in ARITHMETICS:
+    for arithmetic in VECTOR_ARITHMETICS:
         for way in WAYS:
             sigma, bound = entry["tolerances"][arithmetic][way]
             if not 0 <= sigma < math.inf or not 0 <= bound < math.inf:

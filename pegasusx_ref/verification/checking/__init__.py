@@ -1,0 +1,1 @@
+"""The check of each operation: its expected result, the errors that rounding may leave, the comparison."""

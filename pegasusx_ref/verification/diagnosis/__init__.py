@@ -1,0 +1,1 @@
+"""Diagnosis: the likely bugs that explain a wrong tensor."""
