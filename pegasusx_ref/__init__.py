@@ -9,12 +9,15 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import the public names when one of them is used; the command line handles signals before that."""
+        """Import a public name when it is used; the command line handles signals before that."""
         from importlib import import_module
 
         if not name.startswith("__") or name == "__all__":  # Python looks for others, such as __wrapped__
             public = import_module("pegasusx_ref.public")
-            globals().update({name: getattr(public, name) for name in ("__all__", *public.__all__)})
+            if name in ("__all__", *public.__all__):
+                globals()[name] = getattr(public, name)
+            elif name == "verification":  # the only subpackage that `public` does not import
+                import_module("pegasusx_ref.verification")
         try:
             return globals()[name]
         except KeyError:

@@ -1,5 +1,7 @@
 """The public names of the package, which `pegasusx_ref` imports when the first of them is used."""
 
+from typing import TYPE_CHECKING
+
 from pegasusx_ref.backend.registry import available_backends, get_backend
 from pegasusx_ref.conversion import convert
 from pegasusx_ref.demo import DEMO_CHECKPOINT
@@ -22,7 +24,9 @@ from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tracing import listen, record
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
-from pegasusx_ref.verification import verify
+
+if TYPE_CHECKING:
+    from pegasusx_ref.verification import verify
 
 __all__ = [
     "DEMO_CHECKPOINT",
@@ -51,3 +55,12 @@ __all__ = [
     "record",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `verify` when it is used: a summary needs none of verification."""
+    if name != "verify":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pegasusx_ref.verification import verify
+
+    return verify

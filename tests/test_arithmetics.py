@@ -7,6 +7,7 @@ import pytest
 from backend_parameters import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from padded_batch import INPUTS
 from simulated_arithmetic import BFLOAT16, PRODUCTS, SimulatedBackend, exact
 from strategies import batches, configs, seeds
 
@@ -17,12 +18,6 @@ from pegasusx_ref.verification.checking.arithmetics import ALIASES, ARITHMETICS,
 pytestmark = pytest.mark.unwatched
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2, d_model=64)
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-}
 STORED = {name: ARITHMETICS[name].stored for name in PRODUCTS}
 
 

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import padded_batch
 import pytest
 import torch
 from backend_parameters import random_model
@@ -20,13 +21,7 @@ from pegasusx_ref.verification import Report, from_backend, from_dump, from_torc
 from pegasusx_ref.verification.candidates.missing_masks import missing_masks
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-    "decoder_attention_mask": np.arange(6) < np.array([[4], [6]]),
-}
+INPUTS = padded_batch.INPUTS | {"decoder_attention_mask": np.arange(6) < np.array([[4], [6]])}
 MODEL = random_model(CONFIG, 0)
 
 

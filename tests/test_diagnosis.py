@@ -20,7 +20,8 @@ from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS
 from pegasusx_ref.verification.checking.operations import HIDDEN
 from pegasusx_ref.verification.diagnosis.diagnose import diagnose
 from pegasusx_ref.verification.diagnosis.error_sizes import LOW_PRECISION_POSITIONS
-from pegasusx_ref.verification.diagnosis.known_bugs import KNOWN_BUGS, FailedOperation, LayerContext
+from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, LayerContext
+from pegasusx_ref.verification.diagnosis.known_bugs import KNOWN_BUGS
 from pegasusx_ref.verification.verdicts import Failure
 
 pytestmark = [pytest.mark.slow, pytest.mark.unwatched]

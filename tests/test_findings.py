@@ -10,6 +10,7 @@ from backend_parameters import random_model, reference
 from hf_reference import eager_hf_reference
 from hypothesis import given
 from hypothesis import strategies as st
+from padded_batch import INPUTS
 
 from pegasusx_ref import TRACE_POINTS, PegasusXConfig, PegasusXForConditionalGeneration, listen
 from pegasusx_ref.backend.registry import get_backend
@@ -18,12 +19,6 @@ from pegasusx_ref.verification.coverage import blind_spots, coverage, nearest, s
 from pegasusx_ref.verification.reports import as_dict, as_text
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-}
 MODEL = reference(CONFIG, 0, "float32")
 TENSORS = {name: x.copy() for name, x in from_backend(random_model(CONFIG, 0, "numpy", "float32"))(INPUTS).items()}
 

@@ -20,7 +20,6 @@ from pegasusx_ref.verification import Report, from_backend, verify
 from pegasusx_ref.verification.checking.arithmetics import get_arithmetic
 from pegasusx_ref.verification.checking.error_bounds import position_errors
 from pegasusx_ref.verification.known_differences import (
-    SHIPPED,
     Known,
     KnownDifference,
     can_match,
@@ -28,6 +27,7 @@ from pegasusx_ref.verification.known_differences import (
     read_known,
 )
 from pegasusx_ref.verification.reports import as_dict, as_html, as_junit, as_text
+from pegasusx_ref.verification.shipped_files import IMPLEMENTATIONS
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
 _rng = np.random.default_rng(0)
@@ -251,7 +251,7 @@ def test_lines_are_parsed(point: str, reason: str, limits: list[tuple[str, float
     assert parse_known(line) == KnownDifference(pattern, reason, tuple(limits))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_shipped_lists_can_be_read(name: str) -> None:
     assert read_known(name)
 

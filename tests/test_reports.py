@@ -3,12 +3,12 @@
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from backend_parameters import random_model
+from padded_batch import INPUTS
 
 from pegasusx_ref import PegasusXConfig, verify
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
@@ -23,12 +23,6 @@ from pegasusx_ref.verification.verdicts import FAIL, Coverage, Finding, RowError
 pytestmark = pytest.mark.slow
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)  # blocks of 8, 4 global tokens, 4 heads
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-}
 EDGES = {0: [8, 16, 24], 1: [4, 12, 20, 28]}  # by layer; the second one is staggered
 MODEL = random_model(CONFIG, 0)
 TENSORS = dict(from_backend(random_model(CONFIG, 0, "numpy", "float32"))(INPUTS))

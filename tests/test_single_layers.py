@@ -5,18 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from backend_parameters import random_model, reference
+from padded_batch import INPUTS
 
 from pegasusx_ref import InputError, PegasusXConfig
 from pegasusx_ref.verification import Report, from_backend, verify
 from pegasusx_ref.verification.single_layers import parse_layers
 
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-}
 MODEL = reference(CONFIG, 0, "float32")
 TENSORS = {name: x.copy() for name, x in from_backend(random_model(CONFIG, 0, "numpy", "float32"))(INPUTS).items()}
 STATE = "encoder.layers.1.tokens.input"

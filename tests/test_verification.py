@@ -1,7 +1,6 @@
 """`verify`: no false alarm on correct implementations, and faults are flagged at the right tensor."""
 
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hf_reference import eager_hf_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from other_orders import ByThrees, InAnotherOrder, Reordered
+from padded_batch import INPUTS
 from strategies import batches, configs, seeds
 
 from pegasusx_ref import TRACE_POINTS, InputError, PegasusXConfig, PegasusXForConditionalGeneration
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.unwatched
 
 POSITIONS = {"encoder.embeddings", "decoder.embeddings"}  # transformers computes them in the model's dtype
 CONFIG = PegasusXConfig.preset("tiny", init_std=0.2)
-_rng = np.random.default_rng(0)
-INPUTS: dict[str, Any] = {
-    "input_ids": _rng.integers(106, 256, (2, 29)),
-    "attention_mask": np.arange(29) < np.array([[29], [17]]),
-    "decoder_input_ids": _rng.integers(106, 256, (2, 6)),
-}
 
 
 def failed(report: Report) -> list[str]:

@@ -13,7 +13,7 @@ from pegasusx_ref.files.writing import replacing
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.verification import from_dump
-from pegasusx_ref.verification.candidates.inputs import INPUTS, MASKS
+from pegasusx_ref.verification.candidates.inputs import INPUTS, MASKS, random_ids
 
 RANDOM = ("--tokens", "--target-tokens", "--seed")  # options of random inputs
 OF_SUGGESTIONS = {"--suggest-inputs", "--model", "--revision", "--seed", "--progress"}  # what they depend on
@@ -80,18 +80,13 @@ def build_inputs(
     """
     rng, (tokens, target_tokens) = np.random.default_rng(seed), counts
     if file is None:
-        source = random_ids(rng, tokens, config)
+        source = random_ids(rng, config.vocab_size, (1, tokens))
     else:
         _, text = read_document(file)
         source = np.array(PegasusTokenizer.from_pretrained(name, **hub)([text])["input_ids"])
-    target = random_ids(rng, target_tokens, config)
+    target = random_ids(rng, config.vocab_size, (1, target_tokens))
     target[:, 0] = config.decoder_start_token_id
     return {"input_ids": source, "decoder_input_ids": target}
-
-
-def random_ids(rng: np.random.Generator, count: int, config: PegasusXConfig) -> np.ndarray:
-    """Draw ids (1, count) above the special tokens."""
-    return rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (1, count))
 
 
 def read_inputs(path: Path) -> dict[str, np.ndarray]:

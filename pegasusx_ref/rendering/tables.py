@@ -55,9 +55,9 @@ def scaled(number: int, step: int, units: Sequence[str]) -> str:
     return f"{value:.{digits}f}{units[power]}"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Format an exact count with its noun, as in "1,234 tokens"."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+def counted(number: int, noun: str, plural: str = "", separator: str = ",") -> str:
+    """Format an exact count with its noun, as in "1,234 tokens"; without a separator, as in "1234 tokens"."""
+    return f"{number:{separator}} {noun if number == 1 else plural or noun + 's'}"
 
 
 def number(value: float) -> str:

@@ -73,3 +73,9 @@ def general(name: str) -> str:
 def numbers_in(name: str) -> tuple[int, ...]:
     """Parse the layer number, and the block number if there is one, from a tensor's name."""
     return tuple(int(number) for number in re.findall(r"\.(\d+)\b", name))
+
+
+def layer_of(name: str) -> str:
+    """Return the layer of a tensor, such as ``encoder.layers.1``; "" where it is outside the layers."""
+    parts = name.split(".")
+    return ".".join(parts[:3]) if parts[1:2] == ["layers"] else ""

@@ -10,6 +10,7 @@ from pegasusx_ref.errors import shown as shown_value
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
+from pegasusx_ref.verification.candidates.inputs import random_ids
 from pegasusx_ref.verification.verdicts import Coverage
 
 MAX_LISTED = 10  # names that a report lists; only these have a nearest one, whose search takes time
@@ -94,7 +95,7 @@ def suggested_inputs(config: PegasusXConfig, seed: int = 0) -> dict[str, np.ndar
     lengths = {"": [T, T // 2 + 1, max(1, K // 2 - 1)], "decoder_": [12, 9, 5]}
     found: dict[str, np.ndarray] = {}
     for prefix, real in lengths.items():
-        found[f"{prefix}input_ids"] = rng.integers(min(106, config.vocab_size - 1), config.vocab_size, (3, max(real)))
+        found[f"{prefix}input_ids"] = random_ids(rng, config.vocab_size, (3, max(real)))
         found[f"{prefix}attention_mask"] = np.arange(max(real)) < np.array(real)[:, None]
     found["decoder_input_ids"][:, 0] = config.decoder_start_token_id
     return found

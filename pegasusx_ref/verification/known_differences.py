@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.reading import as_path, read_bytes, reading
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS
 from pegasusx_ref.verification.checking.error_bounds import Errors
+from pegasusx_ref.verification.shipped_files import shipped_text
 
 if TYPE_CHECKING:
     from pegasusx_ref.verification.verdicts import Check  # which imports this module
@@ -25,7 +25,6 @@ MEASURES = {"rho": "rho", "error": "largest_error", "end_to_end": "end_to_end"} 
 LIMIT = re.compile(r",\s*(\w+)\s*<\s*([^,\s]+)\s*$")
 PATTERN_PART = re.compile(r"\*+|\[!?\]?[^\]]*\]|.", re.DOTALL)
 POINT_PART = re.compile(r"\{\w\}|.")
-SHIPPED = ("transformers", "flax")
 EXPECTED = "expected PATTERN: REASON, or PATTERN: REASON, error < 1e-4"
 
 
@@ -157,9 +156,7 @@ def read_known(source: str | Path) -> list[KnownDifference]:
     Raises:
         InputError: no such file, or a line of another form.
     """
-    if str(source) in SHIPPED:
-        text = (files("pegasusx_ref.verification") / "known" / f"{source}.txt").read_text(encoding="utf-8")
-    else:
+    if (text := shipped_text(source, "known", ".txt")) is None:
         path = as_path(source)
         with reading(path, "a list of known differences", InputError):
             text = read_bytes(path, MAX_SIZE).decode()

@@ -14,7 +14,7 @@ from pegasusx_ref.model.encoder import encoder_layer, layer_blocks
 from pegasusx_ref.model.forward import visible_targets
 from pegasusx_ref.model.inputs import mask as check_mask
 from pegasusx_ref.tracing import scope
-from pegasusx_ref.verification.candidates.inputs import MASKS
+from pegasusx_ref.verification.candidates.inputs import real_tokens
 
 LAYERS = re.compile(r"(encoder|decoder)\.(\d{1,5})(?:-(\d{1,5}))?")
 
@@ -64,10 +64,7 @@ class LayerRunner:
             InputError: one is not shown, has another shape, or is not finite.
         """
         config = self._model.config
-        source, target = (
-            np.ones(np.shape(self._arrays[ids]), bool) if (mask := self._arrays.get(name)) is None else mask
-            for ids, name in MASKS.items()
-        )
+        source, target = real_tokens(self._arrays)
         global_tokens = np.ones((len(source), config.num_global_tokens), bool)
         reals = (source, global_tokens) if place.startswith("encoder") else (target, source)
         found = []

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.verification.checking.estimate import Estimate
 from pegasusx_ref.verification.checking.valid_rows import ValidRows
 from pegasusx_ref.verification.known_differences import KnownDifference
@@ -181,8 +182,8 @@ class Report:
     is_strict: bool = False
 
     def __repr__(self) -> str:
-        wrong = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
-        return f"<Report: {wrong} in {len(self.table)} tensors, {self.arithmetic}>"
+        findings = counted(len(self.findings), "finding", separator="")
+        return f"<Report: {findings} in {len(self.table)} tensors, {self.arithmetic}>"
 
     def __str__(self) -> str:
         from pegasusx_ref.verification.reports.text import as_text  # which imports this module
@@ -199,7 +200,7 @@ class Report:
         """What a strict report lacks, in words: "3 tensors are missing, 1 name is unknown"; "" otherwise."""
         counts = {"tensor": (len(self.coverage.missing), "missing"), "name": (len(self.unknown), "unknown")}
         return ", ".join(
-            f"1 {kind} is {problem}" if count == 1 else f"{count} {kind}s are {problem}"
+            f"{counted(count, f'{kind} is', f'{kind}s are', separator='')} {problem}"
             for kind, (count, problem) in counts.items()
             if count and self.is_strict
         )

@@ -15,7 +15,7 @@ from pegasusx_ref.model.inputs import mask as check_mask
 from pegasusx_ref.model.inputs import token_ids
 from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.tracing import listen
-from pegasusx_ref.verification.candidates.inputs import MASKS
+from pegasusx_ref.verification.candidates.inputs import MASKS, real_tokens
 from pegasusx_ref.verification.candidates.missing_masks import missing_masks
 from pegasusx_ref.verification.candidates.sources import Candidate
 from pegasusx_ref.verification.checking.arithmetics import Arithmetic, by_precision, get_arithmetic
@@ -75,9 +75,7 @@ def verify(
         raise InputError(f"the candidate is a {type(tensors).__name__}: pass tensors by name, or a function that does")
     (B, T), (_, L) = (arrays[ids].shape for ids in MASKS)
     shown = CandidateTensors(tensors, largest_size(config, B, T + 2 * config.block_size, L), kept)  # with padding
-    source, target = (
-        np.ones(arrays[ids].shape, dtype=bool) if arrays[mask] is None else arrays[mask] for ids, mask in MASKS.items()
-    )
+    source, target = real_tokens(arrays)
     valid = ValidRows(source, target, [layer_blocks(config, T, i) for i in range(config.encoder_layers)], kept)
     if kept is not None:
         source, target = source[kept], target[kept]

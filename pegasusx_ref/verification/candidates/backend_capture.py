@@ -1,6 +1,5 @@
 """Capture of every tensor of one of our backends, a layer at a time. [spec 16]"""
 
-from collections.abc import Iterator, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -8,11 +7,13 @@ import numpy as np
 
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.tracing import listen, record
+from pegasusx_ref.tracing.trace_points import layer_of
 from pegasusx_ref.verification.candidates.inputs import Inputs
+from pegasusx_ref.verification.candidates.read_on_access import ReadOnAccess
 from pegasusx_ref.verification.single_layers import LayerRunner, entering
 
 
-class LayerwiseTensors(Mapping[str, np.ndarray]):
+class LayerwiseTensors(ReadOnAccess):
     """Tensors of one run of a model: those between layers, and those inside the most recent layer.
 
     For a long text, the tensors inside all layers do not fit into memory. So a layer runs again when a tensor inside it
@@ -57,18 +58,3 @@ class LayerwiseTensors(Mapping[str, np.ndarray]):
         with record() as trace:
             self._runner.run(place, *states)
         return trace
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def layer_of(name: str) -> str:
-    """Return the layer of a tensor, such as ``encoder.layers.1``; "" where it is outside the layers."""
-    parts = name.split(".")
-    return ".".join(parts[:3]) if parts[1:2] == ["layers"] else ""

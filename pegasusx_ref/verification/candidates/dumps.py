@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from weakref import finalize
@@ -18,12 +18,13 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification.candidates.inputs import Inputs
 from pegasusx_ref.verification.candidates.mapping import map_names
 from pegasusx_ref.verification.candidates.name_maps import NameMap
+from pegasusx_ref.verification.candidates.read_on_access import ReadOnAccess
 
 COMPRESSIONS = (ZIP_STORED, ZIP_DEFLATED)  # those of NumPy
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class NpzFile(Mapping[str, np.ndarray]):
+class NpzFile(ReadOnAccess):
     """The tensors of an npz file, which stays open as long as this object lives.
 
     Shapes and dtypes are known before a tensor is read, and nothing is read that the file has no room for.
@@ -36,7 +37,7 @@ class NpzFile(Mapping[str, np.ndarray]):
         self._path = path
         with ExitStack() as stack:
             self._archive = stack.enter_context(open_zip(path, COMPRESSIONS))
-            self._members = {name.removesuffix(".npy"): name for name in self._archive.namelist()}
+            self._names = self._members = {name.removesuffix(".npy"): name for name in self._archive.namelist()}
             finalize(self, stack.pop_all().close)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
@@ -61,15 +62,6 @@ class NpzFile(Mapping[str, np.ndarray]):
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
         return reading(f"{self._path}: tensor {shown(name)}", "readable", InputError)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._members  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
 
 
 def from_dump(

@@ -11,7 +11,7 @@ import numpy as np
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.verification.candidates.inputs import Inputs
+from pegasusx_ref.verification.candidates.inputs import Inputs, real_tokens
 from pegasusx_ref.verification.candidates.mapping import map_names
 from pegasusx_ref.verification.candidates.name_maps import NameMap
 from pegasusx_ref.verification.candidates.sources import Candidate
@@ -34,10 +34,7 @@ def paper_arguments(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         InputError: the inputs cannot be written so: a real token has the id 0, or the decoder does not start with 0.
     """
     source, decoder = np.array(inputs["input_ids"]), np.array(inputs["decoder_input_ids"])
-    source_mask, decoder_mask = (
-        np.ones(ids.shape, dtype=bool) if inputs.get(name) is None else np.asarray(inputs[name], dtype=bool)
-        for name, ids in (("attention_mask", source), ("decoder_attention_mask", decoder))
-    )
+    source_mask, decoder_mask = real_tokens(inputs)
     if (source[source_mask] == 0).any():
         raise InputError(
             "input_ids have the id 0, which the paper's code takes for padding: mask it, or use another id"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import is_staggered, layer_blocks
@@ -15,7 +17,22 @@ MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_
 INPUTS = tuple(name for pair in MASKS.items() for name in pair)
 Inputs = Mapping[str, Any]  # arrays by the names of INPUTS
 LETTERS = "BTLDHFGKSNVM"
+FIRST_WORD = 106  # the first id that is no special token
 OF_INPUTS = {"B": ("input_ids", 0), "T": ("input_ids", 1), "L": ("decoder_input_ids", 1)}  # name and axis
+
+
+def real_tokens(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return which source tokens (B, T) and target tokens (B, L) are real; all of them where there is no mask."""
+    source, target = (
+        np.ones(np.shape(inputs[ids]), dtype=bool) if inputs.get(mask) is None else np.asarray(inputs[mask], dtype=bool)
+        for ids, mask in MASKS.items()
+    )
+    return source, target
+
+
+def random_ids(rng: np.random.Generator, vocab_size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw ids above the special tokens."""
+    return rng.integers(min(FIRST_WORD, vocab_size - 1), vocab_size, shape)
 
 
 class Dimensions:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.inputs import MAX_TOKENS
 from pegasusx_ref.verification.candidates.array_steps import JOINS, STEPS, WrongSize, placeholder
 from pegasusx_ref.verification.candidates.inputs import INPUTS, Dimensions, Inputs
+from pegasusx_ref.verification.candidates.read_on_access import ReadOnAccess
 
 MAX_NAMES = 2**20  # of trace points that a mapping may produce
 MAX_SOURCE = 64  # size of what a tensor is cut from, in largest tensors of a run: blocks, layers or projections in one
@@ -36,7 +37,7 @@ class Source(NamedTuple):
     steps: Mapping[str, Any]
 
 
-class MappedTensors(Mapping[str, np.ndarray]):
+class MappedTensors(ReadOnAccess):
     """Tensors by trace-point name, each read on access; shapes are known before.
 
     Args:
@@ -51,6 +52,7 @@ class MappedTensors(Mapping[str, np.ndarray]):
     ) -> None:
         self._tensors, self._config, self._inputs, self._mapping = tensors, config, inputs, mapping
         self._sources: dict[str, Source] = {}
+        self._names = self._sources
         self._uses: Counter[str] = Counter()
         self._kept: dict[str, np.ndarray] = {}
 
@@ -154,12 +156,3 @@ class MappedTensors(Mapping[str, np.ndarray]):
         if self._inputs is not None and self._inputs.get(name) is not None:
             return np.shape(self._inputs[name])
         return self.shape(name) if name in self._sources else None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._sources  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)

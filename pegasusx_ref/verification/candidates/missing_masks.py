@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.verification.candidates.inputs import MASKS
 from pegasusx_ref.verification.checking.operations import HIDDEN
 
@@ -61,7 +62,7 @@ def signs(ids: str, tensors: Mapping[str, np.ndarray], array: np.ndarray, config
     if ids == "decoder_input_ids":
         padding[:, :1] = False  # the start token may have the id of padding
     for text, length in ends(padding, count):
-        yield f"{ids} end in {length} padding id{'s' * (length > 1)} in text {text}"
+        yield f"{ids} end in {counted(length, 'padding id', separator='')} in text {text}"
 
 
 def ends(marked: np.ndarray, count: int) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +11,9 @@ from pegasusx_ref.files.reading import as_path, read_bytes, reading
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
 from pegasusx_ref.verification.candidates.array_steps import BLOCKS, JOINS, STEPS
 from pegasusx_ref.verification.candidates.inputs import INPUTS
+from pegasusx_ref.verification.shipped_files import IMPLEMENTATIONS, shipped_text
 
 MAX_SIZE = 2**20  # bytes of a file
-SHIPPED = ("transformers", "flax")
 OPTIONAL = "optional"  # a key of a mapping: whether its lines may match nothing
 EXPECTED = "a name, or {name = …, reshape = […], …}, with steps " + ", ".join(STEPS)
 
@@ -75,12 +74,13 @@ def read_mapping(source: NameMap | None) -> Mappings:
         return parse(source or {}, "mapping")
     import tomllib
 
-    if str(source) in SHIPPED:
-        shipped = files("pegasusx_ref.verification") / "maps" / f"{source}.toml"
-        return parse(tomllib.loads(shipped.read_text(encoding="utf-8")), str(source))
+    if (shipped := shipped_text(source, "maps", ".toml")) is not None:
+        return parse(tomllib.loads(shipped), str(source))
     path = as_path(source)
     if not os.path.lexists(path):
-        raise InputError(f"{path}: no such file; the maps that come with this package are {' and '.join(SHIPPED)}")
+        raise InputError(
+            f"{path}: no such file; the maps that come with this package are {' and '.join(IMPLEMENTATIONS)}"
+        )
     with reading(path, "a TOML file", InputError):
         return parse(tomllib.loads(read_bytes(path, MAX_SIZE).decode()), str(path))
 

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.verification.candidates.transformers_layout import Unpadded, layer_of
+from pegasusx_ref.tracing.trace_points import layer_of
+from pegasusx_ref.verification.candidates.transformers_layout import Unpadded
 
 # The trace points of each module's input and output. An encoder layer calls most modules twice, for two streams {s}:
 # first for the tokens, then for the global tokens; out_proj is called in the reverse order.

@@ -8,7 +8,7 @@ import numpy as np
 from pegasusx_ref.golden.attention import split_heads
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import is_staggered
-from pegasusx_ref.tracing.trace_points import numbers_in
+from pegasusx_ref.tracing.trace_points import layer_of, numbers_in
 from pegasusx_ref.verification.checking.operations import HIDDEN
 
 Places = np.ndarray  # the token of each row of a block; -1 is padding
@@ -150,8 +150,3 @@ class Unpadded:
         staggered = is_staggered(self._config, numbers_in(name)[0])
         K = self._config.block_size
         return padded_blocks(K // 2 if staggered else 0, self._num_tokens, K)
-
-
-def layer_of(name: str) -> str:
-    """Return the layer's name, such as ``encoder.layers.1``."""
-    return ".".join(name.split(".")[:3])

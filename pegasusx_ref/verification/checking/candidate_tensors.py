@@ -1,6 +1,6 @@
 """A candidate's tensors, read on access. [spec 16]"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from pegasusx_ref.backend.arrays import to_numpy
 from pegasusx_ref.errors import InputError
 from pegasusx_ref.files.reading import reading
 from pegasusx_ref.verification.candidates.mapped_tensors import MappedTensors, OtherBlocks
+from pegasusx_ref.verification.candidates.read_on_access import ReadOnAccess
 
 
-class CandidateTensors(Mapping[str, np.ndarray]):
+class CandidateTensors(ReadOnAccess):
     """A candidate's tensors in float64, each read on access.
 
     Args:
@@ -24,6 +25,7 @@ class CandidateTensors(Mapping[str, np.ndarray]):
 
     def __init__(self, tensors: Mapping[str, np.ndarray], max_size: int, rows: Sequence[int] | None = None) -> None:
         self._tensors, self._max_size, self._rows = tensors, max_size, rows
+        self._names = tensors
         self.notes: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -47,12 +49,3 @@ class CandidateTensors(Mapping[str, np.ndarray]):
         if self._rows is not None and raw.ndim and len(raw) > max(self._rows):
             raw = raw[self._rows]  # of any other shape, it is reported as it is
         return np.asarray(raw, dtype=np.float64)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -165,16 +165,17 @@ class Checker:
 
     def _narrow(self, estimate: Estimate, candidate: np.ndarray, valid: np.ndarray, is_wrong: bool) -> None:
         """Keep the arithmetics in which a tensor passes; one that passes in the given one passes in coarser ones."""
+        open_ones = [a for a in self.passes_as if is_wrong or not is_coarser(a, self._arithmetic)]
         take, origin = partial(take_rows, valid=valid), estimate.origin
-        found, expected = take(candidate), take(estimate.value)
+        if not open_ones or not np.isfinite(expected := take(estimate.value)).any():
+            return
+        found = take(candidate)
 
         def passes(arithmetic: Arithmetic) -> bool:
             errors = estimate.allowed() if origin is None or origin.errors is None else origin.errors(arithmetic)
             return not compare_rows(found, expected, errors.map(take)).is_wrong.any()
 
-        if np.isfinite(expected).any():
-            kept = (a for a in self.passes_as if (not is_wrong and is_coarser(a, self._arithmetic)) or passes(a))
-            self.passes_as = list(kept)
+        self.passes_as = [a for a in self.passes_as if a not in open_ones or passes(a)]
 
 
 def wrong_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> str:

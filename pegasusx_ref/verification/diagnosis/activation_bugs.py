@@ -6,8 +6,7 @@ import numpy as np
 
 from pegasusx_ref.golden.feed_forward import ACTIVATIONS
 from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, Variants
-from pegasusx_ref.verification.diagnosis.neighbour_bugs import other_inputs
-from pegasusx_ref.verification.diagnosis.projection_bugs import parameter_place
+from pegasusx_ref.verification.diagnosis.neighbour_bugs import other_inputs, parameter_place
 from pegasusx_ref.verification.diagnosis.rounded_operands import COMMON, Rounding
 from pegasusx_ref.verification.diagnosis.row_variants import RowVariants, screened, whole
 

@@ -144,7 +144,7 @@ class LocatedAttention:
         if (block.queries < 0).any() and found.ndim == 4:
             found = found.copy()
             found[:, :, block.queries < 0] = np.nan
-        if attention.kind == "tokens" and found.ndim == 4 and found.shape != self.right_shape(until):
+        if attention.kind == "tokens" and found.ndim == 4 and found.shape != self.right_shape:
             found = np.where(attention.layer.source_mask_BT[:, None, block.queries, None], found, np.nan)
         return found
 
@@ -166,8 +166,9 @@ class LocatedAttention:
         found = [block_result(NO_BUG, streams, block, "scores", {}, None).max(axis=-1) for block in blocks]
         return np.concatenate(found, axis=2)
 
-    def right_shape(self, until: str) -> tuple[int, ...]:
-        """Return the right shape of a step of the failed tensor's block."""
+    @property
+    def right_shape(self) -> tuple[int, ...]:
+        """The right shape of the failed tensor."""
         return self.op.estimate.shape if self.op.estimate is not None else ()
 
     def is_confirmed(self, bug: Bug) -> bool:

@@ -15,6 +15,7 @@ from pegasusx_ref.verification.candidates.transformers_layout import padded_bloc
 from pegasusx_ref.verification.checking.estimate import Estimate
 from pegasusx_ref.verification.diagnosis.attention_steps import STEPS, Block, Streams
 from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, LayerContext
+from pegasusx_ref.verification.diagnosis.neighbour_bugs import own_input, parameter_place
 
 NAME = re.compile(r"((encoder|decoder)\.layers\.(\d+))\.(self_attn|encoder_attn)\.(?:(local\.(\d+)|\w+)\.)?(\w+)")
 KINDS = {"tokens": "tokens", "local": "tokens", "globals": "globals", "global": "globals"}
@@ -30,13 +31,13 @@ class Attention:
     def __init__(self, op: FailedOperation) -> None:
         match = NAME.fullmatch(op.name)
         assert match is not None, op.name
-        self.layer_name, side, number, module, part, block, step = match.groups()
+        self.layer_name, _, number, module, part, block, step = match.groups()
         self.place, self.number = f"{self.layer_name}.{module}", int(number)
         self.layer, self.config, self._op = op.layer, op.layer.config, op
         self.kind = "cross" if module == "encoder_attn" else KINDS[part.split(".")[0]] if part else "self"
         self.step, self.block = step, int(block or 0)
         self._shown: dict[str, np.ndarray | None] = {}
-        self.num_heads = getattr(self.config, f"{side}_attention_heads")
+        self.num_heads = op.num_heads
 
     @property
     def is_encoder(self) -> bool:
@@ -85,21 +86,12 @@ class Attention:
 
     def _project(self, name: str) -> np.ndarray | None:
         """Compute a projection that is not shown from its input."""
-        stream, which = name[len(self.place) + 1 :].rpartition(".")[::2]
-        prefix = f"{self.layer_name}.{stream}".rstrip(".")
-        norm, before = f"{prefix}.self_attn_layer_norm", f"{prefix}.input"
-        if self.kind == "cross":
-            norm, before = f"{prefix}.encoder_attn_layer_norm", f"{prefix}.self_attn_residual"
-            if which != "q_proj":
-                norm, before = "encoder.layer_norm", ""
+        norm, weights = own_input(name), self.layer.weights
         x = shown(self.layer, norm)
-        if x is None and (x := shown(self.layer, before)) is not None:
-            own = norm.rpartition(".")[2].replace(
-                "self_attn", "global_self_attn" if stream == "globals" else "self_attn"
-            )
-            weight, bias = (self.layer.weights[f"{self.layer_name}.{own}.{part}"] for part in ("weight", "bias"))
+        if x is None and (x := shown(self.layer, own_input(norm))) is not None:
+            weight, bias = (weights[f"{parameter_place(norm)}.{part}"] for part in ("weight", "bias"))
             x = layer_norm(x, weight, bias, self.config.layer_norm_eps)
-        return None if x is None else linear(x, dense(self.layer.weights[f"{self.place}.{which}.weight"], np.float64))
+        return None if x is None else linear(x, dense(weights[f"{parameter_place(name)}.weight"], np.float64))
 
     @property
     def visible(self) -> np.ndarray:

@@ -60,6 +60,11 @@ class Part(NamedTuple):
     num_globals: int
     block: Block
 
+    @property
+    def is_global(self) -> np.ndarray:
+        """Which keys are global tokens (G + X,)."""
+        return np.arange(self.visible.shape[2]) < self.num_globals
+
 
 def right_scores(part: Part) -> np.ndarray:
     """Compute scores before the mask; without a bug, no bit differs from the golden ones."""

@@ -146,8 +146,7 @@ def with_values_reordered(probs: np.ndarray, part: Part) -> np.ndarray:
 
 def only_globals(part: Part) -> Part:
     """Mask all tokens."""
-    is_global = np.arange(part.visible.shape[2]) < part.num_globals
-    return part._replace(visible=part.visible & is_global)
+    return part._replace(visible=part.visible & part.is_global)
 
 
 def causal(part: Part) -> Part:

@@ -16,11 +16,11 @@ MAX_GROWTH = 100.0  # of an error, where a bug makes scores larger
 
 def sampled_rows(failure: Failure) -> np.ndarray | None:
     """Choose a few rows of a tensor: the worst ones, and others at equal distances; None means all."""
-    error = failure.candidate.shape == failure.estimate.shape and np.abs(failure.candidate - failure.estimate.value)
-    if error is False or failure.candidate.ndim < 3 or failure.candidate.shape[-2] <= 2 * NUM_SAMPLED:
+    shape = failure.candidate.shape
+    if shape != failure.estimate.shape or len(shape) < 3 or shape[-2] <= 2 * NUM_SAMPLED:
         return None
-    by_row = (np.where(failure.valid[..., None], error, 0.0) ** 2).sum(axis=-1)
-    by_row = by_row.reshape(-1, failure.candidate.shape[-2]).max(axis=0)
+    error = np.where(failure.valid[..., None], failure.candidate - failure.estimate.value, 0.0)
+    by_row = (error**2).sum(axis=-1).reshape(-1, shape[-2]).max(axis=0)
     worst = np.argsort(-by_row, kind="stable")[:NUM_SAMPLED]
     return np.union1d(worst, np.linspace(0, len(by_row) - 1, NUM_SAMPLED).astype(int))
 

@@ -12,7 +12,8 @@ from pegasusx_ref.verification.checking.operations import LOWEST
 from pegasusx_ref.verification.diagnosis.attention_inputs import Attention, shown
 from pegasusx_ref.verification.diagnosis.attention_steps import Bug, Part, Streams
 from pegasusx_ref.verification.diagnosis.head_bugs import Change, changed
-from pegasusx_ref.verification.diagnosis.softmax_bugs import int8_by, rounded
+from pegasusx_ref.verification.diagnosis.rounded_operands import to_dtype
+from pegasusx_ref.verification.diagnosis.softmax_bugs import int8_by
 
 
 def cache_bugs(attention: Attention) -> list[Bug]:
@@ -20,7 +21,7 @@ def cache_bugs(attention: Attention) -> list[Bug]:
     streams = attention.streams
     assert streams is not None
     changes: dict[str, Change] = {"rounded to int8 by token and head": partial(int8_by, 3)}
-    changes |= {f"rounded to {name}": partial(rounded, dtype=name) for name in ("float16", "bfloat16")}
+    changes |= {f"rounded to {name}": partial(to_dtype, name) for name in ("float16", "bfloat16")}
     changes["rounded to int8 by token"] = partial(int8_by, (1, 3))
     changes["rounded to int8 as one tensor"] = partial(int8_by, (0, 1, 2, 3))
     if len(streams.k) > 1:
@@ -135,7 +136,7 @@ def reversed_keys(scores: np.ndarray, part: Part) -> np.ndarray:
     return np.where(part.visible[:, None], scores[..., ::-1], LOWEST)
 
 
-def rolled_values(step: int):  # type: ignore[no-untyped-def]
+def rolled_values(step: int) -> Callable[[np.ndarray, Part], np.ndarray]:
     """Return a function that weighs the values of another key."""
 
     def context(probs: np.ndarray, part: Part) -> np.ndarray:

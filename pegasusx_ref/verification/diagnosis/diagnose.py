@@ -13,8 +13,10 @@ from pegasusx_ref.verification.diagnosis.attention_bugs import UNLIKELY, Located
 from pegasusx_ref.verification.diagnosis.attention_fits import attention_fits
 from pegasusx_ref.verification.diagnosis.bug_fit import at_rows, fit_error, fit_variant, sampled_rows
 from pegasusx_ref.verification.diagnosis.error_sizes import low_precision, unquantized
+from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, LayerContext
 from pegasusx_ref.verification.diagnosis.fitted_bugs import fitted_bugs
-from pegasusx_ref.verification.diagnosis.known_bugs import KNOWN_BUGS, FailedOperation, LayerContext, fitted_linear_bugs
+from pegasusx_ref.verification.diagnosis.fitted_weights import fitted_linear_bugs
+from pegasusx_ref.verification.diagnosis.known_bugs import KNOWN_BUGS
 from pegasusx_ref.verification.diagnosis.overflow_bugs import overflow
 from pegasusx_ref.verification.diagnosis.stored_bugs import stored_bugs
 from pegasusx_ref.verification.verdicts import Diagnosis, Failure
@@ -69,7 +71,7 @@ def diagnose(
     if not others:
         return found
     if not found:
-        found = list(attention_diagnoses(failure, arithmetic, layer))
+        found = list(attention_diagnoses(failure, sample, rows, arithmetic, layer))
     if not found and (cause := unquantized(failure)) is not None:
         found.append(Diagnosis(cause, name, float("nan"), float("nan"), failure.check.rho))
     if not found:
@@ -127,9 +129,19 @@ def variants(
     return found | {key: partial(propagate, changed) for key, changed in by_input.items()}
 
 
-def attention_diagnoses(failure: Failure, arithmetic: Arithmetic, layer: LayerContext) -> Iterator[Diagnosis]:
-    """Yield bugs of the failed attention that are in some blocks only, or have an unknown number."""
-    origin, rows = failure.estimate.origin, sampled_rows(failure)
+def attention_diagnoses(
+    failure: Failure, sample: Failure, rows: np.ndarray | None, arithmetic: Arithmetic, layer: LayerContext
+) -> Iterator[Diagnosis]:
+    """Yield bugs of the failed attention that are in some blocks only, or have an unknown number.
+
+    Args:
+        failure: a wrong tensor.
+        sample: some rows of it.
+        rows: those rows; None means all.
+        arithmetic: what the candidate computes in.
+        layer: the model, and the candidate's other tensors.
+    """
+    origin = failure.estimate.origin
     if origin is None or origin.operation not in (*INSIDE_ATTENTION, "linear"):
         return
     values = tuple(x.value for x in origin.inputs)
@@ -140,7 +152,7 @@ def attention_diagnoses(failure: Failure, arithmetic: Arithmetic, layer: LayerCo
         yield Diagnosis(cause, located.where.format("probs"), float("nan"), float("nan"), failure.check.rho)
         return
     fits = ((where, bug, variant) for (where, bug, _), variant in located.in_wrong_blocks(failure).items())
-    for where, bug, variant in chain(fits, attention_fits(located, at_rows(failure, rows), arithmetic)):
+    for where, bug, variant in chain(fits, attention_fits(located, sample, arithmetic)):
         if fit := fit_variant(failure, arithmetic, variant):
             yield Diagnosis(bug, where, *fit)
             return

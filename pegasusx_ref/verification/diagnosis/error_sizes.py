@@ -5,15 +5,16 @@ import numpy as np
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.golden.feed_forward import linear
 from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS, DTYPES, FLOAT32, Arithmetic
+from pegasusx_ref.verification.checking.checker import PRODUCTS
 from pegasusx_ref.verification.checking.comparison import ratio
 from pegasusx_ref.verification.checking.operations import HIDDEN
+from pegasusx_ref.verification.diagnosis.fitted_bugs import place_of
 from pegasusx_ref.verification.diagnosis.fitted_weights import is_independent
-from pegasusx_ref.verification.diagnosis.known_bugs import rounding_variance
+from pegasusx_ref.verification.diagnosis.quantization_bugs import rounding_variance
 from pegasusx_ref.verification.verdicts import Failure
 
 NUM_LEVELS = 8  # with fewer different numbers, a tensor may be one of integers by chance
 LARGEST = 8.0  # standard deviations of the largest rounding error
-PRODUCTS = ("linear", "scores", "weighted_sum")
 LOW_PRECISION_POSITIONS = "positions are computed in low precision"
 UNQUANTIZED = "the weight is not quantized, or more finely: the error has the size of {}'s rounding"
 
@@ -59,8 +60,8 @@ def not_finite(failure: Failure) -> str | None:
     seen = failure.valid[..., None] & np.isfinite(failure.estimate.value)
     for word, is_wrong in (("NaN", np.isnan(failure.candidate)), ("infinite", np.isinf(failure.candidate))):
         if count := int((seen & is_wrong).sum()):
-            first = tuple(int(i) for i in np.argwhere(seen & is_wrong)[0])
-            return f"a number is {word}: at {first}" if count == 1 else f"numbers are {word}: the first is at {first}"
+            subject = "a number is" if count == 1 else "numbers are"
+            return f"{subject} {word}: {place_of(seen & is_wrong, count)}"
     return None
 
 

@@ -49,3 +49,8 @@ class FailedOperation(NamedTuple):
     layer: LayerContext
     estimate: Estimate | None = None
     rows: np.ndarray | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """The number of heads of its side of the model."""
+        return int(getattr(self.layer.config, f"{self.name.partition('.')[0]}_attention_heads"))

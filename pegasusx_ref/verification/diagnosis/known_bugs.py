@@ -5,11 +5,9 @@ from collections.abc import Callable
 from pegasusx_ref.verification.diagnosis.activation_bugs import activation_bugs
 from pegasusx_ref.verification.diagnosis.attention_bugs import scores_bugs, softmax_bugs, weighted_sum_bugs
 from pegasusx_ref.verification.diagnosis.embedding_bugs import add_positions_bugs, embed_tokens_bugs, pass_on_bugs
-from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, LayerContext, Variants
-from pegasusx_ref.verification.diagnosis.fitted_weights import fitted_linear_bugs
+from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, Variants
 from pegasusx_ref.verification.diagnosis.layer_norm_bugs import layer_norm_bugs
 from pegasusx_ref.verification.diagnosis.linear_bugs import linear_bugs
-from pegasusx_ref.verification.diagnosis.quantization_bugs import rounding_variance
 from pegasusx_ref.verification.diagnosis.residual_bugs import add_bugs
 
 KNOWN_BUGS: dict[str, Callable[[FailedOperation], Variants]] = {
@@ -24,5 +22,3 @@ KNOWN_BUGS: dict[str, Callable[[FailedOperation], Variants]] = {
     "softmax": softmax_bugs,
     "weighted_sum": weighted_sum_bugs,
 }
-
-__all__ = ["KNOWN_BUGS", "FailedOperation", "LayerContext", "Variants", "fitted_linear_bugs", "rounding_variance"]

@@ -11,12 +11,11 @@ from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.golden.feed_forward import activation, linear
 from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, Variants
-from pegasusx_ref.verification.diagnosis.neighbour_bugs import is_input_shown, other_inputs
+from pegasusx_ref.verification.diagnosis.neighbour_bugs import is_input_shown, other_inputs, own_input, parameter_place
 from pegasusx_ref.verification.diagnosis.projection_bugs import (
     cross_attention_bugs,
     head_order_bugs,
     output_projection_bugs,
-    parameter_place,
 )
 from pegasusx_ref.verification.diagnosis.quantization_bugs import quantized_linear_bugs
 from pegasusx_ref.verification.diagnosis.rounded_operands import COMMON, weight_roundings
@@ -86,10 +85,11 @@ def wrong_inputs(op: FailedOperation) -> RowVariants:
         return linear(rows(other), weight, bias)
 
     found: RowVariants = {f"its input is {name}": partial(of, other) for name, other in other_inputs(op).items()}
-    norm = op.layer.weights.get(f"{norm_before(op.name)}.weight")
-    if norm is not None and is_input_shown(op):
-        shift, eps = op.layer.weights[f"{norm_before(op.name)}.bias"], op.layer.config.layer_norm_eps
-        found["its input is normalized twice"] = lambda rows: of(layer_norm(x, norm, shift, eps), rows)
+    norm = parameter_place(own_input(op.name))
+    if norm.endswith("layer_norm") and is_input_shown(op):
+        scale, shift = (op.layer.weights[f"{norm}.{part}"] for part in ("weight", "bias"))
+        eps = op.layer.config.layer_norm_eps
+        found["its input is normalized twice"] = lambda rows: of(layer_norm(x, scale, shift, eps), rows)
     return found
 
 
@@ -123,17 +123,3 @@ def rounded_bugs(op: FailedOperation) -> RowVariants:
             lambda to, rows: linear(to(rows(x)), to(weight), bias), to
         )
     return found
-
-
-def norm_before(name: str) -> str:
-    """Return the place of the LayerNorm whose result a linear map reads; "" where there is none."""
-    layer, _, part = name.partition(".self_attn.")
-    if re.search(r"[qkv]_proj$", part):
-        return f"{layer}.{'global_' if part.startswith('globals') else ''}self_attn_layer_norm"
-    if name == "lm_head":
-        return "decoder.layer_norm"
-    if name.endswith("encoder_attn.q_proj"):
-        return name.removesuffix("encoder_attn.q_proj") + "encoder_attn_layer_norm"
-    if re.search(r"encoder_attn\.[kv]_proj$", name):
-        return "encoder.layer_norm"
-    return re.sub(r"(\.tokens|\.globals)?\.fc1$", ".final_layer_norm", name) if name.endswith("fc1") else ""

@@ -112,8 +112,7 @@ def padding_bugs(attention: Attention, padding: np.ndarray) -> list[Bug]:
 
 def inverted(part: Part) -> Part:
     """Invert a mask, except for global tokens."""
-    is_global = np.arange(part.visible.shape[2]) < part.num_globals
-    return part._replace(visible=~part.visible | is_global)
+    return part._replace(visible=~part.visible | part.is_global)
 
 
 def with_visible_filling(part: Part) -> Part:
@@ -124,8 +123,7 @@ def with_visible_filling(part: Part) -> Part:
 
 def without_globals(part: Part) -> Part:
     """Mask the global tokens."""
-    is_global = np.arange(part.visible.shape[2]) < part.num_globals
-    return part._replace(visible=part.visible & ~is_global)
+    return part._replace(visible=part.visible & ~part.is_global)
 
 
 def cut_globals(part: Part) -> Part:

@@ -44,6 +44,12 @@ def own_input(name: str) -> str:
     return "decoder.layer_norm" if name == "lm_head" else f"{place}.{within[part]}" if part in within else ""
 
 
+def parameter_place(name: str) -> str:
+    """Return the place of the parameters that compute a tensor: both streams of an encoder layer share most of them."""
+    name = name.replace(".globals.self_attn_layer_norm", ".global_self_attn_layer_norm")
+    return re.sub(r"\.(tokens|globals)\.", ".", name)
+
+
 def streams(layer: LayerContext, name: str, letters: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Collect the candidate's earlier tensors of a shape: those of a tensor's layer, and those between layers.
 
@@ -53,7 +59,8 @@ def streams(layer: LayerContext, name: str, letters: str, shape: tuple[int, ...]
         letters: of the shape, as in `TRACE_POINTS`.
         shape: that the tensors must have.
     """
-    earlier = (other for other in nearby(layer, name, letters) if execution_order(other) < execution_order(name))
+    own = execution_order(name)
+    earlier = (other for other in nearby(layer, name, letters) if execution_order(other) < own)
     found = {other: shown_or_summed(layer, other) for other in earlier}
     return {other: x for other, x in found.items() if x is not None and x.shape == shape}
 

@@ -9,6 +9,7 @@ from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.golden.attention import merge_heads, split_heads
 from pegasusx_ref.golden.feed_forward import linear
 from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, Variants
+from pegasusx_ref.verification.diagnosis.neighbour_bugs import parameter_place
 from pegasusx_ref.verification.diagnosis.row_variants import Rows, RowVariants
 
 
@@ -17,8 +18,7 @@ def head_order_bugs(op: FailedOperation) -> RowVariants:
     match = re.search(r"\.([qkv])_proj$", op.name)
     if match is None:
         return {}
-    (x,), weight, config = op.inputs, op.settings["weight"], op.layer.config
-    H = config.encoder_attention_heads if op.name.startswith("encoder") else config.decoder_attention_heads
+    (x,), weight, H = op.inputs, op.settings["weight"], op.num_heads
     D, place = len(weight), parameter_place(op.name).rpartition(".")[0]
 
     def with_rows(order: np.ndarray, matrix: np.ndarray, rows: Rows) -> np.ndarray:
@@ -57,8 +57,7 @@ def output_projection_bugs(op: FailedOperation) -> Variants:
     """Compute the output projection of heads that are merged wrongly."""
     if not op.name.endswith(".out_proj"):
         return {}
-    (x,), weight, config = op.inputs, op.settings["weight"], op.layer.config
-    H = config.encoder_attention_heads if op.name.startswith("encoder") else config.decoder_attention_heads
+    (x,), weight, H = op.inputs, op.settings["weight"], op.num_heads
     return {
         "heads are merged without the transposition from (B, H, T, F) to (B, T, H, F)": lambda: linear(
             split_heads(x, H).reshape(x.shape), weight
@@ -81,8 +80,3 @@ def cross_attention_bugs(op: FailedOperation) -> Variants:
         bug.format("before"): lambda: np.concatenate([of_globals, linear(x, weight)], axis=1),
         bug.format("after"): lambda: np.concatenate([linear(x, weight), of_globals], axis=1),
     }
-
-
-def parameter_place(name: str) -> str:
-    """Return the place of the parameters that compute a tensor: both streams of an encoder layer share them."""
-    return re.sub(r"\.(tokens|globals)\.", ".", name)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.golden.attention import softmax
 from pegasusx_ref.verification.checking.operations import LOWEST
 from pegasusx_ref.verification.diagnosis.attention_inputs import Attention
 from pegasusx_ref.verification.diagnosis.attention_steps import Bug, Part
+from pegasusx_ref.verification.diagnosis.rounded_operands import to_dtype
 
 TILES = (8, 16, 32, 64, 128, 256)
 PRECISIONS = ("float16", "bfloat16", "int8")
@@ -161,15 +161,8 @@ def not_rescaled(tile: int, is_sum_wrong: bool, scores: np.ndarray, _: Part) -> 
 
 def rounding(name: str, probs: np.ndarray, part: Part) -> np.ndarray:
     """Compute the weighted sum of rounded probabilities."""
-    rounded_probs = np.round(probs * 127) / 127 if name == "int8" else rounded(probs, name)
+    rounded_probs = np.round(probs * 127) / 127 if name == "int8" else to_dtype(name, probs)
     found: np.ndarray = rounded_probs @ part.v
-    return found
-
-
-def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a dtype; float32 first, as candidates do."""
-    with np.errstate(over="ignore"):
-        found: np.ndarray = x.astype(np.float32).astype(numpy_dtype(dtype)).astype(np.float64)
     return found
 
 

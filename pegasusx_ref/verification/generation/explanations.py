@@ -39,19 +39,23 @@ class Explainer:
         groups = [[texts.targets[i : i + R] for i in range(0, len(texts.targets), R)] for texts in (theirs, ours)]
         self._guide = Guide(groups[0], groups[1], errors)
 
-    def follows(self, config: GenerationConfig, is_exact: bool = False, **changes: Any) -> bool:
+    def follows(
+        self, config: GenerationConfig, is_exact: bool = False, reference: Reference | None = None, **changes: Any
+    ) -> bool:
         """Return whether a search generates the candidate's texts.
 
         Args:
             config: its settings.
             is_exact: without help where scores tie.
+            reference: the model and its sources, where they are others.
             changes: other arguments of `guided_search`, or a fault of the cache.
         """
+        reference = reference or self._reference
         if (fault := changes.pop("fault", None)) is not None:
-            changes["step"] = fault.step(self._reference)
+            changes["step"] = fault.step(reference)
         guide = self._guide._replace(errors=[0.0] * len(self._guide.errors)) if is_exact else self._guide
         try:
-            ids = guided_search(self._reference, config, guide, **changes)
+            ids = guided_search(reference, config, guide, **changes)
         except Diverged:
             return False
         return all(Texts(ids.tolist(), self._config, config.start_token_id).same(self._theirs))
@@ -67,9 +71,8 @@ class Explainer:
         for hypothesis in setting_faults(config, first_tokens, self._start, reference.source_ids.shape[1]):
             found += self._explained(*hypothesis)
         if reference.mask_BT is not None:
-            self._reference = Reference(reference.model, reference.source_ids, None)
-            found += self._explained("attention_mask", "attention_mask is not applied", config)
-            self._reference = reference
+            unmasked = Reference(reference.model, reference.source_ids, None)
+            found += self._explained("attention_mask", "attention_mask is not applied", config, reference=unmasked)
         for fault in cache_faults(reference, config.num_beams, config.lengths()[1], self._first_wrong_choice()):
             found += self._explained("cache", fault.reason, config, fault=fault)
         yield from found
@@ -85,8 +88,9 @@ class Explainer:
         change: ChangeScores | None = None,
         processor: ChangeScores | None = None,
         fault: CacheFault | None = None,
+        reference: Reference | None = None,
     ) -> Iterator[Explanation]:
-        changes: dict[str, Any] = {"change": change, "processor": processor, "fault": fault}
+        changes: dict[str, Any] = {"change": change, "processor": processor, "fault": fault, "reference": reference}
         if self.follows(config, **changes):
             yield Explanation(setting, reason, self.follows(config, is_exact=True, **changes))
 

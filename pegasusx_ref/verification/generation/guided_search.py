@@ -17,14 +17,13 @@ class Diverged(Exception):
     """A text is no longer among those that the search keeps.
 
     Args:
-        source: the number of the source.
         step: the number of tokens of the text so far.
         kept: the prefixes that are kept.
     """
 
-    def __init__(self, source: int, text: Text, step: int, kept: Sequence[Prefix]) -> None:
+    def __init__(self, step: int, kept: Sequence[Prefix]) -> None:
         super().__init__()
-        self.source, self.text, self.step, self.kept = source, text, step, kept
+        self.step, self.kept = step, kept
 
 
 class Guide(NamedTuple):
@@ -56,7 +55,7 @@ class Guide(NamedTuple):
         kept, step = {prefix[1:] for prefix in prefixes}, len(prefixes[0]) - 1
         for text in self.texts[source]:
             if self.is_strict and len(text) > step and text[:step] not in kept:
-                raise Diverged(source, text, step, prefixes)
+                raise Diverged(step, prefixes)
 
     def steer(self, source: int, prefix: Prefix, logits_V: np.ndarray) -> None:
         """Move the next logits by at most the rounding error, towards the texts and away from the others."""

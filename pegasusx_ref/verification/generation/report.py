@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pegasusx_ref.files.json_files import finite_or_word
+from pegasusx_ref.rendering.tables import counted
 
 TIE, LOGITS = "tie", "logits"
 
@@ -89,10 +90,8 @@ class GenerationReport:
         lines += [row_text(row) for row in self.rows]
         texts = len(self.sequences)
         verdict = "pass" if self.passed else "fail"
-        lines += [
-            f"{texts} text{'s' * (texts != 1)} in {self.arithmetic}: {texts - len(self.rows)} the same, {verdict}",
-            *self.notes,
-        ]
+        counts = f"{counted(texts, 'text', separator='')} in {self.arithmetic}: {texts - len(self.rows)} the same"
+        lines += [f"{counts}, {verdict}", *self.notes]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

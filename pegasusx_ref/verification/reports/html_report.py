@@ -1,10 +1,12 @@
 """A verification's report as one self-contained HTML page without scripts."""
 
 import re
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.rendering.templates import page_template
 from pegasusx_ref.tracing.trace_points import general
 from pegasusx_ref.verification.checking.arithmetics import get_arithmetic
@@ -14,7 +16,6 @@ from pegasusx_ref.verification.reports.svg import LEVELS, Drawing, draw
 from pegasusx_ref.verification.reports.text import (
     LISTED,
     REMEDY,
-    count_text,
     located,
     rows_text,
     verdict_counts,
@@ -81,7 +82,7 @@ def as_html(report: Report, subject: str = "candidate") -> str:
         located=located,
         remedy=REMEDY,
         is_exact=first.sigma <= get_arithmetic(report.arithmetic).tiny,
-        count_text=count_text,
+        counted=partial(counted, separator=""),
         rows_text=rows_text(report, report.findings[0]) if report.findings else "",
         num_known=sum(map(len, report.known.values())),
         known_lines=known_lines(report),

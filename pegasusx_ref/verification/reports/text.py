@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.files.json_files import finite_or_word
+from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.verification.checking.checker import NOT_FINITE
 from pegasusx_ref.verification.reports.summary_lines import coverage_lines, known_lines, known_state
 from pegasusx_ref.verification.verdicts import VERDICTS, Check, Diagnosis, Finding, Report
@@ -35,7 +36,9 @@ def as_text(report: Report, everything: bool = False) -> str:
     if listed:
         lines.append(COLUMNS.format("tensor", "operation", "rho", "error", "sigma", "bound", "verdict"))
         lines += [table_row(check) for check in listed]
-    lines.append(f"{count_text(len(report.table), 'tensor')} in {report.arithmetic}: {verdict_counts(report)}")
+    lines.append(
+        f"{counted(len(report.table), 'tensor', separator='')} in {report.arithmetic}: {verdict_counts(report)}"
+    )
     lines += coverage_lines(report)
     if report.gap:
         lines.append(f"Failed: --strict: {report.gap}")
@@ -141,11 +144,6 @@ def located(diagnosis: Diagnosis, failing: Check) -> str:
 def is_repeated(diagnosis: Diagnosis, check: Check) -> bool:
     """Return whether a likely bug only says that numbers are not finite, as the tensor's note does."""
     return check.note == NOT_FINITE and diagnosis.mistake.startswith(("a number is ", "numbers are "))
-
-
-def count_text(number: int, noun: str) -> str:
-    """Format a number of things."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def verdict_counts(report: Report) -> str:

@@ -12,6 +12,7 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.verification.candidates.inputs import INPUTS
 from pegasusx_ref.verification.checking.arithmetics import Arithmetic, get_arithmetic
 from pegasusx_ref.verification.checking.candidate_tensors import CandidateTensors
+from pegasusx_ref.verification.checking.checker import NOT_FINITE
 from pegasusx_ref.verification.checking.comparison import HUGE, ratio
 from pegasusx_ref.verification.checking.estimate import Estimate
 from pegasusx_ref.verification.checking.masked_scores import NOT_MASKED
@@ -156,7 +157,7 @@ def compare(
     if candidate.shape != stored.shape:
         note = f"shape {candidate.shape} where {stored.shape} is expected"
     elif not np.isfinite(candidate[valid][~is_masked[valid]]).all():
-        note = "NaN or infinite"
+        note = NOT_FINITE
     elif (candidate[valid][is_masked[valid]] > HIDDEN).any():
         note = NOT_MASKED
     if note:
