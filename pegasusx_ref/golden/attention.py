@@ -95,3 +95,51 @@ def attention(
 
     probs_BHLX = tap("probs", softmax(scores_BHLX))
     return tap("context", probs_BHLX @ v_BHXF)
+
+
+def softmax_backward(grad: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Pass gradients through a softmax: what all weights of a row have in common cancels. [spec 19.6]
+
+    Args:
+        grad: gradients of the weights (..., keys).
+        probs: the weights (..., keys).
+
+    Returns:
+        Gradients of the scores (..., keys).
+    """
+    return probs * (grad - (grad * probs).sum(axis=-1, keepdims=True))
+
+
+def attention_backward(
+    grad_BHLF: np.ndarray,
+    q_BHLF: np.ndarray,
+    k_BHXF: np.ndarray,
+    v_BHXF: np.ndarray,
+    probs_BHLX: np.ndarray,
+    visible: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pass gradients through scaled dot-product attention. [spec 19.7]
+
+    Args:
+        grad_BHLF: gradients of the attended values (B, H, L, F).
+        q_BHLF: queries (B, H, L, F).
+        k_BHXF: keys (B, H, X, F).
+        v_BHXF: values (B, H, X, F).
+        probs_BHLX: attention weights of the forward pass (B, H, L, X).
+        visible: see `attention`.
+
+    Returns:
+        Gradients of queries, keys and values. A masked key gets none: its score is a constant.
+    """
+    grad_BHLF = tap("context.grad", grad_BHLF)
+    grad_v_BHXF = probs_BHLX.swapaxes(2, 3) @ grad_BHLF
+    grad_probs_BHLX = tap("probs.grad", grad_BHLF @ v_BHXF.swapaxes(2, 3))
+    grad_scores_BHLX = softmax_backward(grad_probs_BHLX, probs_BHLX)
+    if visible is not None:  # matters where a query sees no key at all and averages over masked ones
+        grad_scores_BHLX = np.where(visible[:, None], grad_scores_BHLX, 0)
+    grad_scores_BHLX = tap("scores.grad", grad_scores_BHLX)
+
+    scale = q_BHLF.shape[3] ** -0.5
+    grad_q_BHLF = grad_scores_BHLX @ k_BHXF * scale
+    grad_k_BHXF = grad_scores_BHLX.swapaxes(2, 3) @ q_BHLF * scale
+    return grad_q_BHLF, grad_k_BHXF, grad_v_BHXF

@@ -21,6 +21,30 @@ def embed_tokens(ids_BT: np.ndarray, table_VD: np.ndarray, scale: float) -> np.n
     return table_VD[ids_BT] * scale
 
 
+def embed_tokens_backward(
+    grad_BTD: np.ndarray, ids_BT: np.ndarray, num_rows: int, scale: float, padding_id: int | None = None
+) -> np.ndarray:
+    """Add up the gradients of all places where a token occurs, in its row of the table. [spec 19.2]
+
+    Args:
+        grad_BTD: gradients of the token embeddings (B, T, D).
+        ids_BT: token ids in [0, V), integers (B, T).
+        num_rows: V.
+        scale: of `embed_tokens`.
+        padding_id: the token whose row gets no gradient by look-ups, or None.
+
+    Returns:
+        Gradients of the embedding table (V, D).
+
+    Source: HF `nn.Embedding` with padding_idx.
+    """
+    grad_VD = np.zeros((num_rows, grad_BTD.shape[2]), dtype=grad_BTD.dtype)
+    np.add.at(grad_VD, ids_BT, grad_BTD * scale)  # a repeated token adds up: grad_VD[ids_BT] += would keep the last
+    if padding_id is not None:
+        grad_VD[padding_id] = 0
+    return grad_VD
+
+
 def sinusoidal_positions(start: int, length: int, width: int) -> np.ndarray:
     """Compute the position encodings of `length` tokens, always in float64. [spec 3.2]
 

@@ -22,6 +22,21 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y if bias is None else y + bias
 
 
+def linear_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pass gradients through a linear map: dx = dy W, dW = dy^T x and db = sum dy, over all tokens. [spec 19.4]
+
+    Args:
+        grad: gradients of the result (..., out features).
+        x: (..., in features).
+        weight: (out features, in features).
+
+    Returns:
+        Gradients of x, of the weight, and of a bias.
+    """
+    rows = grad.reshape(-1, grad.shape[-1])
+    return grad @ weight, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(axis=0)
+
+
 def relu(x: np.ndarray) -> np.ndarray:
     """Compute max(x, 0), the activation of the published checkpoints. [spec 5.2]"""
     return np.maximum(x, 0)
@@ -78,3 +93,46 @@ def activation(x: np.ndarray, name: str) -> np.ndarray:
     Source: HF `ACT2FN`.
     """
     return ACTIVATIONS[name](x)
+
+
+def gelu_slope(x: np.ndarray) -> np.ndarray:
+    """Compute the derivative of `gelu`: the normal distribution function plus x times its density."""
+    from scipy.special import erf
+
+    return 0.5 * (1 + erf(x * math.sqrt(0.5))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def gelu_tanh_slope(x: np.ndarray) -> np.ndarray:
+    """Compute the derivative of `gelu_tanh`."""
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+
+
+def silu_slope(x: np.ndarray) -> np.ndarray:
+    """Compute the derivative of `silu`: with the logistic function s, s + x s (1 - s)."""
+    s = 0.5 * (1 + np.tanh(0.5 * x))
+    return s + x * s * (1 - s)
+
+
+SLOPES = {
+    "relu": lambda x: (x > 0).astype(x.dtype),  # 0 at 0, as in torch and JAX
+    "gelu": gelu_slope,
+    "gelu_new": gelu_tanh_slope,
+    "gelu_pytorch_tanh": gelu_tanh_slope,
+    "silu": silu_slope,
+    "swish": silu_slope,
+}
+
+
+def activation_backward(grad: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
+    """Multiply gradients with the slope of the activation. [spec 19.5]
+
+    Args:
+        grad: gradients of the result.
+        x: what the activation was applied to.
+        name: a key of `SLOPES`.
+
+    Returns:
+        Gradients of x.
+    """
+    return grad * SLOPES[name](x)

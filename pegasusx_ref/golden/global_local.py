@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pegasusx_ref.golden.attention import attention
+from pegasusx_ref.golden.attention import attention, attention_backward
 from pegasusx_ref.tracing import scope
 
 Blocks = list[tuple[int, int]]
@@ -144,3 +144,66 @@ def global_local_attention(
         local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
         global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
     )
+
+
+def global_local_attention_backward(
+    grad_BHTF: np.ndarray,
+    global_grad_BHGF: np.ndarray,
+    q_BHTF: np.ndarray,
+    k_BHTF: np.ndarray,
+    v_BHTF: np.ndarray,
+    global_q_BHGF: np.ndarray,
+    global_k_BHGF: np.ndarray,
+    global_v_BHGF: np.ndarray,
+    local_probs: list[np.ndarray],
+    global_probs_BHGX: np.ndarray,
+    key_mask_BT: np.ndarray | None,
+    blocks: Blocks,
+) -> tuple[np.ndarray, ...]:
+    """Pass gradients through the encoder's attention; global keys collect them from every block. [spec 19.8]
+
+    Args:
+        grad_BHTF: gradients of the tokens' attended values (B, H, T, F).
+        global_grad_BHGF: gradients of the global tokens' attended values (B, H, G, F).
+        q_BHTF: queries of the tokens (B, H, T, F).
+        k_BHTF: keys of the tokens (B, H, T, F).
+        v_BHTF: values of the tokens (B, H, T, F).
+        global_q_BHGF: queries of the global tokens (B, H, G, F).
+        global_k_BHGF: keys of the global tokens (B, H, G, F).
+        global_v_BHGF: values of the global tokens (B, H, G, F).
+        local_probs: attention weights of each block (B, H, S, G + S).
+        global_probs_BHGX: attention weights of the global tokens (B, H, G, G + T).
+        key_mask_BT: True where a token is real (B, T); None means everywhere.
+        blocks: (start, stop) of each block.
+
+    Returns:
+        Gradients of the six inputs, in their order.
+    """
+    G = global_k_BHGF.shape[2]
+    k_BHXF, v_BHXF = (np.concatenate(x, axis=2) for x in ((global_k_BHGF, k_BHTF), (global_v_BHGF, v_BHTF)))
+    with scope("global"):
+        grad_global_q_BHGF, grad_k_BHXF, grad_v_BHXF = attention_backward(
+            global_grad_BHGF,
+            global_q_BHGF,
+            k_BHXF,
+            v_BHXF,
+            global_probs_BHGX,
+            see_globals(key_mask_BT, global_k_BHGF),
+        )
+    grad_q_BHTF = np.empty_like(q_BHTF)
+    for n, (start, stop) in enumerate(blocks):
+        seen = np.r_[:G, G + start : G + stop]  # the global tokens, and those of the block
+        block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
+        with scope(f"local.{n}"):
+            grad_q_BHTF[:, :, start:stop], grad_seen_k, grad_seen_v = attention_backward(
+                grad_BHTF[:, :, start:stop],
+                q_BHTF[:, :, start:stop],
+                k_BHXF[:, :, seen],
+                v_BHXF[:, :, seen],
+                local_probs[n],
+                see_globals(block_mask_BS, global_k_BHGF),
+            )
+        grad_k_BHXF[:, :, seen] += grad_seen_k
+        grad_v_BHXF[:, :, seen] += grad_seen_v
+    grad_k_BHTF, grad_v_BHTF = grad_k_BHXF[:, :, G:], grad_v_BHXF[:, :, G:]
+    return grad_q_BHTF, grad_k_BHTF, grad_v_BHTF, grad_global_q_BHGF, grad_k_BHXF[:, :, :G], grad_v_BHXF[:, :, :G]

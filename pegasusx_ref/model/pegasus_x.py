@@ -5,12 +5,16 @@ import warnings
 from secrets import randbits
 from typing import Any
 
-from pegasusx_ref.errors import InputError, NumericsError
+import numpy as np
+
+from pegasusx_ref.backend import QuantizedMatrix
+from pegasusx_ref.errors import InputError, NumericsError, shown
 from pegasusx_ref.generation import Callbacks, Streamer, check_streamer, settings_of_call
 from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.forward import forward
 from pegasusx_ref.model.generation_run import GenerationRun, cache_kind
+from pegasusx_ref.model.gradients import loss_and_gradients
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
 from pegasusx_ref.model.not_finite import explained
@@ -121,12 +125,8 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         Source: HF `PegasusXForConditionalGeneration.forward`.
         """
         if labels is not None:
-            labels = inputs.token_ids("labels", labels, self.config.vocab_size, ignored_labels=True)
-            if (labels == IGNORED_LABEL).all():
-                raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
-                decoder_input_ids = shift_tokens_right(labels, pad, start)
+            labels, shifted = self._check_labels(labels, decoder_input_ids)
+            decoder_input_ids = shifted if decoder_inputs_embeds is None else decoder_input_ids
             use_cache = inputs.flag("use_cache", use_cache)
         hidden_BLD, output = forward(
             self.ops,
@@ -150,6 +150,60 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         if labels is not None:
             loss = float(self.ops.cross_entropy(logits_BLV, self.ops.asarray(labels)))
         return Seq2SeqLMOutput(loss=loss, logits=self.ops.to_numpy(logits_BLV), **output)
+
+    def loss_and_gradients(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        *,
+        labels: Any,
+        label_smoothing: float = 0.0,
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Compute the loss and its gradient by every parameter, with the golden functions. See spec 19.
+
+        Listeners get the gradients of hidden states by the name of their trace point with ``.grad``.
+
+        Args:
+            input_ids: source token ids (B, T).
+            attention_mask: 1 for a source token, 0 for padding (B, T); all tokens where None.
+            decoder_input_ids: target token ids (B, L); made from labels where None.
+            decoder_attention_mask: 1 for a target token, 0 for padding (B, L).
+            labels: token ids to score (B, L), -100 where no loss is taken.
+            label_smoothing: probability that is spread over all tokens of the vocabulary, from 0 to 1.
+
+        Returns:
+            The loss in nats a label; gradients by parameter name, in the model's dtype.
+
+        Raises:
+            InputError: arguments that the model cannot take, or a model in half precision or with quantized weights.
+        """
+        labels_BL, decoder_input_ids = self._check_labels(labels, decoder_input_ids)
+        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:
+            raise InputError(f"label_smoothing={shown(label_smoothing)}: expected a number from 0 to 1")
+        if self.ops.dtype not in ("float32", "float64"):
+            raise InputError(f"gradients need float32 or float64, not {self.ops.dtype}: load the model with dtype=")
+        if any(isinstance(tensor, QuantizedMatrix) for tensor in self._tensors.values()):
+            raise InputError("quantized weights have no gradients: load the model without quantization")
+        batch = {
+            "input_ids": inputs.token_ids("input_ids", input_ids, self.config.vocab_size),
+            "attention_mask": attention_mask,
+            "decoder_input_ids": inputs.token_ids("decoder_input_ids", decoder_input_ids, self.config.vocab_size),
+            "decoder_attention_mask": decoder_attention_mask,
+        }
+        tensors = {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
+        return loss_and_gradients(self.config, tensors, batch, labels_BL, float(label_smoothing))
+
+    def _check_labels(self, labels: Any, decoder_input_ids: Any) -> tuple[np.ndarray, Any]:
+        """Check labels, and make the decoder's input from them where there is none."""
+        labels_BL = inputs.token_ids("labels", labels, self.config.vocab_size, ignored_labels=True)
+        if (labels_BL == IGNORED_LABEL).all():
+            raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
+        if decoder_input_ids is None:
+            start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+            decoder_input_ids = shift_tokens_right(labels_BL, pad, start)
+        return labels_BL, decoder_input_ids
 
     def generate(
         self,

@@ -246,8 +246,8 @@ class CheckingOperations(GoldenBackend):
     def log_softmax(self, logits: Any) -> np.ndarray:
         return head.log_softmax(self.to_numpy(logits))
 
-    def cross_entropy(self, logits_BLV: Any, labels_BL: np.ndarray) -> np.ndarray:
-        return head.cross_entropy(self.to_numpy(logits_BLV), labels_BL)
+    def cross_entropy(self, logits_BLV: Any, labels_BL: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
+        return head.cross_entropy(self.to_numpy(logits_BLV), labels_BL, label_smoothing)
 
 
 def within_sublayer(operation: str, inputs: tuple[Estimate, ...]) -> tuple[Estimate, ...]:
