@@ -56,7 +56,7 @@ RUNNABLE = [
 
 def in_threads(work: Callable[[int], None], count: int = NUM_THREADS) -> None:
     """Call `work` with the number of each thread, start all of them together, and raise the first error."""
-    start, errors = Barrier(count), []
+    start, errors = Barrier(count, timeout=60), []  # a thread that ends early is an error, and not waited for
 
     def run(number: int) -> None:
         try:

@@ -14,7 +14,6 @@ from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.forward import forward
 from pegasusx_ref.model.generation_run import GenerationRun, cache_kind
-from pegasusx_ref.model.gradients import loss_and_gradients
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
 from pegasusx_ref.model.not_finite import explained
@@ -179,6 +178,8 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         Raises:
             InputError: arguments that the model cannot take, or a model in half precision or with quantized weights.
         """
+        from pegasusx_ref.model.gradients import loss_and_gradients  # here: most users never need its files
+
         labels_BL, decoder_input_ids = self._check_labels(labels, decoder_input_ids)
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:
             raise InputError(f"label_smoothing={shown(label_smoothing)}: expected a number from 0 to 1")
