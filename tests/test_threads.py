@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from random import random
-from threading import Barrier, Thread
+from threading import Barrier, Semaphore, Thread
 from time import sleep
 from types import FrameType
 from typing import Any, NamedTuple
@@ -57,8 +57,10 @@ RUNNABLE = [
 def in_threads(work: Callable[[int], None], count: int = NUM_THREADS) -> None:
     """Call `work` with the number of each thread, start all of them together, and raise the first error."""
     start, errors = Barrier(count, timeout=60), []  # a thread that ends early is an error, and not waited for
+    arrived = Semaphore(0)
 
     def run(number: int) -> None:
+        arrived.release()
         try:
             start.wait()
             work(number)
@@ -68,6 +70,7 @@ def in_threads(work: Callable[[int], None], count: int = NUM_THREADS) -> None:
     threads = [Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
+        arrived.acquire(timeout=60)  # Python 3.11 cannot install the trace functions of two new threads at once
     for thread in threads:
         thread.join()
     if errors:
