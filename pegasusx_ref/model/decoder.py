@@ -1,5 +1,8 @@
 """The decoder: causal self-attention, cross-attention to the encoder's tokens. [spec 10]"""
 
+from collections.abc import Callable
+from typing import Any
+
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.kv_cache import DecoderCache, DynamicKV, LayerCache, StaticKV
@@ -137,6 +140,7 @@ def decoder(
     encoded_BTD: Array,
     source_mask_BT: Array | None,
     past: DecoderCache | None,
+    layer: Callable[..., tuple[Array, Any]] = decoder_layer,
 ) -> tuple[Array, DecoderCache]:
     """Run the whole decoder over the new target tokens: all layers, then the last LayerNorm. [spec 10.6]
 
@@ -151,6 +155,7 @@ def decoder(
         encoded_BTD: the encoder's output (B, T, D).
         source_mask_BT: True where a source token is real (B, T); None means everywhere.
         past: the cache of the earlier target tokens, or None in the first call.
+        layer: `decoder_layer`, or a function with its arguments: training recomputes it in the backward pass.
 
     Returns:
         Hidden states for the head (B, L, D) and the cache that includes the new tokens.
@@ -161,7 +166,7 @@ def decoder(
         caches = []
         for i in range(config.decoder_layers):
             with scope(f"layers.{i}"):
-                x_BLD, cache = decoder_layer(
+                x_BLD, cache = layer(
                     ops,
                     weights.at(f"layers.{i}"),
                     config,

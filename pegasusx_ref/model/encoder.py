@@ -1,5 +1,6 @@
 """The encoder: tokens and global tokens go through layers of block-local and global attention. [spec 9]"""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -138,7 +139,12 @@ def layer_blocks(config: PegasusXConfig, num_tokens: int, layer: int) -> Blocks:
 
 
 def encoder(
-    ops: Backend, weights: Weights, config: PegasusXConfig, tokens_BTD: Array, key_mask_BT: Array | None
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    tokens_BTD: Array,
+    key_mask_BT: Array | None,
+    layer: Callable[..., tuple[Array, Array]] = encoder_layer,
 ) -> tuple[Array, Array]:
     """Run the whole encoder: start the global tokens, run all layers, apply the last LayerNorm. [spec 9.3]
 
@@ -148,6 +154,7 @@ def encoder(
         config: the model's configuration.
         tokens_BTD: scaled token embeddings with positions (B, T, D).
         key_mask_BT: True where a token is real (B, T); None means everywhere.
+        layer: `encoder_layer`, or a function with its arguments: training recomputes it in the backward pass.
 
     Returns:
         The tokens after the last LayerNorm (B, T, D), which the decoder reads, and the global tokens without it
@@ -162,7 +169,7 @@ def encoder(
         for i in range(config.encoder_layers):
             blocks = layer_blocks(config, T, i)
             with scope(f"layers.{i}"):
-                tokens_BTD, globals_BGD = encoder_layer(
+                tokens_BTD, globals_BGD = layer(
                     ops, weights.at(f"layers.{i}"), config, tokens_BTD, globals_BGD, key_mask_BT, blocks
                 )
         return tap("layer_norm", normalize(ops, weights, "layer_norm", config, tokens_BTD)), globals_BGD

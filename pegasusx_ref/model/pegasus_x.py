@@ -3,16 +3,16 @@
 import inspect
 import warnings
 from secrets import randbits
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pegasusx_ref.backend import QuantizedMatrix
-from pegasusx_ref.errors import InputError, NumericsError, shown
+from pegasusx_ref.backend.registry import get_backend
+from pegasusx_ref.errors import InputError, NumericsError
 from pegasusx_ref.generation import Callbacks, Streamer, check_streamer, settings_of_call
-from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
 from pegasusx_ref.model import inputs
-from pegasusx_ref.model.forward import forward
+from pegasusx_ref.model.forward import check_label_smoothing, check_labels, forward
 from pegasusx_ref.model.generation_run import GenerationRun, cache_kind
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
@@ -20,6 +20,9 @@ from pegasusx_ref.model.not_finite import explained
 from pegasusx_ref.model.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from pegasusx_ref.model.pretrained import PegasusXPreTrainedModel
 from pegasusx_ref.tracing import tap
+
+if TYPE_CHECKING:
+    from pegasusx_ref.model.torch_module import PegasusXTorchModule
 
 
 class PegasusXModel(PegasusXPreTrainedModel):
@@ -124,7 +127,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         Source: HF `PegasusXForConditionalGeneration.forward`.
         """
         if labels is not None:
-            labels, shifted = self._check_labels(labels, decoder_input_ids)
+            labels, shifted = check_labels(self.config, labels, decoder_input_ids)
             decoder_input_ids = shifted if decoder_inputs_embeds is None else decoder_input_ids
             use_cache = inputs.flag("use_cache", use_cache)
         hidden_BLD, output = forward(
@@ -180,9 +183,8 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         """
         from pegasusx_ref.model.gradients import loss_and_gradients  # here: most users never need its files
 
-        labels_BL, decoder_input_ids = self._check_labels(labels, decoder_input_ids)
-        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:
-            raise InputError(f"label_smoothing={shown(label_smoothing)}: expected a number from 0 to 1")
+        labels_BL, decoder_input_ids = check_labels(self.config, labels, decoder_input_ids)
+        label_smoothing = check_label_smoothing(label_smoothing)
         if self.ops.dtype not in ("float32", "float64"):
             raise InputError(f"gradients need float32 or float64, not {self.ops.dtype}: load the model with dtype=")
         if any(isinstance(tensor, QuantizedMatrix) for tensor in self._tensors.values()):
@@ -194,17 +196,22 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             "decoder_attention_mask": decoder_attention_mask,
         }
         tensors = {name: self.ops.to_numpy(tensor) for name, tensor in self._tensors.items()}
-        return loss_and_gradients(self.config, tensors, batch, labels_BL, float(label_smoothing))
+        return loss_and_gradients(self.config, tensors, batch, labels_BL, label_smoothing)
 
-    def _check_labels(self, labels: Any, decoder_input_ids: Any) -> tuple[np.ndarray, Any]:
-        """Check labels, and make the decoder's input from them where there is none."""
-        labels_BL = inputs.token_ids("labels", labels, self.config.vocab_size, ignored_labels=True)
-        if (labels_BL == IGNORED_LABEL).all():
-            raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
-        if decoder_input_ids is None:
-            start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
-            decoder_input_ids = shift_tokens_right(labels_BL, pad, start)
-        return labels_BL, decoder_input_ids
+    def to_torch_module(self, dtype: Any = None) -> "PegasusXTorchModule":
+        """Copy the model to a torch module that trains. See spec 19.25.
+
+        Args:
+            dtype: of the operands of products; the model's where None. Parameters are float32, or float64.
+
+        Raises:
+            InputError: quantized weights.
+            BackendError: torch is not installed, or does not compute in the dtype.
+        """
+        device = self.device if self.ops.name == "torch" else None
+        ops = get_backend("torch", device=device, dtype=self.dtype if dtype is None else dtype)
+        tensors = {name: self._stored(name) for name in self._tensors}
+        return self._torch_module(self.config, tensors, ops, self.generation_config)
 
     def generate(
         self,

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from pegasusx_ref.checkpoint.bitsandbytes import form_of
 from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.location import locate
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, InputError
 from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.model import inputs
@@ -26,6 +26,9 @@ from pegasusx_ref.model.module_methods import ModuleMethods
 from pegasusx_ref.model.outputs import EncoderOutput
 from pegasusx_ref.model.quantization import Quantization, compute_dtype, quantization_entries, quantize_weights
 from pegasusx_ref.model.weights import LOGITS_BIAS, Weights, parameter_shapes, random_weights, tie_embeddings
+
+if TYPE_CHECKING:
+    from pegasusx_ref.model.torch_module import PegasusXTorchModule
 
 
 class PegasusXPreTrainedModel(ModuleMethods):
@@ -99,6 +102,7 @@ class PegasusXPreTrainedModel(ModuleMethods):
         quantization_config: Any = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
+        trainable: bool = False,
         **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a checkpoint as written by transformers.
@@ -122,6 +126,8 @@ class PegasusXPreTrainedModel(ModuleMethods):
                 precision is a wish then: a backend without it computes in float32, with a warning.
             load_in_4bit: an older spelling of `quantization_config`; it means "fp4".
             load_in_8bit: likewise "int8".
+            trainable: return a torch module that trains, of backend "torch" (`to_torch_module`): its parameters are
+                float32 whatever the file's dtype and `dtype`, which is that of the operands of products.
             hub: revision, cache_dir, token and local_files_only, for a name of the Hub; see `HubOptions`.
 
         Raises:
@@ -140,7 +146,26 @@ class PegasusXPreTrainedModel(ModuleMethods):
         ops = _backend(backend, device if device is not None else device_map, dtype, config, requested)
         tensors, config = load_weights(folder, config, cls.has_head, adapter)
         tensors = quantize_weights(tensors, requested, cls.has_head, folder)
-        return cls(config, tensors, ops, GenerationConfig.from_pretrained(folder, config))
+        generation_config = GenerationConfig.from_pretrained(folder, config)
+        if inputs.flag("trainable", trainable):
+            # `to_torch_module` has the type of a module; here the argument decides.
+            return cls._torch_module(config, tensors, ops, generation_config)
+        return cls(config, tensors, ops, generation_config)
+
+    @classmethod
+    def _torch_module(
+        cls, config: PegasusXConfig, tensors: Mapping[str, Any], ops: Backend, generation_config: GenerationConfig
+    ) -> "PegasusXTorchModule":
+        """Create a torch module that trains."""
+        if not cls.has_head:
+            raise InputError("PegasusXModel has no loss: train PegasusXForConditionalGeneration")
+        if ops.name != "torch":
+            raise BackendError(f"backend {ops.name!r} does not train: pass backend='torch'")
+        if any(isinstance(tensor, QuantizedMatrix) for tensor in tensors.values()):
+            raise InputError("quantized weights do not train: load the model without quantization")
+        from pegasusx_ref.model.torch_module import PegasusXTorchModule
+
+        return PegasusXTorchModule(config, tensors, ops.device, ops.dtype, generation_config)
 
     @classmethod
     def from_random(

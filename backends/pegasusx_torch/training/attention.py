@@ -1,0 +1,171 @@
+"""Attention on a CPU under autograd: it keeps queries, keys and values, and computes probabilities again.
+
+A work item is one head of a batch row, computed by NumPy, whose products of small matrices are faster than torch's and
+run beside those of the other heads. Half precision is converted to float32 head by head.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pegasusx_numpy.attention import exp_in_place
+from pegasusx_numpy.thread_pool import parallel_for
+from torch import Tensor
+
+from pegasusx_torch.attention import empty_context
+from pegasusx_torch.training.dropout import Dropout
+
+
+class Group(NamedTuple):
+    """Queries that attend to the same keys.
+
+    Attributes:
+        queries: a slice of the queries.
+        keys: an index of the keys, each at most once.
+        masked: True where a query may not attend to a key (S or 1, X); None means nowhere.
+    """
+
+    queries: slice
+    keys: Any
+    masked: np.ndarray | None = None
+
+
+class Attention(torch.autograd.Function):
+    """Attention of groups of queries, for each head of each batch row."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: Sequence[Sequence[Group]], dropout: Dropout, *qkv: Tensor) -> tuple[Tensor, ...]:
+        """Compute the attended values.
+
+        Args:
+            ctx: keeps what `backward` needs.
+            groups: of each batch row, every query in one of them.
+            dropout: of the probabilities.
+            qkv: queries, keys and values (B, H, length, F), each in one or several streams that stand one after the
+                other: those of the global tokens, then those of the tokens.
+
+        Returns:
+            Attended values of each stream of queries.
+        """
+        ctx.groups, ctx.dropout = groups, dropout
+        ctx.save_for_backward(*qkv)
+        queries, keys, values = thirds(qkv)
+        contexts = [empty_context(x_BHLF) for x_BHLF in queries]
+
+        def work(head: tuple[int, int]) -> None:
+            q_LF, k_XF, v_XF = (joined(streams, head) for streams in (queries, keys, values))
+            context_LF = np.empty_like(q_LF)
+            for n, group in enumerate(groups[head[0]]):
+                exp_SU, sums_S1 = exponentials(q_LF[group.queries], k_XF[group.keys], group.masked)
+                kept_SU = dropout.kept(exp_SU.shape, *head, n)
+                if kept_SU is not None:
+                    exp_SU *= kept_SU
+                context_LF[group.queries] = (exp_SU @ v_XF[group.keys]) * (dropout.scale / sums_S1)
+            write(contexts, head, context_LF)
+
+        for_each_head(qkv[0], work)
+        return tuple(contexts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of queries, keys and values, see chapter 19.7.
+
+        Args:
+            ctx: see `forward`.
+            grads: of the attended values.
+        """
+        inputs = ctx.saved_tensors
+        found = [empty_context(x_BHLF) for x_BHLF in inputs]
+
+        def work(head: tuple[int, int]) -> None:
+            grad_LF, q_LF, k_XF, v_XF = (joined(streams, head) for streams in (grads, *thirds(inputs)))
+            results = head_backward(grad_LF, q_LF, k_XF, v_XF, ctx.groups[head[0]], ctx.dropout, head)
+            for streams, result in zip(thirds(found), results, strict=True):
+                write(streams, head, result)
+
+        for_each_head(inputs[0], work)
+        return None, None, *found
+
+
+def head_backward(
+    grad_LF: np.ndarray,
+    q_LF: np.ndarray,
+    k_XF: np.ndarray,
+    v_XF: np.ndarray,
+    groups: Sequence[Group],
+    dropout: Dropout,
+    head: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through one head; keys and values collect gradients from every group.
+
+    The matrices of all queries and keys take most of the time besides products. So the exponentials stay without their
+    sums, by which the gradients of the attended values are divided instead.
+
+    Args:
+        grad_LF: gradients of the attended values (L, F).
+        q_LF: queries (L, F).
+        k_XF: keys (X, F).
+        v_XF: values (X, F).
+        groups: of the queries.
+        dropout: of the probabilities.
+        head: numbers of the batch row and the head.
+
+    Returns:
+        Gradients of queries, keys and values.
+    """
+    grad_q_LF, grad_k_XF, grad_v_XF = np.empty_like(q_LF), np.zeros_like(k_XF), np.zeros_like(v_XF)
+    scale = q_LF.shape[1] ** -0.5
+    for n, (queries, keys, masked) in enumerate(groups):
+        q_SF, k_UF = q_LF[queries], k_XF[keys]
+        exp_SU, sums_S1 = exponentials(q_SF, k_UF, masked)
+        grad_SF = grad_LF[queries] * (dropout.scale / sums_S1)
+        grad_SU = grad_SF @ v_XF[keys].T
+        kept_SU = dropout.kept(exp_SU.shape, *head, n)
+        if kept_SU is not None:
+            grad_SU *= kept_SU
+        grad_v_XF[keys] += (exp_SU if kept_SU is None else exp_SU * kept_SU).T @ grad_SF
+        grad_SU -= np.einsum("su,su->s", grad_SU, exp_SU)[:, None] / sums_S1
+        grad_SU *= exp_SU  # now the gradients of the scores
+        if masked is not None:
+            np.copyto(grad_SU, 0, where=masked)
+        grad_q_LF[queries] = (grad_SU @ k_UF) * scale
+        grad_k_XF[keys] += grad_SU.T @ (q_SF * scale)
+    return grad_q_LF, grad_k_XF, grad_v_XF
+
+
+def exponentials(q_SF: np.ndarray, k_UF: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Compute probabilities (S, U) without the division by their sums (S, 1), and these.
+
+    Args:
+        q_SF: queries (S, F).
+        k_UF: keys (U, F).
+        masked: see `Group`; a query whose keys are all masked gets equal probabilities.
+    """
+    scores_SU: np.ndarray = (q_SF * q_SF.shape[1] ** -0.5) @ k_UF.T
+    return scores_SU, exp_in_place(scores_SU, masked)
+
+
+def for_each_head(x_BHLF: Tensor, work: Callable[[tuple[int, int]], None]) -> None:
+    """Call `work` for each pair of a batch row and a head, on as many threads as torch may use."""
+    parallel_for(list(np.ndindex(*x_BHLF.shape[:2])), work, torch.get_num_threads())
+
+
+def thirds(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+    """Split queries, keys and values."""
+    n = len(tensors) // 3
+    return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+
+
+def joined(streams: Sequence[Tensor], head: tuple[int, int]) -> np.ndarray:
+    """Return one head of all streams as an array, half precision as float32."""
+    arrays = [x[head].detach().to(torch.promote_types(x.dtype, torch.float32)).numpy() for x in streams]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def write(streams: Sequence[Tensor], head: tuple[int, int], x_LF: np.ndarray) -> None:
+    """Write one head of all streams."""
+    stop = 0
+    for stream in streams:
+        start, stop = stop, stop + stream.shape[2]
+        stream[head] = torch.from_numpy(x_LF[start:stop])
