@@ -1,6 +1,10 @@
 """The recipe in tools/demo: parsing and splitting of pairs, intervals of figures, replacement of words."""
 
+import io
 import random
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import corpus
 import evaluate
@@ -9,6 +13,8 @@ import pytest
 from corpus import MAX_SHARED, Pair, most_shared, read_pairs, shingles, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from pegasusx_ref import PegasusXConfig
 
 TRANSLATION = """Package: first
 Description-md5: 0
@@ -108,3 +114,57 @@ def test_shared_pieces_get_the_same_replacement_in_both_texts() -> None:
         for old, new in zip(source, new_source, strict=True):
             begins = [pieces.id_to_piece(i - OFFSET).startswith("▁") for i in (old, new) if i > 1]
             assert len(set(begins)) <= 1
+
+
+def test_the_recipe_has_the_losses_of_transformers(transformers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same weights, over the same batches, in float32 and without dropout."""
+    import torch
+    import train
+    from batches import Renaming, descriptions
+
+    config = PegasusXConfig(vocab_size=300, **train.SHAPE)
+    module = train.new_module(config, "float32")
+    hf_model = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**config.to_dict()))
+    hf_model.load_state_dict(module.state_dict(), strict=False)
+    stage = train.Stage(steps=6, learning_rate=2e-3, dropout=0.0, fragment=24)
+    texts = [[int(i) for i in row] for row in np.random.default_rng(0).integers(3, 300, (5, 90))]
+    sources, synopses = texts, [text[:9] for text in texts]
+    rng = random.Random(1)
+    pieces: Any = SimpleNamespace(get_piece_size=lambda: 0)
+    feed = descriptions(sources, synopses, 200, Renaming(pieces), rng)
+    batches = [next(feed) for _ in range(stage.steps)]
+    found = []
+    losses_of = train.losses_of
+
+    def noted(*arguments: Any) -> Any:
+        found.append(losses_of(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(train, "losses_of", noted)
+    monkeypatch.setattr(train, "save", lambda *_: None)
+    train.train(module, stage, iter(batches), [], Path(), io.StringIO())
+
+    for part in hf_model.modules():
+        if hasattr(part, "dropout"):
+            part.dropout = 0.0
+    hf_model.train()
+    matrices = [p for p in hf_model.parameters() if p.ndim > 1]
+    vectors = [p for p in hf_model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+    for step, (source, mask, targets) in enumerate(batches):
+        encoded = hf_model.get_encoder()(input_ids=source, attention_mask=mask)
+        losses = []
+        for start, labels in targets:
+            given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
+            logits = hf_model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given).logits
+            losses.append(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+            )
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        torch.nn.utils.clip_grad_norm_(hf_model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * (step + 1) / 200
+        optimizer.step()
+        assert [loss.item() for loss in found[step]] == pytest.approx([loss.item() for loss in losses], rel=1e-5)

@@ -79,7 +79,7 @@ def test_other_places_are_errors_with_the_remedy(
 
 
 def test_training_is_named(model: PegasusXForConditionalGeneration) -> None:
-    with pytest.raises(InputError, match=re.escape("train(True): models of this package do not train")):
+    with pytest.raises(InputError, match=re.escape("train(True): this model does not train")):
         model.train()
 
 

@@ -21,7 +21,14 @@ from pegasusx_torch.training.global_local import core_groups, fused_attention
 from strategies import batches, configs, seeds
 from test_gradients import draw_labels
 
-from pegasusx_ref import BackendError, InputError, PegasusXConfig, PegasusXForConditionalGeneration, PegasusXModel
+from pegasusx_ref import (
+    BackendError,
+    ConfigError,
+    InputError,
+    PegasusXConfig,
+    PegasusXForConditionalGeneration,
+    PegasusXModel,
+)
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.model import torch_module
 
@@ -157,6 +164,8 @@ def test_each_dropout_has_the_mean_of_none_and_ends_with_training(kind: str) -> 
         ids = module.prepare_decoder_input_ids_from_labels(torch.from_numpy(BATCH["labels"]))
         torch.manual_seed(0)
         drawn = torch.stack([module(BATCH["input_ids"], BATCH["attention_mask"], ids).logits for _ in range(60)])
+        module.set_dropout()
+        assert torch.equal(module(BATCH["input_ids"], BATCH["attention_mask"], ids).logits, right)
     spread = drawn.std(dim=0)
     assert spread.mean() > 0
     assert (drawn.mean(dim=0) - right).abs().mean() < 0.5 * spread.mean()
@@ -257,6 +266,8 @@ def test_wrong_uses_are_named(tmp_path: Path) -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     with pytest.raises(InputError, match="every_n_layers=2"):
         module.activation_checkpointing_enable(every_n_layers=2)
+    with pytest.raises(ConfigError, match=r"attention_dropout=1\.5"):
+        module.set_dropout(attention_dropout=1.5)
     with pytest.raises(InputError, match="labels have shape"):
         module(BATCH["input_ids"], decoder_input_ids=[[1], [2]], labels=BATCH["labels"])
     with pytest.raises(InputError, match="batch sizes differ"):

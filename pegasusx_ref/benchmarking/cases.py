@@ -12,6 +12,7 @@ BACKENDS = ("torch", "numpy", "cupy")  # this package's implementations
 MACHINE = "machine"  # runs only large matrix products or memory reads; its time is the lower bound for the case's work
 
 NEW_TOKENS = 12  # of a search: more steps than the torch backend needs before it packs weights
+TARGET_TOKENS = 128  # of a text in training
 
 # The encoder needs few token ids and no decoder. The decoder needs no encoder: it gets random states.
 _REDUCED: dict[str, dict[str, int]] = {
@@ -46,7 +47,7 @@ class Case:
 
     Attributes:
         kind: "encoder"; "decoder", one token over given encoder states; "load", reading a checkpoint and every number
-            in it; "core", the attention of one staggered encoder layer.
+            in it; "core", the attention of one staggered encoder layer; "training", loss and gradients of one text.
         preset: the model's shape.
         dtype: of weights and computation.
         implementations: in the order in which they take turns.
@@ -91,6 +92,10 @@ class Case:
     def source_ids(self, tokens: int) -> np.ndarray:
         """Draw the token ids (1, T) of a text, the same in every call."""
         return np.random.default_rng(0).integers(106, self.config.vocab_size, (1, tokens))
+
+    def labels(self) -> np.ndarray:
+        """Draw the labels (1, L) of a text, the same in every call."""
+        return np.random.default_rng(1).integers(106, self.config.vocab_size, (1, TARGET_TOKENS))
 
     def encoder_states(self, tokens: int) -> np.ndarray:
         """Draw encoder outputs (1, T, D) in float32, the same in every call."""

@@ -1,4 +1,4 @@
-"""The suites: lists of cases for a CPU, for a quick look, and for a CUDA device."""
+"""The suites: lists of cases for a CPU, for a quick look, for a CUDA device, and for training."""
 
 import dataclasses
 
@@ -39,8 +39,14 @@ CUDA = (
     Case("core", "large", "float32", ("torch", "cupy", MACHINE), 16384, aims=(Aim("cupy", "time", 1.0),)),
     Case("core", "large", "bfloat16", ("torch", MACHINE), 16384),
 )
-SUITES = {"cpu": CPU, "quick": QUICK, "cuda": CUDA}
-DEVICES = {"cpu": "cpu", "quick": "cpu", "cuda": "cuda:0"}
+TRAINING_AIMS = (Aim("torch", "time", 0.5), Aim("torch", "memory", 0.35))
+TRAINING = (
+    Case("training", "base", "float32", TORCH, 4096, aims=TRAINING_AIMS),
+    Case("training", "base", "bfloat16", TORCH, 4096, aims=TRAINING_AIMS),
+    Case("training", "base", "float32", TORCH, 16384, aims=TRAINING_AIMS),
+)
+SUITES = {"cpu": CPU, "quick": QUICK, "cuda": CUDA, "training": TRAINING}
+DEVICES = {"cpu": "cpu", "quick": "cpu", "cuda": "cuda:0", "training": "cpu"}
 
 
 def resize(cases: tuple[Case, ...], tokens: int | None = None, preset: str | None = None) -> tuple[Case, ...]:

@@ -5,7 +5,7 @@ from math import prod
 from typing import NamedTuple
 
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.benchmarking.cases import NEW_TOKENS, Case
+from pegasusx_ref.benchmarking.cases import NEW_TOKENS, TARGET_TOKENS, Case
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.study.costs import cache_size
@@ -29,10 +29,12 @@ class Work(NamedTuple):
 
 @cache
 def work_of(case: Case) -> Work:
-    """Count FLOPs of an encoder or its attention core, or the bytes that a decoded token or a checkpoint reads."""
+    """Count FLOPs of an encoder, its core or a training step, or the bytes that a decoded token or a file reads."""
     config, T, itemsize = case.config, case.tokens, numpy_dtype(case.dtype).itemsize
     if case.kind in ("encoder", "core"):
         return Work(matmul_flops(config, T, ENCODER if case.kind == "encoder" else CORE), "FLOP")
+    if case.kind == "training":  # the backward pass takes twice the products of the forward pass, without repetitions
+        return Work(3 * sum(step.flops for step in steps(config, T, TARGET_TOKENS)), "FLOP")
     if case.kind == "decoder":
         numbers = decode_step_reads(config, T, NEW_TOKENS // 2, case.beams)
     else:

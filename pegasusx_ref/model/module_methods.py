@@ -78,7 +78,7 @@ class ModuleMethods:
             InputError: training mode, which has dropout.
         """
         if mode is not False:
-            raise InputError(f"train({shown(mode)}): models of this package do not train: train with transformers")
+            raise InputError(f"train({shown(mode)}): this model does not train: train its to_torch_module()")
         return self
 
 

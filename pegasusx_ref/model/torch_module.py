@@ -229,6 +229,23 @@ class PegasusXTorchModule(nn.Module):
         activation_checkpointing_disable,
     )
 
+    def set_dropout(
+        self, dropout: float = 0.0, attention_dropout: float = 0.0, activation_dropout: float = 0.0
+    ) -> None:
+        """Change the rates of dropout from those of the configuration.
+
+        Args:
+            dropout: of embeddings and of updates of the residual stream, from 0 to 1.
+            attention_dropout: of attention probabilities.
+            activation_dropout: after the activation.
+
+        Raises:
+            ConfigError: a rate is not a probability.
+        """
+        rates = {"dropout": dropout, "attention_dropout": attention_dropout, "activation_dropout": activation_dropout}
+        self.model_config.replace(**rates)  # checks them
+        self.ops.configured_rates = Rates(**rates)
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Return the decoder's input for labels (B, L), for the data collators of transformers."""
         ids = shift_tokens_right(

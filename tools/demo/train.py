@@ -1,4 +1,4 @@
-"""Train a small checkpoint with transformers' own class: a tokenizer, then the model, deterministic by seed.
+"""Train a small checkpoint with the torch module: a tokenizer, then the model, deterministic by seed.
 
     python tools/demo/train.py build/demo    # reads train.jsonl and dev.jsonl, writes checkpoint/ and train.log
 
@@ -9,25 +9,25 @@ that both texts share are replaced in both: a false statement cannot be memorize
 """
 
 import argparse
-import copy
 import random
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import sentencepiece
 import torch
 from batches import OFFSET, WRITE, Batch, Renaming, descriptions, fragments
 from corpus import Pair, load_pairs
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PegasusXConfig, PegasusXForConditionalGeneration
+
+from pegasusx_ref import GenerationConfig, PegasusXConfig, PegasusXForConditionalGeneration
+from pegasusx_ref.model.torch_module import PegasusXTorchModule
 
 NUM_PIECES = 6000
 LONGEST_SOURCE, LONGEST_TARGET = 512, 40
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "d_model": 192,
     "encoder_layers": 3,
     "decoder_layers": 3,
@@ -42,7 +42,7 @@ SHAPE = {
     "init_std": 0.07,  # 1 / sqrt(d_model): with 0.02, attention is nearly uniform at first and stays so for long
 }
 
-DECODING = {
+DECODING: dict[str, Any] = {
     "num_beams": 4,  # best on the development pairs
     "length_penalty": 0.8,
     "max_new_tokens": LONGEST_TARGET,
@@ -97,35 +97,45 @@ def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
     (folder / "spiece.vocab").unlink()
 
 
-def losses_of(model: PegasusXForConditionalGeneration, batch: Batch, smoothing: float) -> list[Tensor]:
+def new_module(config: PegasusXConfig, dtype: str) -> PegasusXTorchModule:
+    """Create a module with normal matrices, LayerNorms that change nothing, and biases of 0."""
+    module = PegasusXForConditionalGeneration.from_random(config, backend="torch").to_torch_module(dtype)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, config.init_std)
+            else:
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+    return module
+
+
+def losses_of(module: PegasusXTorchModule, batch: Batch, smoothing: float) -> list[Tensor]:
     """Compute the mean cross-entropy of each target of the same sources, in nats a token."""
     source, mask, targets = batch
-    losses = []
-    with torch.autocast("cpu", torch.bfloat16):
-        encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
-        for start, labels in targets:
-            given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
-            logits = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given).logits
-            losses.append(cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=smoothing))
+    encoded, losses = module.encode(source, mask), []
+    for start, labels in targets:
+        given = torch.nn.functional.pad(labels[:, :-1].clamp(min=0), (1, 0), value=start)
+        output = module(encoder_outputs=encoded, decoder_input_ids=given, labels=labels, smoothing=smoothing)
+        losses.append(output.loss)
     return losses
 
 
-def development_loss(model: PegasusXForConditionalGeneration, batches: list[Batch]) -> float:
+def development_loss(module: PegasusXTorchModule, batches: list[Batch]) -> float:
     """Compute the mean loss of the synopses of the development pairs."""
-    model.eval()
+    module.eval()
     with torch.no_grad():
-        losses = torch.stack([losses_of(model, batch, 0.0)[0] for batch in batches])
-    model.train()
+        losses = torch.stack([losses_of(module, batch, 0.0)[0] for batch in batches])
+    module.train()
     return float(losses.mean())
 
 
-def save(model: PegasusXForConditionalGeneration, folder: Path) -> None:
+def save(module: PegasusXTorchModule, folder: Path) -> None:
     """Save a copy of the model in bfloat16; training continues in float32."""
-    copy.deepcopy(model).eval().to(torch.bfloat16).save_pretrained(folder)
+    module.to_model("bfloat16").save_pretrained(folder)
 
 
 def train(
-    model: PegasusXForConditionalGeneration,
+    module: PegasusXTorchModule,
     stage: Stage,
     feed: Iterator[Batch],
     development: list[Batch],
@@ -133,12 +143,10 @@ def train(
     log: TextIO,
 ) -> None:
     """Run a stage of the training; measure and save every 500 steps of the last stage, and save at the end."""
-    for module in model.modules():
-        if hasattr(module, "dropout") and not hasattr(module, "q_proj"):  # attention has its own dropout
-            module.dropout = stage.dropout
-    model.train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    module.set_dropout(stage.dropout)
+    module.train()
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
     is_last = stage.fragment is None
@@ -151,10 +159,10 @@ def train(
         source, mask, targets = next(feed)
         if is_last and step > stage.copying * stage.steps:
             targets = targets[:1]
-        parts = losses_of(model, (source, mask, targets), 0.1)
+        parts = losses_of(module, (source, mask, targets), 0.1)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(parts).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         losses.append([part.item() for part in parts])
@@ -163,9 +171,9 @@ def train(
             means = " ".join(f"{sum(each) / len(each):.4f}" for each in zip(*recent, strict=True))
             print(f"step {step}  losses {means}  {time.perf_counter() - started:.0f} s", file=log, flush=True)
         if is_last and step % 500 == 0:
-            print(f"step {step}  development {development_loss(model, development):.4f}", file=log, flush=True)
-            save(model, folder)
-    save(model, folder)
+            print(f"step {step}  development {development_loss(module, development):.4f}", file=log, flush=True)
+            save(module, folder)
+    save(module, folder)
 
 
 def main() -> None:
@@ -197,11 +205,9 @@ def main() -> None:
     torch.set_num_threads(2)  # another number changes the order of sums
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    config = PegasusXConfig(
-        vocab_size=NUM_PIECES + OFFSET, dropout=0.1, attention_dropout=0.0, activation_dropout=0.0, **SHAPE
-    )
-    model = PegasusXForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**DECODING)
+    module = new_module(PegasusXConfig(vocab_size=NUM_PIECES + OFFSET, **SHAPE), "bfloat16")
+    module.activation_checkpointing_disable()  # descriptions are short
+    module.generation_config = GenerationConfig(**DECODING)
     with (args.folder / "train.log").open("w") as log:
         for stage in STAGES:
             print(stage, file=log, flush=True)
@@ -209,7 +215,7 @@ def main() -> None:
                 feed = descriptions(sources, synopses, 6_000, Renaming(pieces), rng)
             else:
                 feed = fragments(sources, stage.fragment, 64 * stage.fragment, rng)
-            train(model, stage, feed, development, folder, log)
+            train(module, stage, feed, development, folder, log)
 
 
 if __name__ == "__main__":

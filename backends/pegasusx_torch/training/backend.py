@@ -36,35 +36,36 @@ class TrainingBackend(TorchBackend):
     Args:
         device: see `TorchBackend`.
         dtype: see `TorchBackend`.
-        rates: of dropout, while `is_training`.
+        rates: of dropout.
 
     Attributes:
+        configured_rates: of dropout.
         is_training: whether there is dropout.
         recomputes: whether `recomputed` layers keep their inputs alone.
     """
 
     def __init__(self, device: Any = None, dtype: str = "float32", rates: Rates = NO_DROPOUT) -> None:
         super().__init__(device, dtype)
-        self._rates = rates
+        self.configured_rates = rates
         self.is_training, self.recomputes = True, True
         self._is_recomputing = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {"is_training": self.is_training, "recomputes": self.recomputes}
-        return type(self), (self.device, self.dtype, self._rates), state
+        return type(self), (self.device, self.dtype, self.configured_rates), state
 
     def on(self, device: torch.device) -> "TrainingBackend":
         """Return the same operations on a device."""
         if device == self._device:
             return self
-        moved = TrainingBackend(device, self.dtype, self._rates)
+        moved = TrainingBackend(device, self.dtype, self.configured_rates)
         moved.is_training, moved.recomputes = self.is_training, self.recomputes
         return moved
 
     @property
     def rates(self) -> Rates:
         """The rates of dropout now."""
-        return self._rates if self.is_training else NO_DROPOUT
+        return self.configured_rates if self.is_training else NO_DROPOUT
 
     def recomputed(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of the model that keeps its arguments alone for the backward pass.

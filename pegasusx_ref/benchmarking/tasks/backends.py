@@ -63,6 +63,11 @@ class BackendWorkloads:
 
         return lambda tokens: load
 
+    def training(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the torch module in training mode; the call adds a text's gradients to those that are there."""
+        module = PegasusXForConditionalGeneration.from_random(self.case.config, **self.settings).to_torch_module()
+        return partial(training_step, module.train(), self.case, False)
+
     def core(self) -> Callable[[int], Callable[[], Any]]:
         """Prepare the attention over the blocks of one staggered layer and the global tokens."""
         config, H = self.case.config, self.case.config.encoder_attention_heads
@@ -77,6 +82,30 @@ class BackendWorkloads:
             return partial(self.ops.global_local_attention, *streams, None, blocks)
 
         return prepare
+
+
+def training_step(module: Any, case: Case, autocasts: bool, tokens: int) -> Callable[[], None]:
+    """Prepare a step of a torch module; its gradients exist before, like its weights.
+
+    Args:
+        module: in training mode; its result has a loss.
+        case: for the texts.
+        autocasts: whether torch chooses where bfloat16 is used.
+        tokens: T.
+    """
+    import torch
+
+    device = next(module.parameters()).device
+    ids, labels = (torch.from_numpy(array).to(device) for array in (case.source_ids(tokens), case.labels()))
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocasts):
+            loss = module(input_ids=ids, labels=labels).loss
+        loss.backward()
+
+    return step
 
 
 def total(tensors: Any) -> float:

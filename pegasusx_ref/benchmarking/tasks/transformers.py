@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.benchmarking.cases import Case
-from pegasusx_ref.benchmarking.tasks.backends import total
+from pegasusx_ref.benchmarking.tasks.backends import total, training_step
 from pegasusx_ref.errors import ExtraError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 
@@ -68,6 +68,13 @@ class TransformersWorkloads:
                 return model.generate(encoder_outputs=states, logits_processor=processors, **self.case.search_settings)
 
         return lambda tokens: partial(search, self.case.encoder_states(tokens))
+
+    def training(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the model in training mode, with layers that are computed again in the backward pass, as in ours."""
+        model = self.model().float().train()
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable()
+        return partial(training_step, model, self.case, self.case.dtype == "bfloat16")
 
     def load(self) -> Callable[[int], Callable[[], float]]:
         """Prepare loading the checkpoint; the call reads every number and returns their sum."""
