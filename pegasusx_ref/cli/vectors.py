@@ -81,8 +81,9 @@ def check_command(
     """Check the tensors of an implementation that ran the vector in FOLDER.
 
     The dump contains any number of tensors, by trace-point name or by names that --map maps. The tensors that fail are
-    listed in the order of execution. The exit code is 0 if no tensor fails, known differences apart; 1 if one does, or
-    with --strict if the dump does not hold exactly the vector's tensors.
+    listed in the order of execution. If the vector has gradients and the dump holds some, under the names of trace
+    points and weights with .grad behind, the backward pass is checked too. The exit code is 0 if no tensor fails, known
+    differences apart; 1 if one does, or with --strict if the dump does not hold exactly the vector's tensors.
     """
     vector = read_vector(folder)
     config = PegasusXConfig.from_dict(vector.manifest["config"])

@@ -16,7 +16,14 @@ from pegasusx_ref.verification import from_dump
 from pegasusx_ref.verification.candidates.inputs import INPUTS, MASKS, random_ids
 
 RANDOM = ("--tokens", "--target-tokens", "--seed")  # options of random inputs
-OF_SUGGESTIONS = {"--suggest-inputs", "--model", "--revision", "--seed", "--progress"}  # what they depend on
+OF_SUGGESTIONS = {
+    "--suggest-inputs",
+    "--model",
+    "--revision",
+    "--seed",
+    "--gradients",
+    "--progress",
+}  # what they depend on
 ROWS = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 
@@ -66,9 +73,15 @@ def numbers(rows: str | None) -> list[int] | None:
 
 
 def build_inputs(
-    file: Path | None, name: Path, hub: HubOptions, config: PegasusXConfig, counts: tuple[int, int], seed: int
+    file: Path | None,
+    name: Path,
+    hub: HubOptions,
+    config: PegasusXConfig,
+    counts: tuple[int, int],
+    seed: int,
+    labels: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Tokenize a text or draw random source ids, and draw random target ids.
+    """Tokenize a text or draw random source ids, and draw random target ids and labels.
 
     Args:
         file: the text, or None.
@@ -77,6 +90,7 @@ def build_inputs(
         config: of the model.
         counts: the number of random source and target tokens.
         seed: of the random ids.
+        labels: whether the run needs labels.
     """
     rng, (tokens, target_tokens) = np.random.default_rng(seed), counts
     if file is None:
@@ -86,22 +100,27 @@ def build_inputs(
         source = np.array(PegasusTokenizer.from_pretrained(name, **hub)([text])["input_ids"])
     target = random_ids(rng, config.vocab_size, (1, target_tokens))
     target[:, 0] = config.decoder_start_token_id
-    return {"input_ids": source, "decoder_input_ids": target}
+    drawn = {"labels": random_ids(rng, config.vocab_size, target.shape)} if labels else {}
+    return {"input_ids": source, "decoder_input_ids": target} | drawn
 
 
-def read_inputs(path: Path) -> dict[str, np.ndarray]:
-    """Read ids and masks from a safetensors or npz file.
+def read_inputs(path: Path, names: Collection[str] = INPUTS) -> dict[str, np.ndarray]:
+    """Read ids and masks, and labels where a run needs them, from a safetensors or npz file.
 
     Raises:
         InputError: another format, or tensors that are no ids.
         UsageError: the ids are missing.
     """
     tensors = from_dump(path)
-    return check_ids({name: tensors[name] for name in tensors if name in INPUTS}, path, "add it")
+    return check_ids({name: tensors[name] for name in tensors if name in names}, path, "add it")
 
 
 def inputs_of_dump(
-    dump: Path, candidate: Mapping[str, np.ndarray], batch: Path | None, given: Mapping[str, np.ndarray]
+    dump: Path,
+    candidate: Mapping[str, np.ndarray],
+    batch: Path | None,
+    given: Mapping[str, np.ndarray],
+    names: Collection[str] = INPUTS,
 ) -> dict[str, np.ndarray]:
     """Return the ids and masks of a run whose tensors are in a file: from it, or from a file of their own.
 
@@ -110,11 +129,12 @@ def inputs_of_dump(
         candidate: its tensors.
         batch: the file of ids and masks, or None.
         given: its content.
+        names: of the arrays that a run takes.
 
     Raises:
         UsageError: both files hold an array, or none holds the ids.
     """
-    inputs = {name: candidate[name] for name in INPUTS if name in candidate}
+    inputs = {name: candidate[name] for name in names if name in candidate}
     if twice := [name for name in inputs if name in given]:
         raise UsageError(f"--dump {dump} and --inputs {batch} both hold {', '.join(twice)}: keep one")
     return check_ids(inputs | dict(given), dump, "add it to the dump, or pass a file of ids and masks as --inputs FILE")

@@ -51,7 +51,7 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.quantization import Quantization, quantize_weights
 from pegasusx_ref.verification import Candidate, from_dump, verify
-from pegasusx_ref.verification.candidates.inputs import MASKS
+from pegasusx_ref.verification.candidates.inputs import INPUTS, MASKS, Loss
 from pegasusx_ref.verification.checking.arithmetics import DTYPES, Arithmetic, get_arithmetic
 from pegasusx_ref.verification.checking.estimate import Estimate
 from pegasusx_ref.verification.coverage import suggested_inputs
@@ -94,6 +94,12 @@ from pegasusx_ref.verification.coverage import suggested_inputs
     metavar="FILE",
     help="Write ids and masks that can show every kind of fault (safetensors or npz), and check nothing.",
 )
+@click.option(
+    "--gradients",
+    is_flag=True,
+    help="Check the backward pass of transformers or of a dump too: the gradients of the loss of the labels that stand "
+    "with the ids, or are random. A gradient has the name of its trace point or parameter, with .grad behind.",
+)
 @click.option("--layers", metavar="NAMES", help="Check these layers only, such as encoder.0,decoder.2-4.")
 @click.option("--rows", metavar="NUMBERS", help="Check these rows of the batch only, such as 0,2-4.")
 @all_option
@@ -118,6 +124,7 @@ def verify_command(
     seed: int,
     batch: Path | None,
     suggestion: Path | None,
+    gradients: bool,
     layers: str | None,
     rows: str | None,
     everything: bool,
@@ -143,15 +150,19 @@ def verify_command(
         raise UsageError(f"--dtype {dtype.name} is for a --dump: {against} computes in {', '.join(DTYPES)} here")
     if dump is None and mapping is not None:
         raise UsageError(f"--map {mapping} maps the names of a dump: add --dump FILE")
+    if gradients and dump is suggestion is None and against != "transformers":
+        raise UsageError(f"--gradients: {against} has no backward pass: pass --against transformers, or --dump FILE")
+    names = (*INPUTS, *Loss._fields) if gradients else INPUTS
     hub, name = hub_options(folder, revision), folder or DEMO_CHECKPOINT
     place = locate(name, "model", hub)
     config = PegasusXConfig.from_pretrained(place.folder)
     if suggestion is not None:
-        inputs = suggested_inputs(config, seed)
+        inputs = suggested_inputs(config, seed, gradients)
         write_inputs(suggestion, inputs)
         (B, T), (_, L) = (inputs[name].shape for name in MASKS)
         print_text(f"Wrote {suggestion}: {B} texts of up to {T} source and {L} target tokens, with masks")
         model = "" if folder is None else f" --model {folder}"
+        model += " --gradients" if gradients else ""
         print_text(f"Run the implementation on it, then: pegasusx-ref verify --dump FILE --inputs {suggestion}{model}")
         return
     weights, config = load_weights(place.folder, config, True, place.adapter)
@@ -165,16 +176,17 @@ def verify_command(
     reference = PegasusXForConditionalGeneration(config, rounded, get_backend("golden", dtype="float64"))
     candidate: Candidate | Mapping[str, np.ndarray]
     if dump is not None:
-        given = {} if batch is None else read_inputs(batch)
+        given = {} if batch is None else read_inputs(batch, names)
         candidate = from_dump(dump, mapping, config, given)
-        against, inputs = dump.name, inputs_of_dump(dump, candidate, batch, given)
+        against, inputs = dump.name, inputs_of_dump(dump, candidate, batch, given, names)
     else:
-        inputs = read_inputs(batch) if batch else build_inputs(file, name, hub, config, (tokens, target_tokens), seed)
+        counts = (tokens, target_tokens)
+        inputs = read_inputs(batch, names) if batch else build_inputs(file, name, hub, config, counts, seed, gradients)
         candidate = build_candidate(against, place, reference, rounded, plain.name)
     count = f"{np.size(inputs.get('input_ids', ()))} tokens"
-    description, counts = f"{against} in {dtype.name}: {count}, layer", (config.encoder_layers, config.decoder_layers)
-    with layer_progress(description, *counts, shown=shown, of=Estimate):
-        report = verify(reference, candidate, inputs, dtype, read_lists(known), layers, rows_kept)
+    description, parts = f"{against} in {dtype.name}: {count}, layer", (config.encoder_layers, config.decoder_layers)
+    with layer_progress(description, *parts, shown=shown, of=Estimate):
+        report = verify(reference, candidate, inputs, dtype, read_lists(known), layers, rows_kept, gradients)
     subject = f"{against} in {dtype.name}, {name.resolve().name}"
     raise SystemExit(show_report(report, subject, strict, everything, as_json, html, junit))
 

@@ -139,7 +139,7 @@ def attention_backward(
         grad_scores_BHLX = np.where(visible[:, None], grad_scores_BHLX, 0)
     grad_scores_BHLX = tap("scores.grad", grad_scores_BHLX)
 
-    scale = q_BHLF.shape[3] ** -0.5
-    grad_q_BHLF = grad_scores_BHLX @ k_BHXF * scale
-    grad_k_BHXF = grad_scores_BHLX.swapaxes(2, 3) @ q_BHLF * scale
+    grad_products_BHLX = grad_scores_BHLX * q_BHLF.shape[3] ** -0.5
+    grad_q_BHLF = grad_products_BHLX @ k_BHXF
+    grad_k_BHXF = grad_products_BHLX.swapaxes(2, 3) @ q_BHLF
     return grad_q_BHLF, grad_k_BHXF, grad_v_BHXF

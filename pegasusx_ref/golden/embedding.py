@@ -38,7 +38,7 @@ def embed_tokens_backward(
 
     Source: HF `nn.Embedding` with padding_idx.
     """
-    grad_VD = np.zeros((num_rows, grad_BTD.shape[2]), dtype=grad_BTD.dtype)
+    grad_VD = np.zeros_like(grad_BTD, shape=(num_rows, grad_BTD.shape[2]))
     np.add.at(grad_VD, ids_BT, grad_BTD * scale)  # a repeated token adds up: grad_VD[ids_BT] += would keep the last
     if padding_id is not None:
         grad_VD[padding_id] = 0

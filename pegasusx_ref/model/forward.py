@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pegasusx_ref.backend import Array, Backend
-from pegasusx_ref.errors import InputError, shown
+from pegasusx_ref.errors import InputError
 from pegasusx_ref.golden.attention import causal_mask
-from pegasusx_ref.golden.head import IGNORED_LABEL, shift_tokens_right
+from pegasusx_ref.golden.head import shift_tokens_right
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.decoder import decoder
@@ -58,19 +58,10 @@ def check_labels(config: PegasusXConfig, labels: Any, decoder_input_ids: Any) ->
     Raises:
         InputError: not token ids, or none of them counts.
     """
-    labels_BL = inputs.token_ids("labels", labels, config.vocab_size, ignored_labels=True)
-    if (labels_BL == IGNORED_LABEL).all():
-        raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
+    labels_BL = inputs.labels(labels, config.vocab_size)
     if decoder_input_ids is None:
         decoder_input_ids = shift_tokens_right(labels_BL, config.pad_token_id, config.decoder_start_token_id)
     return labels_BL, decoder_input_ids
-
-
-def check_label_smoothing(value: Any) -> float:
-    """Check the probability that is spread over all tokens."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"label_smoothing={shown(value)}: expected a number from 0 to 1")
-    return float(value)
 
 
 def run_encoder(ops: Backend, weights: Weights, config: PegasusXConfig, source: Source) -> Encoded:

@@ -50,6 +50,22 @@ def token_ids(name: str, values: Any, vocab_size: int, ignored_labels: bool = Fa
     return ids_BT.astype(np.int64)
 
 
+def labels(values: Any, vocab_size: int) -> np.ndarray:
+    """Check labels: token ids, or -100 where no loss is taken, but not everywhere; see `token_ids`."""
+    labels_BL = token_ids("labels", values, vocab_size, ignored_labels=True)
+    if (labels_BL == IGNORED_LABEL).all():
+        raise InputError(f"labels are {IGNORED_LABEL} everywhere: there is no loss without a label")
+    return labels_BL
+
+
+def label_smoothing(value: Any) -> float:
+    """Check a label smoothing, a number from 0 to 1."""
+    number = value.item() if getattr(value, "shape", None) == () else value
+    if not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise InputError(f"label_smoothing={shown(value)}: expected a number from 0 to 1")
+    return float(number)
+
+
 def mask(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray | None:
     """Check an attention mask.
 

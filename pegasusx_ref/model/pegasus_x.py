@@ -12,7 +12,7 @@ from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.errors import InputError, NumericsError
 from pegasusx_ref.generation import Callbacks, Streamer, check_streamer, settings_of_call
 from pegasusx_ref.model import inputs
-from pegasusx_ref.model.forward import check_label_smoothing, check_labels, forward
+from pegasusx_ref.model.forward import check_labels, forward
 from pegasusx_ref.model.generation_run import GenerationRun, cache_kind
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import lm_head
@@ -184,7 +184,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         from pegasusx_ref.model.gradients import loss_and_gradients  # here: most users never need its files
 
         labels_BL, decoder_input_ids = check_labels(self.config, labels, decoder_input_ids)
-        label_smoothing = check_label_smoothing(label_smoothing)
+        label_smoothing = inputs.label_smoothing(label_smoothing)
         if self.ops.dtype not in ("float32", "float64"):
             raise InputError(f"gradients need float32 or float64, not {self.ops.dtype}: load the model with dtype=")
         if any(isinstance(tensor, QuantizedMatrix) for tensor in self._tensors.values()):
@@ -199,7 +199,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         return loss_and_gradients(self.config, tensors, batch, labels_BL, label_smoothing)
 
     def to_torch_module(self, dtype: Any = None) -> "PegasusXTorchModule":
-        """Copy the model to a torch module that trains. See spec 19.25.
+        """Copy the model to a torch module that trains. See spec 19.26.
 
         Args:
             dtype: of the operands of products; the model's where None. Parameters are float32, or float64.

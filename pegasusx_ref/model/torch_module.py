@@ -22,7 +22,7 @@ from pegasusx_ref.model import inputs
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.decoder import decoder, decoder_layer
 from pegasusx_ref.model.encoder import Encoded, encoder, encoder_layer
-from pegasusx_ref.model.forward import check_label_smoothing, check_labels, check_source, visible_targets
+from pegasusx_ref.model.forward import check_labels, check_source, visible_targets
 from pegasusx_ref.model.layers import embed, lm_head
 from pegasusx_ref.model.outputs import ModelOutput
 from pegasusx_ref.model.pegasus_x import PegasusXForConditionalGeneration
@@ -45,7 +45,7 @@ class TrainingOutput(ModelOutput):
 
 
 class PegasusXTorchModule(nn.Module):
-    """PEGASUS-X for training with torch: float32 parameters under transformers' names. [spec 19.25]
+    """PEGASUS-X for training with torch: float32 parameters under transformers' names. [spec 19.26]
 
     Every layer keeps its inputs alone and is computed again in the backward pass, so that long inputs fit into memory;
     `activation_checkpointing_disable` makes it keep everything. In training mode there is dropout as configured.
@@ -112,7 +112,7 @@ class PegasusXTorchModule(nn.Module):
             InputError: arguments that the model cannot take, or that do not fit each other.
         """
         ops, config, labels_BL = self.ops, self.model_config, None
-        smoothing = check_label_smoothing(smoothing)
+        smoothing = inputs.label_smoothing(smoothing)
         if labels is not None:
             labels_BL, decoder_input_ids = check_labels(config, labels, decoder_input_ids)
         ids_BL = inputs.token_ids("decoder_input_ids", decoder_input_ids, config.vocab_size)

@@ -70,6 +70,16 @@ def general(name: str) -> str:
     return re.sub(r"\blocal\.\d+", "local.{n}", re.sub(r"\blayers\.\d+", "layers.{i}", name))
 
 
+def is_gradient(name: object) -> bool:
+    """Return whether a name is that of a gradient: of a trace point or a parameter, with ``.grad`` behind."""
+    return isinstance(name, str) and name.endswith(".grad")
+
+
+def letters_of(name: str) -> str:
+    """Return the dimensions of a tensor or of its gradient; "" for the gradient of a parameter."""
+    return TRACE_POINTS[name] if name in TRACE_POINTS else TRACE_POINTS.get(general(name.removesuffix(".grad")), "")
+
+
 def numbers_in(name: str) -> tuple[int, ...]:
     """Parse the layer number, and the block number if there is one, from a tensor's name."""
     return tuple(int(number) for number in re.findall(r"\.(\d+)\b", name))

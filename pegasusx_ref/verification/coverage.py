@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from pegasusx_ref.errors import shown as shown_value
+from pegasusx_ref.golden.head import IGNORED_LABEL
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.rendering.tables import counted
 from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
@@ -78,16 +79,17 @@ def blind_spots(config: PegasusXConfig, source_mask_BT: np.ndarray, target_mask_
     return [spot for spot, is_here in spots.items() if is_here]
 
 
-def suggested_inputs(config: PegasusXConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def suggested_inputs(config: PegasusXConfig, seed: int = 0, gradients: bool = False) -> dict[str, np.ndarray]:
     """Draw ids and masks of a batch that can show every kind of fault. [spec 16.20]
 
     Args:
         config: of the model.
         seed: of the ids.
+        gradients: draw labels too.
 
     Returns:
         input_ids, attention_mask (3, T), decoder_input_ids, decoder_attention_mask (3, 12): one text fills its row, one
-        ends inside a block, one is shorter than a block.
+        ends inside a block, one is shorter than a block. And labels (3, 12), the next token each; -100 in padding.
     """
     rng, K = np.random.default_rng(seed), config.block_size
     T = max(2 * K + 1, LATE)
@@ -98,4 +100,7 @@ def suggested_inputs(config: PegasusXConfig, seed: int = 0) -> dict[str, np.ndar
         found[f"{prefix}input_ids"] = random_ids(rng, config.vocab_size, (3, max(real)))
         found[f"{prefix}attention_mask"] = np.arange(max(real)) < np.array(real)[:, None]
     found["decoder_input_ids"][:, 0] = config.decoder_start_token_id
+    if gradients:
+        following = np.append(found["decoder_input_ids"][:, 1:], random_ids(rng, config.vocab_size, (3, 1)), axis=1)
+        found["labels"] = np.where(found["decoder_attention_mask"], following, IGNORED_LABEL)
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.reading import as_path, read_bytes, reading
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, is_gradient
 from pegasusx_ref.verification.checking.error_bounds import Errors
 from pegasusx_ref.verification.shipped_files import shipped_text
 
@@ -56,7 +56,8 @@ class KnownDifference:
                     raise InputError(f"{where}: {measure} < {limit:g}: a limit must be above 0 and finite")
             if not self.reason.strip():
                 raise InputError(f"{where}: has no reason: {EXPECTED}")
-            if len(self.pattern) > MAX_PATTERN or not any(can_match(self.pattern, point) for point in TRACE_POINTS):
+            matches_one = is_gradient(self.pattern) or any(can_match(self.pattern, point) for point in TRACE_POINTS)
+            if len(self.pattern) > MAX_PATTERN or not matches_one:
                 raise InputError(f"{where}: matches no trace point: pegasusx_ref.TRACE_POINTS lists them")
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
 """Verification of an implementation, operation by operation. [spec 16]"""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from pegasusx_ref.model.encoder import layer_blocks
 from pegasusx_ref.model.inputs import mask as check_mask
 from pegasusx_ref.model.inputs import token_ids
 from pegasusx_ref.model.weights import parameter_shapes
-from pegasusx_ref.tracing import listen
-from pegasusx_ref.verification.candidates.inputs import MASKS, real_tokens
+from pegasusx_ref.tracing import listen, record
+from pegasusx_ref.tracing.trace_points import is_gradient
+from pegasusx_ref.verification.candidates.inputs import MASKS, Loss, check_loss, real_tokens
 from pegasusx_ref.verification.candidates.missing_masks import missing_masks
 from pegasusx_ref.verification.candidates.sources import Candidate
 from pegasusx_ref.verification.checking.arithmetics import Arithmetic, by_precision, get_arithmetic
@@ -40,6 +42,7 @@ def verify(
     known: Known = (),
     layers: Iterable[str] | None = None,
     rows: Sequence[int] | None = None,
+    gradients: bool = False,
 ) -> Report:
     """Check an implementation operation by operation, each from the candidate's own tensors. [spec 16.8]
 
@@ -56,10 +59,13 @@ def verify(
         layers: names of the only layers to check, such as "encoder.0" and "decoder.2-4", which start from the
             candidate's tensors; end-to-end errors then are those of a layer.
         rows: the only rows of the batch to check.
+        gradients: check the backward pass too. Inputs, also those that the candidate gets, then have labels (B, L) and
+            a label_smoothing, 0 if it is left out. Gradients have the names of trace points and parameters, with
+            ``.grad`` behind.
 
     Raises:
         InputError: an unknown arithmetic, missing inputs, an unreadable known difference, a layer or row that does not
-            exist or starts from a tensor that is not shown, or a candidate without any known tensor.
+            exist or starts from a tensor that is not shown, or a candidate without any known tensor or gradient.
 
     Source: rounding errors as random numbers: Higham and Mary 2019, "A new approach to probabilistic rounding error
     analysis".
@@ -67,10 +73,13 @@ def verify(
     check_reference(reference)
     arithmetic = get_arithmetic(arithmetic)
     differences, config = known_differences(known), reference.config
-    arrays = check_inputs(inputs, config.vocab_size)
+    loss = check_loss(inputs, config.vocab_size) if gradients else None
+    if gradients and (layers is not None or rows is not None):
+        raise InputError("gradients cannot be combined with layers or rows: those of parameters are sums over all")
+    arrays = check_inputs(inputs, config.vocab_size, Loss._fields if gradients else ())
     places = None if layers is None else parse_layers(layers, config)
     kept = None if rows is None else check_rows(rows, len(arrays["input_ids"]))
-    tensors = candidate(arrays) if callable(candidate) else candidate
+    tensors = candidate(arrays | (loss._asdict() if loss else {})) if callable(candidate) else candidate
     if not isinstance(tensors, Mapping):
         raise InputError(f"the candidate is a {type(tensors).__name__}: pass tensors by name, or a function that does")
     (B, T), (_, L) = (arrays[ids].shape for ids in MASKS)
@@ -80,22 +89,36 @@ def verify(
     if kept is not None:
         source, target = source[kept], target[kept]
         arrays = {name: None if array is None else array[kept] for name, array in arrays.items()}
-    model = PegasusXForConditionalGeneration(config, tensors_on_host(reference), CheckingOperations(arithmetic))
+    on_host = tensors_on_host(reference)
+    model = PegasusXForConditionalGeneration(config, on_host, CheckingOperations(arithmetic))
     context = LayerContext(config, model.weights, source, shown)
 
     def diagnoses(failure: Failure, before: Collection[str], others: bool) -> list[Diagnosis]:
         from pegasusx_ref.verification.diagnosis.diagnose import diagnose  # thirty files, for failures only
+        from pegasusx_ref.verification.gradients.diagnosis import diagnose_gradient
 
+        if is_gradient(failure.check.name):
+            return diagnose_gradient(failure, arithmetic)
         return diagnose(failure, arithmetic, context, before, others)
 
     collector = FindingCollector(diagnoses)
-    checker = Checker(shown, valid, differences, arithmetic, collector.add)
-    with listen(checker), np.errstate(invalid="ignore", over="ignore"):  # what follows from NaN is NaN
-        if places is None:
-            model(**arrays)
-        else:
-            run_layers(model, places, shown, arrays)
-    names = set(tensors) - set(arrays)
+    checker = Checker(shown, valid, differences, arithmetic, collector.add, keeps_padding=gradients)
+    with np.errstate(invalid="ignore", over="ignore"):  # what follows from NaN is NaN
+        with listen(checker), record("*" if gradients else "no tensor") as forward:
+            if places is None:
+                model(**arrays)
+            else:
+                run_layers(model, places, shown, arrays)
+        others = by_precision(checker.passes_as) if is_mostly_wrong(checker.checks) else []
+        if loss is not None:
+            from pegasusx_ref.verification.gradients.backward import check_backward  # for few runs only
+
+            check_backward(config, on_host, arrays, loss, forward, shown, checker, arithmetic)
+    names = set(tensors) - {*arrays, *Loss._fields}
+    unchecked = set() if gradients else {name for name in names if is_gradient(name)}
+    hints = missing_masks(shown, arrays, config) if collector.findings else []
+    if unchecked:
+        hints.append("gradients are not checked: pass gradients=True, or --gradients")
     if places is not None:
         inside = tuple(f"{place}." for place in places)
         names = {name for name in names if isinstance(name, str) and name.startswith(inside)}
@@ -108,15 +131,15 @@ def verify(
         findings=collector.findings,
         failure=collector.failure,
         arithmetic=arithmetic.name,
-        coverage=coverage([check.name for check in checker.checks], checker.missing, names),
+        coverage=coverage([check.name for check in checker.checks], checker.missing, names - unchecked),
         config=config,
         valid=valid,
         rows=checker.rows,
         known=checker.known,
         assumed=checker.assumed,
-        passes_as=by_precision(checker.passes_as) if is_mostly_wrong(checker.checks) else [],
+        passes_as=others,
         notes=blind_spots(config, source, target),
-        hints=missing_masks(shown, arrays, config) if collector.findings else [],
+        hints=hints,
     )
 
 
@@ -167,16 +190,17 @@ def largest_size(config: PegasusXConfig, B: int, T: int, L: int) -> int:
     """
     G, K = config.num_global_tokens, config.block_size
     M, H = max(config.encoder_ffn_dim, config.decoder_ffn_dim), config.encoder_attention_heads
+    parameters = max(math.prod(shape) for shape in parameter_shapes(config).values())  # have gradients
     states, logits = max(T, L, G) * max(M, config.d_model), L * config.vocab_size
     scores = max(H * max(G * (G + T), min(K, T) * (G + min(K, T))), config.decoder_attention_heads * L * max(L, T))
-    return B * max(states, logits, scores)
+    return max(B * max(states, logits, scores), parameters)
 
 
-def check_inputs(inputs: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """Check all ids and masks before anything runs."""
+def check_inputs(inputs: Mapping[str, Any], vocab_size: int, more: Collection[str] = ()) -> dict[str, Any]:
+    """Check all ids and masks before anything runs; inputs may have more, which are checked elsewhere."""
     if not isinstance(inputs, Mapping):
         raise InputError(f"inputs are a {type(inputs).__name__}: pass arrays by name")
-    if others := set(inputs) - {*MASKS, *MASKS.values()}:
+    if others := set(inputs) - {*MASKS, *MASKS.values(), *more}:
         raise InputError(f"inputs have {', '.join(sorted(others))}: a run takes {', '.join(MASKS)} and their masks")
     arrays: dict[str, Any] = {}
     for ids, mask in MASKS.items():

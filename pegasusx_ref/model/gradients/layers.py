@@ -45,7 +45,7 @@ def normalize_backward(place: Place, name: str, x_BTD: np.ndarray, grad_BTD: np.
     return grad_x_BTD
 
 
-def map_backward(place: Place, name: str, x: np.ndarray, grad: np.ndarray) -> np.ndarray:
+def map_backward(place: Place, name: str, x: np.ndarray, grad: np.ndarray, bias: str = "") -> np.ndarray:
     """Pass gradients through the linear map of that name, and collect those of its weight and bias. [spec 19.13]
 
     Args:
@@ -53,14 +53,15 @@ def map_backward(place: Place, name: str, x: np.ndarray, grad: np.ndarray) -> np
         name: "q_proj", "fc1", …
         x: its input (B, T, in features).
         grad: gradients of its result (B, T, out features).
+        bias: the name of its bias, where it is not NAME.bias.
 
     Returns:
         Gradients of its input.
     """
     grad_x, grad_weight, grad_bias = linear_backward(place.tap(name, grad), x, place.parameter(f"{name}.weight"))
     place.collect(f"{name}.weight", grad_weight)
-    if place.has(f"{name}.bias"):
-        place.collect(f"{name}.bias", grad_bias)
+    if place.has(bias := bias or f"{name}.bias"):
+        place.collect(bias, grad_bias.reshape(place.parameter(bias).shape))
     return grad_x
 
 

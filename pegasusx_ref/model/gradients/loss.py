@@ -50,24 +50,33 @@ def loss_and_gradients(
     weights = Weights(tie_embeddings(tensors))
     with record() as trace:
         hidden_BLD, _ = forward(ops, weights, config, *batch.values(), labels=labels_BL, use_cache=False)
-        logits_BLV = tap("lm_head", lm_head(ops, weights, hidden_BLD))
-    loss = cross_entropy(logits_BLV, labels_BL, label_smoothing)
+        tap("lm_head", lm_head(ops, weights, hidden_BLD))
+    gradients: dict[str, np.ndarray] = {}
+    backward(Place(config, weights, trace, gradients), batch, labels_BL, label_smoothing)
+    loss = cross_entropy(trace["lm_head"], labels_BL, label_smoothing)
+    return float(loss), by_parameter(config, gradients, tensors)
 
+
+def backward(place: Place, batch: Mapping[str, Any], labels_BL: np.ndarray, label_smoothing: float) -> None:
+    """Pass gradients from the loss through head, decoder and encoder to the embedding table. [spec 19.25]
+
+    Args:
+        place: the whole model, with the tensors of a forward pass; collects the gradients of parameters.
+        batch: see `loss_and_gradients`.
+        labels_BL: checked labels (B, L).
+        label_smoothing: see `cross_entropy`.
+    """
     (B, T), (_, L) = np.shape(batch["input_ids"]), labels_BL.shape
     source_mask_BT = inputs.mask("attention_mask", batch["attention_mask"], (B, T))
-    visible = visible_targets(ops, batch["decoder_attention_mask"], B, L, 0)
-    place = Place(config, weights, trace, {})
+    visible = visible_targets(GoldenBackend(None, "float64"), batch["decoder_attention_mask"], B, L, 0)
     encoder, decoder = place.at("encoder"), place.at("decoder")
 
-    grad_BLV = cross_entropy_backward(logits_BLV, labels_BL, label_smoothing)
-    if LOGITS_BIAS in tensors:
-        place.collect(LOGITS_BIAS, grad_BLV.sum(axis=(0, 1)).reshape(tensors[LOGITS_BIAS].shape))
-    grad_BLD = map_backward(place, "lm_head", hidden_BLD, grad_BLV)
+    grad_BLV = cross_entropy_backward(place.tensor("lm_head"), labels_BL, label_smoothing)
+    grad_BLD = map_backward(place, "lm_head", decoder.tensor("layer_norm"), grad_BLV, LOGITS_BIAS)
     grad_BLD, grad_BTD = decoder_backward(decoder, grad_BLD, visible, encoder.tensor("layer_norm"), source_mask_BT)
     grad_BTD = encoder_backward(encoder, grad_BTD, source_mask_BT)
     embed_backward(decoder, np.asarray(batch["decoder_input_ids"]), grad_BLD)
     embed_backward(encoder, np.asarray(batch["input_ids"]), grad_BTD)
-    return float(loss), by_parameter(config, place.gradients, tensors)
 
 
 def by_parameter(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.errors import shown
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
+from pegasusx_ref.tracing.trace_points import letters_of
 from pegasusx_ref.verification.candidates.inputs import Dimensions
 
 
@@ -111,7 +111,7 @@ def unblock(array: np.ndarray, axis: Any, dimensions: Dimensions) -> np.ndarray:
     if len(blocks) <= n:
         raise WrongSize(f"axis {axis} has {len(blocks)} blocks, fewer than {n + 1}")
     block = rows(blocks[n], -2, first, first + stop - start)
-    if not TRACE_POINTS[general(dimensions.name)].endswith("X"):
+    if not letters_of(dimensions.name).endswith("X"):
         return block
     if block.shape[-1] != G + K:
         raise WrongSize(f"the last axis has {block.shape[-1]} keys, not G + K = {G + K}")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import is_staggered, layer_blocks
 from pegasusx_ref.model.inputs import MAX_TOKENS
+from pegasusx_ref.model.inputs import label_smoothing as check_label_smoothing
+from pegasusx_ref.model.inputs import labels as check_labels
 from pegasusx_ref.tracing.trace_points import numbers_in
 
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
@@ -28,6 +30,33 @@ def real_tokens(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         for ids, mask in MASKS.items()
     )
     return source, target
+
+
+class Loss(NamedTuple):
+    """What a loss depends on besides the logits.
+
+    Attributes:
+        labels: (B, L), -100 where no loss is taken.
+        label_smoothing: see `cross_entropy`.
+    """
+
+    labels: np.ndarray
+    label_smoothing: float
+
+
+def check_loss(inputs: Inputs, vocab_size: int) -> Loss:
+    """Check what the loss of a run depends on.
+
+    Raises:
+        InputError: there are no labels, or they do not fit the target.
+    """
+    if not isinstance(inputs, Mapping) or inputs.get("labels") is None:
+        raise InputError("labels are missing: gradients are those of a loss, so inputs need labels (B, L)")
+    labels_BL = check_labels(inputs["labels"], vocab_size)
+    target = np.shape(inputs.get("decoder_input_ids", labels_BL))
+    if labels_BL.shape != target:
+        raise InputError(f"labels have shape {labels_BL.shape}, but the target has {target}")
+    return Loss(labels_BL, check_label_smoothing(inputs.get("label_smoothing", 0.0)))
 
 
 def random_ids(rng: np.random.Generator, vocab_size: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The mapping of a candidate's names to trace points: its lines, read from TOML and checked. [spec 16]"""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any, NamedTuple
 
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.reading import as_path, read_bytes, reading
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
+from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general, letters_of
 from pegasusx_ref.verification.candidates.array_steps import BLOCKS, JOINS, STEPS
-from pegasusx_ref.verification.candidates.inputs import INPUTS
+from pegasusx_ref.verification.candidates.inputs import INPUTS, Loss
 from pegasusx_ref.verification.shipped_files import IMPLEMENTATIONS, shipped_text
 
 MAX_SIZE = 2**20  # bytes of a file
 OPTIONAL = "optional"  # a key of a mapping: whether its lines may match nothing
+NAMES = (*INPUTS, *Loss._fields)  # of what is no tensor of the model
+PARAMETER = re.compile(r"[\w.{}]+\.(weight|bias)\.grad")  # the name of a parameter's gradient
 EXPECTED = "a name, or {name = …, reshape = […], …}, with steps " + ", ".join(STEPS)
 
 
@@ -22,7 +25,7 @@ class Line(NamedTuple):
     """A line of a mapping.
 
     Attributes:
-        ours: a trace point, with numbers or {i} and {n}.
+        ours: a trace point, with numbers or {i} and {n}; or a trace point or parameter with .grad behind.
         names: names of the candidate, with {i} and {n}; the tensors of all of them are joined by the first step.
         steps: the steps and their arguments, in order.
     """
@@ -106,8 +109,8 @@ def alternatives(line: Any) -> Sequence[Any]:
 
 def parse_line(ours: Any, line: Any) -> Line:
     """Parse and check one line of a mapping."""
-    if not isinstance(ours, str) or (general(ours) not in TRACE_POINTS and ours not in INPUTS):
-        remedy = nearest(ours, (*TRACE_POINTS, *INPUTS)) or "; see pegasusx_ref.TRACE_POINTS"
+    if not isinstance(ours, str) or not (letters_of(ours) or ours in NAMES or PARAMETER.fullmatch(ours)):
+        remedy = nearest(ours, (*TRACE_POINTS, *NAMES)) or "; see pegasusx_ref.TRACE_POINTS"
         if isinstance(line, Mapping) and "name" not in line:
             remedy = ": put a name with dots in quotes"
         raise InputError(f"mapping: {shown(ours)} is not a trace point{remedy}")

@@ -30,7 +30,11 @@ def from_backend(model: PegasusXForConditionalGeneration, layerwise: bool = Fals
         if layerwise:
             return LayerwiseTensors(model, inputs)
         with record() as trace:
-            model(**inputs)
+            if "labels" in inputs:
+                _, gradients = model.loss_and_gradients(**inputs)
+                trace |= {f"{name}.grad": gradient for name, gradient in gradients.items()}
+            else:
+                model(**inputs)
         return {name: model.ops.to_numpy(tensor) for name, tensor in trace.items()}
 
     return run
@@ -63,12 +67,14 @@ def from_transformers(model: Any) -> Candidate:
     and captured tensors are copied. With ``attn_implementation="eager"`` the decoder shows its scores too.
 
     Args:
-        model: transformers' model, in `eval` mode.
+        model: transformers' model, in `eval` mode. With labels among the inputs its gradients are captured too.
     """
 
     def run(inputs: Inputs) -> Mapping[str, np.ndarray]:
         from pegasusx_ref.verification.candidates.transformers_capture import Capture
+        from pegasusx_ref.verification.candidates.transformers_gradients import GradientCapture
 
-        return Capture(model, PegasusXConfig.from_dict(model.config.to_dict()), inputs)
+        capture = GradientCapture if "labels" in inputs else Capture
+        return capture(model, PegasusXConfig.from_dict(model.config.to_dict()), inputs)
 
     return run

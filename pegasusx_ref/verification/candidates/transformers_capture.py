@@ -73,6 +73,8 @@ class Capture(Mapping[str, np.ndarray]):
         inputs: arrays by name.
     """
 
+    needs_gradients = False
+
     def __init__(self, model: Any, config: PegasusXConfig, inputs: Mapping[str, Any]) -> None:
         self._model, self._unpadded = model, Unpadded(config, inputs["input_ids"].shape[1])
         self._between: dict[str, np.ndarray] = {}
@@ -106,11 +108,11 @@ class Capture(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _run(self, watch: Callable[[], None], what: Callable[[], Any]) -> None:
+    def _run(self, watch: Callable[[], None], what: Callable[[], Any]) -> Any:
         try:
             watch()
-            with torch.no_grad(), SoftmaxMode(self._softmax):
-                what()
+            with torch.set_grad_enabled(self.needs_gradients), SoftmaxMode(self._softmax):
+                return what()
         finally:
             for handle in self._handles:
                 handle.remove()

@@ -6,11 +6,13 @@ from functools import partial
 
 import numpy as np
 
+from pegasusx_ref.tracing.trace_points import letters_of
 from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS, Arithmetic, is_coarser
 from pegasusx_ref.verification.checking.candidate_tensors import CandidateTensors
 from pegasusx_ref.verification.checking.comparison import HUGE, compare_rows, end_to_end, take_rows
 from pegasusx_ref.verification.checking.estimate import Estimate, IfRight
 from pegasusx_ref.verification.checking.masked_scores import compare_masks
+from pegasusx_ref.verification.checking.operations import LOWEST
 from pegasusx_ref.verification.checking.valid_rows import ValidRows
 from pegasusx_ref.verification.known_differences import KnownDifference
 from pegasusx_ref.verification.verdicts import INF, WARN, Check, Failure, RowErrors, not_comparable
@@ -30,6 +32,7 @@ class Checker:
         known: differences that are expected.
         arithmetic: what the candidate computes in.
         on_failure: called with each wrong tensor.
+        keeps_padding: go on with the candidate's own rows of padding, which have gradients, not with expected ones.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class Checker:
         known: Sequence[KnownDifference],
         arithmetic: Arithmetic,
         on_failure: Callable[[Failure], None],
+        keeps_padding: bool = False,
     ) -> None:
         self._tensors, self._valid, self._arithmetic, self._on_failure = tensors, valid, arithmetic, on_failure
+        self._keeps_padding = keeps_padding
         self.checks: list[Check] = []
         self.missing: list[str] = []
         self.rows: dict[str, RowErrors] = {}
@@ -64,7 +69,7 @@ class Checker:
             doubtful = copy(estimate)
             doubtful.doubt = estimate.doubt or name
             return doubtful
-        note = ""
+        note, own = "", candidate
         if not valid.all():
             candidate = np.where(valid[..., None], candidate, estimate.value)
         if is_scores := name.endswith(".scores"):
@@ -87,6 +92,8 @@ class Checker:
         elif not is_scores and max(candidate.max(initial=0.0), -candidate.min(initial=0.0)) > CLIP:
             candidate = np.clip(candidate, -CLIP, CLIP)
         shown = candidate if can_be.all() else np.where(can_be, candidate, np.nan)
+        if self._keeps_padding:  # masked scores stay as they are
+            shown = np.where(valid[..., None] | ~np.isfinite(own) | (shown == LOWEST), shown, own)
         return Estimate(shown, estimate.clean, names=(name,), expected=expected)
 
     def _assume(self, name: str, estimate: Estimate) -> Estimate | None:
@@ -142,7 +149,8 @@ class Checker:
         by_row, wrong_rows = np.full(valid.shape, np.nan, dtype=np.float32), np.zeros(valid.shape, dtype=bool)
         with np.errstate(over="ignore"):  # rho may be inf in float32
             by_row[valid], wrong_rows[valid] = compared.rho, compared.is_wrong
-        self.rows[name] = RowErrors(self._valid.in_batch(by_row, np.nan), self._valid.in_batch(wrong_rows, False))
+        if has_rows := bool(letters_of(name)):  # those of a parameter's gradient belong to no text
+            self.rows[name] = RowErrors(self._valid.in_batch(by_row, np.nan), self._valid.in_batch(wrong_rows, False))
         # The size of scores means nothing, only their differences do. A tensor of zeros is exact.
         is_blind = operation != "scores" and compared.relative_variance > BLIND**2
         rho, (row, column) = float(compared.rho.max()), compared.worst
@@ -155,7 +163,7 @@ class Checker:
             error=min(abs(float(candidate[at] - estimate.value[at])), HUGE),
             sigma=float(np.sqrt(errors.variance[at])),
             bound=float(errors.bound[at]),
-            at=(int(self._valid.texts[at[0]]), *at[1:]),
+            at=(int(self._valid.texts[at[0]]), *at[1:]) if has_rows else at,
             end_to_end=end_to_end(found, take(estimate.clean)),
             is_direct=is_direct,
             note=note or (self._tensors.notes.get(name, "") if is_wrong else ""),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pegasusx_ref.golden.global_local import Blocks
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general, numbers_in
+from pegasusx_ref.tracing.trace_points import is_gradient, letters_of, numbers_in
 
 
 class ValidRows:
@@ -30,6 +30,8 @@ class ValidRows:
         self.source_mask_BT, self.blocks = source_mask_BT & is_verified, blocks
         # The target of a source without a real token has no meaning.
         self.target_mask_BL = target_mask_BL & self.source_mask_BT.any(axis=1, keepdims=True)
+        # Every row of a text has a gradient, unless a query sees no key: implementations average over different ones.
+        self.has_gradient_B = self.target_mask_BL[:, 0]
 
     def block(self, name: str) -> tuple[int, int]:
         """Return start and stop of the block that a tensor belongs to."""
@@ -37,7 +39,7 @@ class ValidRows:
         return self.blocks[layer][block]
 
     def mask(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return which rows of a tensor of the verified texts count.
+        """Return which rows of a tensor, or of a gradient, of the verified texts count.
 
         Args:
             name: the tensor's name.
@@ -46,8 +48,12 @@ class ValidRows:
         Returns:
             Booleans of the shape without the last axis.
         """
-        letter = TRACE_POINTS[general(name)][-2]
-        if letter == "G":
+        letters = letters_of(name)
+        if is_gradient(name) and letters:
+            text = self.has_gradient_B[self.texts]
+            return np.broadcast_to(text.reshape(-1, *[1] * (len(shape) - 2)), shape[:-1])
+        letter = letters[-2:-1]
+        if letter in ("G", ""):
             return np.ones(shape[:-1], dtype=bool)
         mask = (self.target_mask_BL if letter == "L" else self.source_mask_BT)[self.texts]
         if letter == "S":

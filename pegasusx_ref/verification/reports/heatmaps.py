@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pegasusx_ref.tracing.trace_points import TRACE_POINTS, general
+from pegasusx_ref.tracing.trace_points import letters_of
 from pegasusx_ref.verification.verdicts import Report, RowErrors
 
 AXES = {"G": "global token", "T": "position", "L": "target position"}
@@ -78,7 +78,7 @@ def heatmaps(report: Report, place: str) -> list[Heatmap]:
             continue
         has_heads |= errors.rho.ndim == 3
         rho, is_wrong = (array.reshape(batch, -1, array.shape[-1]) for array in errors)
-        letter, start, length = TRACE_POINTS[general(name)][-2], 0, rho.shape[2]
+        letter, start, length = letters_of(name)[-2], 0, rho.shape[2]
         if letter == "S":
             letter, start, length = "T", report.valid.block(name)[0], num_tokens
         shape = (*rho.shape[:2], length)

@@ -1,14 +1,15 @@
 """The construction of a vector in memory: a recorded golden run of a case, and its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.model import PegasusXForConditionalGeneration
-from pegasusx_ref.tracing import listen
+from pegasusx_ref.tracing import listen, record
 from pegasusx_ref.verification.candidates.inputs import Inputs
 from pegasusx_ref.verification.checking.arithmetics import ARITHMETICS
 from pegasusx_ref.verification.checking.valid_rows import ValidRows
@@ -23,7 +24,14 @@ from pegasusx_ref.verification.vectors.tolerances import (
     on_rounded,
     tolerances,
 )
-from pegasusx_ref.verification.vectors.vector_cases import CASES, all_blocks, case_config, case_flags, case_inputs
+from pegasusx_ref.verification.vectors.vector_cases import (
+    CASES,
+    all_blocks,
+    case_config,
+    case_flags,
+    case_inputs,
+    case_labels,
+)
 
 FORMAT = "pegasusx-vectors-1"
 # The configuration keys that the forward pass depends on.
@@ -42,12 +50,15 @@ class Vector(NamedTuple):
         inputs: ids and masks; and the rows that count, `valid.source` (B, T) and `valid.target` (B, L).
         trace: float64, by trace-point name, in the order of execution.
         manifest: the content of manifest.json, without the checksums.
+        gradients: labels (B, L), and float64 gradients by the names of trace points and weights with ``.grad`` behind;
+            none in most cases.
     """
 
     weights: dict[str, np.ndarray]
     inputs: dict[str, np.ndarray]
     trace: dict[str, np.ndarray]
     manifest: dict[str, Any]
+    gradients: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def make_vector(name: str, arithmetics: Sequence[str] = VECTOR_ARITHMETICS) -> Vector:
@@ -98,7 +109,23 @@ def make_vector(name: str, arithmetics: Sequence[str] = VECTOR_ARITHMETICS) -> V
         "tensors": entries,
     }
     valid_inputs = {"valid.source": valid.source_mask_BT, "valid.target": valid.target_mask_BL}
-    return Vector(weights, inputs | valid_inputs, trace, manifest)
+    gradients = make_gradients(model, inputs, case_labels(case, name)) if case.has_gradients else {}
+    return Vector(weights, inputs | valid_inputs, trace, manifest, gradients)
+
+
+def make_gradients(
+    model: PegasusXForConditionalGeneration, inputs: Inputs, labels_BL: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Compute the gradients of a vector.
+
+    Args:
+        model: the golden model.
+        inputs: ids and masks.
+        labels_BL: (B, L).
+    """
+    with record("*.grad") as found:
+        _, of_weights = model.loss_and_gradients(**inputs, labels=labels_BL)
+    return {"labels": labels_BL} | found | {f"{name}.grad": gradient for name, gradient in of_weights.items()}
 
 
 def vector_tolerances(

@@ -9,6 +9,7 @@ from pegasusx_ref.backend.registry import get_backend
 from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.tracing.trace_points import is_gradient
 from pegasusx_ref.verification.candidates.inputs import INPUTS
 from pegasusx_ref.verification.checking.arithmetics import Arithmetic, get_arithmetic
 from pegasusx_ref.verification.checking.candidate_tensors import CandidateTensors
@@ -36,6 +37,7 @@ def check_vector(
 
     Whole tensors are verified operation by operation, as in `verify`. If the dump holds only the rows that a vector
     keeps, operations cannot be recomputed: the rows are compared with the stored ones by the end-to-end tolerance.
+    Gradients are verified too, if the vector has some, and the implementation shows some of its loss of these labels.
 
     Args:
         vector: from `read_vector`.
@@ -47,14 +49,18 @@ def check_vector(
         InputError: an unknown arithmetic, a dump of other inputs, an unreadable known difference, or no tensor with a
             trace point's name.
     """
-    for name in INPUTS:
-        if name in tensors and not np.array_equal(tensors[name], vector.inputs[name]):
+    inputs = {name: vector.inputs[name] for name in INPUTS}
+    has_gradients = bool(vector.gradients) and any(map(is_gradient, tensors))
+    if has_gradients:
+        inputs["labels"] = vector.gradients["labels"]
+    for name in inputs:
+        if name in tensors and not np.array_equal(tensors[name], inputs[name]):
             raise InputError(f"{name} of the dump differ from the vector's: run the implementation on its inputs")
     config = PegasusXConfig.from_dict(vector.manifest["config"])
     if has_kept_rows_only(vector, tensors):
         return check_rows(vector, config, tensors, get_arithmetic(arithmetic), known_differences(known))
     model = PegasusXForConditionalGeneration(config, vector.weights, get_backend("golden", dtype="float64"))
-    report = verify(model, tensors, {name: vector.inputs[name] for name in INPUTS}, arithmetic, known)
+    report = verify(model, tensors, inputs, arithmetic, known, gradients=has_gradients)
     report.notes = []  # other vectors have other inputs
     return report
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.golden.head import IGNORED_LABEL
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.encoder import is_staggered, layer_blocks
 from pegasusx_ref.verification.vectors.deterministic_values import draw_ids
@@ -38,6 +39,7 @@ class Case(NamedTuple):
         masked: padding of the source.
         target_masked: padding of the target.
         rows: source tokens whose rows are kept; None keeps all.
+        has_gradients: whether gradients are kept too.
     """
 
     about: str
@@ -48,6 +50,7 @@ class Case(NamedTuple):
     masked: tuple[Span, ...] = ()
     target_masked: tuple[Span, ...] = ()
     rows: tuple[int, ...] | None = None
+    has_gradients: bool = False
 
 
 # Of 16,384 tokens in blocks of 64: both sides of block edges in even layers (64 n) and staggered ones (32 + 64 n).
@@ -70,12 +73,13 @@ CASES: dict[str, Case] = {
         {"stagger_local_blocks": False, "block_size": 5, "decoder_attention_heads": 1},
         masked=(Span(1, 12, 13),),
     ),
-    "less-than-a-block": Case("T < K", {"block_size": 8}, source_tokens=7, masked=(Span(0, 6, 7),)),
-    "one-token": Case("T = 1 and L = 1", {}, source_tokens=1, target_tokens=1),
+    "less-than-a-block": Case("T < K", {"block_size": 8}, source_tokens=7, masked=(Span(0, 6, 7),), has_gradients=True),
+    "one-token": Case("T = 1 and L = 1", {}, source_tokens=1, target_tokens=1, has_gradients=True),
     "masked-block": Case(
         "a block of an even and one of a staggered layer without a real token, and a hole",
         {},
         masked=(Span(0, 2, 8), Span(1, 5, 6)),
+        has_gradients=True,
     ),
     "masked-row": Case(
         "a batch row without a real token; a masked start of a target",
@@ -137,6 +141,18 @@ def case_inputs(case: Case, label: str) -> dict[str, Any]:
         "decoder_input_ids": target_ids,
         "decoder_attention_mask": mask_without(case.target_masked, (case.batch, L)),
     }
+
+
+def case_labels(case: Case, label: str) -> np.ndarray:
+    """Draw labels (B, L); the first text's last one is -100 if it has another.
+
+    Args:
+        case: the case.
+        label: the input of the hash.
+    """
+    labels = draw_ids(case_config(case), f"{label}/labels", (case.batch, case.target_tokens))
+    labels[0, 1:][-1:] = IGNORED_LABEL
+    return labels
 
 
 def mask_without(spans: tuple[Span, ...], shape: tuple[int, int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from pegasusx_ref.verification.vectors.vector_cases import CASES
 
 MANIFEST = "manifest.json"
 FILES = ("weights.safetensors", "inputs.safetensors", "trace.safetensors")
+GRADIENTS = "gradients.safetensors"  # of some vectors; not part of format 1, so the manifest does not list it
 OTHER_FILES = ("README.md", "schema.json", "example")  # next to the vectors in a checkout
 # What each vector tests, by its folder's name.
 VECTORS = {name: case.about for name, case in CASES.items()} | {QUANTIZED: QUANTIZED_ABOUT}
@@ -57,7 +58,9 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder to write vectors into")
-    inside = {folder / name: {MANIFEST, *FILES} for name in CASES} | {folder / QUANTIZED: set(QUANTIZED_FILES)}
+    inside = {folder / name: {MANIFEST, *FILES, GRADIENTS} for name in CASES} | {
+        folder / QUANTIZED: set(QUANTIZED_FILES)
+    }
     for place, known in ({folder: {*VECTORS, *OTHER_FILES}} | inside).items():
         entries = list(place.iterdir()) if place.is_dir() else []
         others = sorted(entry.name for entry in entries if entry.name not in known and not is_temporary(entry))
@@ -83,6 +86,8 @@ def write_vector(folder: Path, vector: Vector) -> Path:
         for file, tensors in zip(FILES, (vector.weights, vector.inputs, vector.trace), strict=True)
     }
     checksums = {file: {"sha256": hashlib.sha256(content).hexdigest()} for file, content in contents.items()}
+    if vector.gradients:
+        contents[GRADIENTS] = safetensors_bytes(vector.gradients)
     contents[MANIFEST] = manifest_text(vector.manifest, checksums).encode()
     return write_files(folder, contents)
 

@@ -14,7 +14,7 @@ from pegasusx_ref.files.json_files import read_json
 from pegasusx_ref.files.reading import read_bytes, reading
 from pegasusx_ref.verification.vectors.build import FORMAT, Vector
 from pegasusx_ref.verification.vectors.tolerances import VECTOR_ARITHMETICS
-from pegasusx_ref.verification.vectors.vector_files import FILES, MANIFEST
+from pegasusx_ref.verification.vectors.vector_files import FILES, GRADIENTS, MANIFEST
 
 REMEDY = "write the vector again"
 WAYS = ("exact", "rounded", "end_to_end")
@@ -47,7 +47,23 @@ def read_vector(folder: Path) -> Vector:
     with reading(folder / MANIFEST, f"a complete manifest of {FORMAT}", InputError, REMEDY):
         for entry in manifest["tensors"]:
             check_entry(entry, inputs, trace)
-    return Vector(weights, inputs, trace, manifest)
+    gradients = read_gradients(folder / GRADIENTS, inputs) if os.path.lexists(folder / GRADIENTS) else {}
+    return Vector(weights, inputs, trace, manifest, gradients)
+
+
+def read_gradients(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Read the gradients of a vector, and check its labels.
+
+    Raises:
+        InputError: another format.
+    """
+    from safetensors.numpy import load
+
+    with reading(path, "a safetensors file with labels of the target's shape", InputError, REMEDY):
+        gradients = load(read_bytes(path, MAX_FILE_SIZE))
+        if gradients["labels"].shape != inputs["decoder_input_ids"].shape:
+            raise ValueError(f"labels have shape {gradients['labels'].shape}")
+        return gradients
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
