@@ -49,7 +49,7 @@ class BackendError(PegasusXError, RuntimeError):
 
 
 class NumericsError(PegasusXError, ArithmeticError):
-    """Logits that are NaN or infinite, so that no text can be generated."""
+    """Logits, a loss or gradients that are NaN or infinite, so that no text can be generated or no step taken."""
 
 
 class ExtraError(PegasusXError, ImportError):

@@ -9,6 +9,7 @@ from pegasusx_ref.cli.commands import MainGroup
 from pegasusx_ref.cli.convert import convert_command
 from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.explore import explore
+from pegasusx_ref.cli.finetune import finetune_command
 from pegasusx_ref.cli.picture import picture
 from pegasusx_ref.cli.summarize import summarize
 from pegasusx_ref.cli.trace import trace
@@ -33,6 +34,7 @@ for command in (
     verify_generation_command,
     vectors_commands,
     convert_command,
+    finetune_command,
     backends,
     bench_command,
 ):

@@ -22,6 +22,11 @@ def hide_downloads(context: click.Context, _option: click.Parameter, shown: bool
     return shown
 
 
+def device_or_index(_context: click.Context, _option: click.Parameter, device: str | None) -> str | int | None:
+    """Convert digits to a device index."""
+    return int(device) if device is not None and device.isdecimal() else device
+
+
 def hub_options(folder: Path | None, revision: str | None) -> HubOptions:
     """Return how --model is looked up in the Hub.
 
@@ -40,6 +45,9 @@ model_option = click.option(
     "--model", "folder", type=MODEL_FOLDER, help=f"{MODEL_HELP}.  [default: embedded checkpoint]"
 )
 revision_option = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub.")
+device_option = click.option(
+    "--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]"
+)
 max_new_tokens_option = click.option("--max-new-tokens", type=POSITIVE, help="Maximum length of the summary in tokens.")
 num_beams_option = click.option("--num-beams", type=POSITIVE, help="Number of beams; 1 is greedy search.")
 head_option = click.option("--head", type=NOT_NEGATIVE, help="Attention head, from 0.  [default: the mean of all]")

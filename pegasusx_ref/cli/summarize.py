@@ -16,17 +16,12 @@ from pegasusx_ref.cli.progress import summary_progress
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 
-def device_or_index(_context: click.Context, _option: click.Parameter, device: str | None) -> str | int | None:
-    """Convert digits to a device index."""
-    return int(device) if device is not None and device.isdecimal() else device
-
-
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, type=INPUT_FILE, metavar="[FILE]...")
 @options.model_option
 @options.revision_option
 @click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
-@click.option("--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]")
+@options.device_option
 @click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
 @options.quantization_option
 @options.quantize_embedding_option

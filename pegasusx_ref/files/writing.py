@@ -172,6 +172,24 @@ def _lock(descriptor: int) -> bool:
 
 
 @contextmanager
+def locking(path: Path) -> Iterator[bool]:
+    """Lock a file for the block; it is created if it is missing, and stays.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A context manager that yields whether nobody else holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time rename files in a folder, and write its entries to the disk at the end."""
     if fcntl is None:

@@ -26,7 +26,14 @@ from pegasusx_ref.model.forward import check_labels, check_source, visible_targe
 from pegasusx_ref.model.layers import embed, lm_head
 from pegasusx_ref.model.outputs import ModelOutput
 from pegasusx_ref.model.pegasus_x import PegasusXForConditionalGeneration
-from pegasusx_ref.model.weights import EMBEDDING, EMBEDDING_COPIES, Weights, parameter_shapes, tie_embeddings
+from pegasusx_ref.model.weights import (
+    EMBEDDING,
+    EMBEDDING_COPIES,
+    LOGITS_BIAS,
+    Weights,
+    parameter_shapes,
+    tie_embeddings,
+)
 
 TARGETS_AT_ONCE = 1024  # target tokens whose logits exist at the same time, where the loss alone is returned
 
@@ -48,7 +55,8 @@ class PegasusXTorchModule(nn.Module):
     """PEGASUS-X for training with torch: float32 parameters under transformers' names. [spec 19.26]
 
     Every layer keeps its inputs alone and is computed again in the backward pass, so that long inputs fit into memory;
-    `activation_checkpointing_disable` makes it keep everything. In training mode there is dropout as configured.
+    `activation_checkpointing_disable` makes it keep everything. In training mode there is dropout as configured. A bias
+    of the logits does not train, as in transformers.
 
     Args:
         config: the model's configuration.
@@ -84,7 +92,7 @@ class PegasusXTorchModule(nn.Module):
                     module.add_module(place, nn.Module())
                 module = module.get_submodule(place)
             tensor = torch.from_numpy(np.array(array, dtype=parameter_dtype)).to(self.ops.device)
-            module.register_parameter(last, nn.Parameter(tensor))
+            module.register_parameter(last, nn.Parameter(tensor, requires_grad=name != LOGITS_BIAS))
 
     def forward(
         self,
