@@ -191,7 +191,7 @@ def test_the_core_of_other_devices_is_that_of_the_cpu(padded: bool, T: int) -> N
     blocks = block_bounds(T, 8, staggered=True)
     groups = [core_groups(G, T, blocks, None if mask is None else mask[b].numpy()) for b in range(B)]
     fused: Any = fused_attention
-    results = [Attention.apply(groups, Dropout(0.0, 0), *streams), fused(*streams, mask, blocks, 0.0)]
+    results = [Attention.apply(groups, Dropout(0.0, 0), False, *streams), fused(*streams, mask, blocks, 0.0)]
     upstream = [torch.from_numpy(rng.standard_normal((B, H, n, F))) for n in (G, T)]
     grads = [torch.autograd.grad(result, streams, upstream) for result in results]
     for one, other in [*zip(*results, strict=True), *zip(*grads, strict=True)]:

@@ -5,6 +5,7 @@ run beside those of the other heads. Half precision is converted to float32 head
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,29 +36,33 @@ class Attention(torch.autograd.Function):
     """Attention of groups of queries, for each head of each batch row."""
 
     @staticmethod
-    def forward(ctx: Any, groups: Sequence[Sequence[Group]], dropout: Dropout, *qkv: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, groups: Sequence[Sequence[Group]], dropout: Dropout, is_reused: bool, *qkv: Tensor
+    ) -> tuple[Tensor, ...]:
         """Compute the attended values.
 
         Args:
             ctx: keeps what `backward` needs.
             groups: of each batch row, every query in one of them.
             dropout: of the probabilities.
+            is_reused: whether the gradients may replace queries, keys and values in memory: nothing else reads these,
+                and there is one backward pass.
             qkv: queries, keys and values (B, H, length, F), each in one or several streams that stand one after the
                 other: those of the global tokens, then those of the tokens.
 
         Returns:
             Attended values of each stream of queries.
         """
-        ctx.groups, ctx.dropout = groups, dropout
+        ctx.groups, ctx.dropout, ctx.is_reused = groups, dropout, is_reused
         ctx.save_for_backward(*qkv)
         queries, keys, values = thirds(qkv)
         contexts = [empty_context(x_BHLF) for x_BHLF in queries]
 
         def work(head: tuple[int, int]) -> None:
             q_LF, k_XF, v_XF = (joined(streams, head) for streams in (queries, keys, values))
-            context_LF = np.empty_like(q_LF)
+            context_LF, scratch = np.empty_like(q_LF), Scratch()
             for n, group in enumerate(groups[head[0]]):
-                exp_SU, sums_S1 = exponentials(q_LF[group.queries], k_XF[group.keys], group.masked)
+                exp_SU, sums_S1 = exponentials(q_LF[group.queries], k_XF[group.keys], group.masked, scratch)
                 kept_SU = dropout.kept(exp_SU.shape, *head, n)
                 if kept_SU is not None:
                     exp_SU *= kept_SU
@@ -75,8 +80,8 @@ class Attention(torch.autograd.Function):
             ctx: see `forward`.
             grads: of the attended values.
         """
-        inputs = ctx.saved_tensors
-        found = [empty_context(x_BHLF) for x_BHLF in inputs]
+        inputs = [x_BHLF.detach() for x_BHLF in ctx.saved_tensors]
+        found = inputs if ctx.is_reused else [empty_context(x_BHLF) for x_BHLF in inputs]
 
         def work(head: tuple[int, int]) -> None:
             grad_LF, q_LF, k_XF, v_XF = (joined(streams, head) for streams in (grads, *thirds(inputs)))
@@ -85,7 +90,7 @@ class Attention(torch.autograd.Function):
                 write(streams, head, result)
 
         for_each_head(inputs[0], work)
-        return None, None, *found
+        return None, None, None, *found
 
 
 def head_backward(
@@ -115,16 +120,17 @@ def head_backward(
         Gradients of queries, keys and values.
     """
     grad_q_LF, grad_k_XF, grad_v_XF = np.empty_like(q_LF), np.zeros_like(k_XF), np.zeros_like(v_XF)
-    scale = q_LF.shape[1] ** -0.5
+    scale, of_exp, of_grad, of_kept = q_LF.shape[1] ** -0.5, Scratch(), Scratch(), Scratch()
     for n, (queries, keys, masked) in enumerate(groups):
         q_SF, k_UF = q_LF[queries], k_XF[keys]
-        exp_SU, sums_S1 = exponentials(q_SF, k_UF, masked)
+        exp_SU, sums_S1 = exponentials(q_SF, k_UF, masked, of_exp)
         grad_SF = grad_LF[queries] * (dropout.scale / sums_S1)
-        grad_SU = grad_SF @ v_XF[keys].T
-        kept_SU = dropout.kept(exp_SU.shape, *head, n)
+        grad_SU = np.matmul(grad_SF, v_XF[keys].T, out=of_grad.array(exp_SU.shape, exp_SU.dtype))
+        kept_SU, used_SU = dropout.kept(exp_SU.shape, *head, n), exp_SU
         if kept_SU is not None:
             grad_SU *= kept_SU
-        grad_v_XF[keys] += (exp_SU if kept_SU is None else exp_SU * kept_SU).T @ grad_SF
+            used_SU = np.multiply(exp_SU, kept_SU, out=of_kept.array(exp_SU.shape, exp_SU.dtype))
+        grad_v_XF[keys] += used_SU.T @ grad_SF
         grad_SU -= np.einsum("su,su->s", grad_SU, exp_SU)[:, None] / sums_S1
         grad_SU *= exp_SU  # now the gradients of the scores
         if masked is not None:
@@ -134,15 +140,32 @@ def head_backward(
     return grad_q_LF, grad_k_XF, grad_v_XF
 
 
-def exponentials(q_SF: np.ndarray, k_UF: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+class Scratch:
+    """Memory for matrices of queries and keys, used again for each group: new memory takes as long as a product."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an uninitialized array, in memory that the last one no longer needs."""
+        if self._memory.size < prod(shape) or self._memory.dtype != dtype:
+            self._memory = np.empty(prod(shape), dtype)
+        return self._memory[: prod(shape)].reshape(shape)
+
+
+def exponentials(
+    q_SF: np.ndarray, k_UF: np.ndarray, masked: np.ndarray | None, scratch: Scratch
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute probabilities (S, U) without the division by their sums (S, 1), and these.
 
     Args:
         q_SF: queries (S, F).
         k_UF: keys (U, F).
         masked: see `Group`; a query whose keys are all masked gets equal probabilities.
+        scratch: for the probabilities.
     """
-    scores_SU: np.ndarray = (q_SF * q_SF.shape[1] ** -0.5) @ k_UF.T
+    scores_SU = scratch.array((len(q_SF), len(k_UF)), q_SF.dtype)
+    np.matmul(q_SF * q_SF.shape[1] ** -0.5, k_UF.T, out=scores_SU)
     return scores_SU, exp_in_place(scores_SU, masked)
 
 
@@ -159,7 +182,7 @@ def thirds(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
 
 def joined(streams: Sequence[Tensor], head: tuple[int, int]) -> np.ndarray:
     """Return one head of all streams as an array, half precision as float32."""
-    arrays = [x[head].detach().to(torch.promote_types(x.dtype, torch.float32)).numpy() for x in streams]
+    arrays = [x.detach()[head].to(torch.promote_types(x.dtype, torch.float32)).numpy() for x in streams]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

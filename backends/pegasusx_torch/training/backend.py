@@ -181,7 +181,8 @@ class TrainingBackend(TorchBackend):
 
     def _grouped(self, groups: list[list[Group]], *qkv: Tensor) -> tuple[Tensor, ...]:
         rate = self.rates.attention_dropout
-        contexts: tuple[Tensor, ...] = Attention.apply(groups, Dropout(rate, new_seed() if rate else 0), *qkv)
+        dropout = Dropout(rate, new_seed() if rate else 0)
+        contexts: tuple[Tensor, ...] = Attention.apply(groups, dropout, self._is_recomputing, *qkv)
         return contexts
 
 

@@ -56,4 +56,4 @@ def dropped(x: Tensor, rate: float) -> Tensor:
         y: Tensor = torch.native_dropout(x, rate, True)[0]
         return y
     dropout = Dropout(rate, new_seed())
-    return (x * dropout.scale).where(torch.from_numpy(dropout.kept(tuple(x.shape))), 0)
+    return (x * torch.from_numpy(dropout.kept(tuple(x.shape)))).mul_(dropout.scale)

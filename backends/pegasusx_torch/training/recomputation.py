@@ -91,15 +91,16 @@ class RecomputedInChunks(torch.autograd.Function):
 
         Args:
             ctx: see `forward`.
-            grad_BTD: gradients of the result.
+            grad_BTD: gradients of the result, which those of the argument replace in memory: the result of a layer is
+                read once.
         """
         (x_BTD,) = ctx.saved_tensors
-        grad_x_BTD = torch.empty_like(x_BTD, memory_format=torch.contiguous_format)
-        chunked = (x.flatten(0, 1).split(ctx.chunk_rows) for x in (x_BTD, grad_BTD, grad_x_BTD))
-        for number, (x, grad, grad_x) in enumerate(zip(*chunked, strict=True)):
+        grad_BTD = grad_BTD.contiguous()
+        chunked = (x.flatten(0, 1).split(ctx.chunk_rows) for x in (x_BTD, grad_BTD))
+        for number, (x, grad) in enumerate(zip(*chunked, strict=True)):
             leaf = x[None].detach().requires_grad_()
             with torch.enable_grad():
                 y = ctx.function(number, leaf)
             torch.autograd.backward(y, grad[None])
-            grad_x.copy_(leaf.grad[0])
-        return None, None, grad_x_BTD
+            grad.copy_(leaf.grad[0])
+        return None, None, grad_BTD

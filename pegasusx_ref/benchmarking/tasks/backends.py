@@ -98,7 +98,7 @@ def training_step(module: Any, case: Case, autocasts: bool, tokens: int) -> Call
     device = next(module.parameters()).device
     ids, labels = (torch.from_numpy(array).to(device) for array in (case.source_ids(tokens), case.labels()))
     for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.empty_like(parameter).zero_()  # written, so that the memory is there
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocasts):
