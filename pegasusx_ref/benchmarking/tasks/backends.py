@@ -66,7 +66,7 @@ class BackendWorkloads:
     def training(self) -> Callable[[int], Callable[[], Any]]:
         """Prepare the torch module in training mode; the call adds a text's gradients to those that are there."""
         module = PegasusXForConditionalGeneration.from_random(self.case.config, **self.settings).to_torch_module()
-        return partial(training_step, module.train(), self.case, False)
+        return partial(training_step, with_gradients(module.train()), self.case, False)
 
     def core(self) -> Callable[[int], Callable[[], Any]]:
         """Prepare the attention over the blocks of one staggered layer and the global tokens."""
@@ -84,11 +84,18 @@ class BackendWorkloads:
         return prepare
 
 
+def with_gradients(module: Any) -> Any:
+    """Return a torch module after giving its parameters gradients of 0, which steps add to."""
+    for parameter in module.parameters():
+        parameter.grad = parameter.detach().clone().zero_()  # in memory that is there, unlike that of new zeros
+    return module
+
+
 def training_step(module: Any, case: Case, autocasts: bool, tokens: int) -> Callable[[], None]:
-    """Prepare a step of a torch module; its gradients exist before, like its weights.
+    """Prepare a step of a torch module.
 
     Args:
-        module: in training mode; its result has a loss.
+        module: in training mode, with gradients; its result has a loss.
         case: for the texts.
         autocasts: whether torch chooses where bfloat16 is used.
         tokens: T.
@@ -97,8 +104,6 @@ def training_step(module: Any, case: Case, autocasts: bool, tokens: int) -> Call
 
     device = next(module.parameters()).device
     ids, labels = (torch.from_numpy(array).to(device) for array in (case.source_ids(tokens), case.labels()))
-    for parameter in module.parameters():
-        parameter.grad = torch.empty_like(parameter).zero_()  # written, so that the memory is there
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocasts):

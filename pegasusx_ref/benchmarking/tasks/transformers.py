@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pegasusx_ref.benchmarking.cases import Case
-from pegasusx_ref.benchmarking.tasks.backends import total, training_step
+from pegasusx_ref.benchmarking.tasks.backends import total, training_step, with_gradients
 from pegasusx_ref.errors import ExtraError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 
@@ -74,7 +74,7 @@ class TransformersWorkloads:
         model = self.model().float().train()
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable()
-        return partial(training_step, model, self.case, self.case.dtype == "bfloat16")
+        return partial(training_step, with_gradients(model), self.case, self.case.dtype == "bfloat16")
 
     def load(self) -> Callable[[int], Callable[[], float]]:
         """Prepare loading the checkpoint; the call reads every number and returns their sum."""
