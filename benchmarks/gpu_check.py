@@ -10,10 +10,11 @@ import argparse
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pegasusx_ref.benchmarking.facts import facts
+from pegasusx_ref.benchmarking.facts import facts, usable_cores
 from pegasusx_ref.benchmarking.report import report
 from pegasusx_ref.benchmarking.runner import run_cases
 from pegasusx_ref.benchmarking.storage import resume_results, write_results
@@ -32,8 +33,10 @@ def positive(text: str) -> int:
 
 
 def run_tests() -> dict[str, Any]:
-    """Run tests/gpu without the configuration of the other tests, whose dependencies may be missing."""
+    """Run tests/gpu, in several processes if pytest-xdist is there: most of their time is NVIDIA's compiler."""
     command = [sys.executable, "-m", "pytest", "-q", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
+    if find_spec("xdist"):
+        command += ["-n", str(min(8, usable_cores())), "--dist", "load", "-p", "no:benchmark"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
     return {"returncode": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}

@@ -24,7 +24,8 @@ PUBLISHED = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "spec/**/*.md", "spec/pictures/*.png", "backends/README.md"),
     *("benchmarks/**/*.md", "benchmarks/results/*.png", "pegasusx_ref/demo/README.md"),
 )
-LANGUAGES = {".py": "python", ".cpp": "cpp", ".hpp": "cpp", ".h": "cpp", ".cu": "cuda"}  # files of a listed folder
+# Of files in a folder that is listed.
+LANGUAGES = {".py": "python", ".cpp": "cpp", ".hpp": "cpp", ".h": "cpp", ".cu": "cuda", ".cuh": "cuda"}
 
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^]]*)\]\(([^)\s#]+)(#[^)]*)?\)")

@@ -19,7 +19,7 @@ NO_TORCH = "torch is not installed: pip install -e '.[test]' -c tests/constraint
 DTYPES = {
     "numpy": ("float64", "float32"),
     "torch": ("float64", "float32", "bfloat16", "float16"),
-    "cupy": ("float64", "float32"),
+    "cupy": ("float64", "float32", "bfloat16", "float16"),
 }
 MARKS: dict[str, Any] = {
     "numpy": (),

@@ -1,6 +1,7 @@
-"""Run attention.cu on the CPU: compiled by g++ with tests/emulator, launched on NumPy arrays."""
+"""Run CUDA kernels on the CPU: compiled by g++ with tests/emulator, launched on NumPy arrays."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,24 +12,28 @@ from typing import Any
 import numpy as np
 
 EMULATOR = Path(__file__).parent / "emulator"
+PTX = Path(__file__).parents[1] / "backends" / "pegasusx_cupy" / "ptx.cuh"
 COMPILER = shutil.which("g++")
 NO_COMPILER = "g++ is not installed: it is needed to compile the CUDA kernels for the CPU"
 
 
 @cache
 def library(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile the kernels.
+    """Compile kernels.
 
     Args:
-        source: the text of attention.cu.
+        source: CUDA C++ without #include; the text of ptx.cuh in it is replaced by that of the emulator.
         options: -D options, as for NVRTC.
     """
     folder = Path(tempfile.mkdtemp(prefix="pegasusx-emulator-"))
-    (folder / "kernels.cu").write_text(source, encoding="utf-8")
+    emulated = source.replace(PTX.read_text(encoding="utf-8"), (EMULATOR / "ptx.cuh").read_text(encoding="utf-8"))
+    (folder / "kernels.cu").write_text(emulated, encoding="utf-8")
+    names = re.findall(r"__global__ void (\w+)\(", source)
     defines = [option for option in options if option.startswith("-D")]
     command = [str(COMPILER), "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
     command += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
-    command += [*defines, f'-DKERNELS="{folder / "kernels.cu"}"', "-I", str(EMULATOR)]
+    command += [*defines, "-DEACH_KERNEL=" + " ".join(f"KERNEL({name})" for name in names)]
+    command += [f'-DKERNELS="{folder / "kernels.cu"}"', "-I", str(EMULATOR)]
     command += [str(EMULATOR / "launch.cpp"), "-o", str(folder / "kernels.so")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -44,20 +49,12 @@ def launch(
     arguments: tuple[Any, ...],
     backwards: bool = False,
 ) -> None:
-    """Run a kernel with the arguments that CuPy passes: five arrays, the mask, the result, sizes."""
-    *arrays, mask, result = arguments[:7]
-    sizes = (ctypes.c_int * len(arguments[7:]))(*(int(size) for size in arguments[7:]))
-    assert all(isinstance(array, np.ndarray) and array.flags.c_contiguous for array in (*arrays, result))
-    assert isinstance(mask, np.ndarray) or int(mask) == 0
-    pointers = (ctypes.c_void_p * 5)(*(array.ctypes.data for array in arrays))
-    mask_pointer = ctypes.c_void_p(mask.ctypes.data if isinstance(mask, np.ndarray) else None)
-    library(source, options).launch(
-        ctypes.c_int(name == "local_attention"),
-        pointers,
-        mask_pointer,
-        ctypes.c_void_p(result.ctypes.data),
-        sizes,
-        (ctypes.c_int * 3)(*grid),
-        ctypes.c_int(num_threads),
-        ctypes.c_int(backwards),
+    """Run a kernel with the arguments that CuPy passes: arrays, and NumPy's scalars of the parameters' types."""
+    values = [np.array(each.ctypes.data if isinstance(each, np.ndarray) else each) for each in arguments]
+    assert all(each.flags.c_contiguous for each in arguments if isinstance(each, np.ndarray))
+    assert not any(type(each) in (int, float) for each in arguments), "a Python number has no size in memory"
+    pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+    unknown = library(source, options).launch(
+        name.encode(), pointers, (ctypes.c_int * 3)(*grid), ctypes.c_int(num_threads), ctypes.c_int(backwards)
     )
+    assert not unknown, f"there is no kernel {name}"

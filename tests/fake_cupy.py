@@ -1,5 +1,6 @@
 """A replacement of CuPy: strict arrays, and kernels that run on the CPU with tests/emulator."""
 
+import ctypes
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ import numpy as np
 import scipy.special
 from strict_arrays import StrictArray, unwrapped
 
+from pegasusx_ref.backend.arrays import numpy_dtype
+
+backwards = False  # whether the threads of a thread block run in descending order
+
 
 class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
@@ -19,9 +24,49 @@ class RawModule:
 
     def get_function(self, name: str) -> Any:
         def kernel(grid: tuple[int, int, int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-            emulated.launch(self.code, self.options, name, grid, block[0], tuple(map(unwrapped, arguments)))
+            emulated.launch(self.code, self.options, name, grid, block[0], tuple(map(unwrapped, arguments)), backwards)
 
         return kernel
+
+
+def in_memory(address: int, size: int, dtype: Any) -> np.ndarray:
+    """View numbers at an address."""
+    memory: Any = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memory, dtype)
+
+
+def gemm_strided_batched(handle: int, *arguments: int) -> None:
+    """Multiply stacks of column-major matrices in memory, as cublasGemmStridedBatchedEx is documented."""
+    a_is_transposed, b_is_transposed, m, n, k, alpha, *operands = arguments
+    a, a_type, a_step, a_stride, b, b_type, b_step, b_stride, beta, *result = operands
+    c, c_type, c_step, c_stride, count, compute, _ = result
+    assert (a_type, compute) in {(0, 68), (0, 77), (1, 70), (2, 68), (14, 68)}
+    assert a_type == b_type
+    assert c_type in ((1,) if a_type == 1 else (a_type, 0))
+    real: Any = np.dtype(np.float64 if compute == 70 else np.float32)
+
+    def matrices(address: int, kind: int, rows: int, columns: int, step: int, stride: int) -> np.ndarray:
+        """View memory as matrices (count, rows, columns) whose columns are `step` numbers apart."""
+        dtype: Any = numpy_dtype(CUDA_TYPES[kind])
+        assert step >= rows, "columns overlap"
+        size = (count - 1) * stride + (columns - 1) * step + rows
+        memory = in_memory(address, size, dtype)
+        steps = tuple(each * dtype.itemsize for each in (stride, 1, step))
+        return np.lib.stride_tricks.as_strided(memory, (count, rows, columns), steps)
+
+    def operand(address: int, kind: int, is_transposed: int, rows: int, columns: int, step: int, stride: int) -> Any:
+        if is_transposed:
+            return matrices(address, kind, columns, rows, step, stride).swapaxes(1, 2).astype(real)
+        return matrices(address, kind, rows, columns, step, stride).astype(real)
+
+    alpha, beta = (in_memory(each, 1, real)[0] for each in (alpha, beta))
+    left = operand(a, a_type, a_is_transposed, m, k, a_step, a_stride)
+    right = operand(b, b_type, b_is_transposed, k, n, b_step, b_stride)
+    found = matrices(c, c_type, m, n, c_step, c_stride)
+    found[...] = alpha * (left @ right) + (beta * found.astype(real) if beta else 0)
+
+
+CUDA_TYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 
 
 class Device:
@@ -49,6 +94,7 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     cupy: Any = ModuleType("cupy")
     vars(cupy).update(
         __version__="0.0 (fake)",
+        array=lambda array, dtype: StrictArray(np.array(getattr(array, "_array", array), dtype)),
         asarray=asarray,
         ascontiguousarray=ascontiguousarray,
         asnumpy=lambda array: np.array(unwrapped(array)),
@@ -61,10 +107,15 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     cupy.cuda.Device = Device
     cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")
     cupy.cuda.runtime.getDeviceCount = lambda: num_devices
+    cupy.cuda.cublas = ModuleType("cupy.cuda.cublas")
+    cupy.cuda.cublas.gemmStridedBatchedEx = gemm_strided_batched
+    cupy.cuda.device = ModuleType("cupy.cuda.device")
+    cupy.cuda.device.get_cublas_handle = lambda: 0
     special: Any = ModuleType("cupyx.scipy.special")
     special.erf = lambda x: StrictArray(scipy.special.erf(unwrapped(x)))
     names = ("cupyx", "cupyx.scipy")
-    return {"cupy": cupy, "cupyx.scipy.special": special, **{name: ModuleType(name) for name in names}}
+    submodules = {"cupy.cuda": cupy.cuda, "cupy.cuda.cublas": cupy.cuda.cublas, "cupy.cuda.device": cupy.cuda.device}
+    return submodules | {"cupy": cupy, "cupyx.scipy.special": special, **{name: ModuleType(name) for name in names}}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ that runs on strict arrays runs on CuPy without a hidden copy to the host.
 """
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,10 @@ class StrictArray(NDArrayOperatorsMixin):
         return float(self._array)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "flags"):
+        if name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "flags", "strides"):
             return getattr(self._array, name)
+        if name == "data":
+            return SimpleNamespace(ptr=self._array.ctypes.data)
         if name in ("T", "mT"):
             return wrapped(getattr(self._array, name))
         if name in METHODS:

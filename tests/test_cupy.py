@@ -1,29 +1,38 @@
 """The CuPy backend without a GPU: its kernels on the CPU and through NVIDIA's compiler, its devices and messages."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from typing import Any
 
 import emulated
 import fake_cupy
 import numpy as np
 import nvrtc
+import ptx_instructions
 import pytest
-from strict_arrays import StrictArray
-from tolerances import assert_close
+from backend_parameters import rounded
+from hypothesis import given
+from hypothesis import strategies as st
+from strict_arrays import StrictArray, unwrapped
 
 from pegasusx_ref import BackendError, PegasusXConfig, PegasusXModel, available_backends, get_backend
+from pegasusx_ref.backend.arrays import numpy_dtype
+from pegasusx_ref.golden.attention import attention
 from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
+from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.tracing import listen
 
 pytestmark = pytest.mark.slow
 
-SOURCE = Path(__file__).parents[1] / "backends" / "pegasusx_cupy" / "attention.cu"
+FOLDER = Path(__file__).parents[1] / "backends" / "pegasusx_cupy"
 IN_CI = bool(os.environ.get("CI"))
 needs_compiler = pytest.mark.skipif(emulated.COMPILER is None and not IN_CI, reason=emulated.NO_COMPILER)
 needs_nvrtc = pytest.mark.skipif(nvrtc.find_library() is None and not IN_CI, reason=nvrtc.MISSING)
@@ -37,64 +46,132 @@ def kernels() -> ModuleType:
         return pegasusx_cupy.kernels
 
 
-def compiler_options(kernels: ModuleType, dtype: str, head_dim: int) -> list[str]:
-    return [f"-D{name}={value}" for name, value in kernels.macros(dtype, head_dim).items()]
-
-
 # --- the kernels on the CPU ------------------------------------------------------------------------------------------
 
 
-def run_local(source: str, backwards: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Run the local kernel, on several tiles of queries and keys, and the golden function."""
-    with fake_cupy.installed():
-        from pegasusx_cupy.kernels import macros, tile_for
-    B, H, T, G, F, block_size = 2, 2, 150, 5, 12, 80
-    rng = np.random.default_rng(seed)
-    tokens = [rng.standard_normal((B, T, H, F)) for _ in range(3)]
-    globals_ = [rng.standard_normal((B, G, H, F)) for _ in range(3)]
+def heads(rng: np.random.Generator, B: int, L: int, H: int, F: int, dtype: str) -> np.ndarray:
+    return rounded(rng.standard_normal((B, L, H, F)), dtype).swapaxes(1, 2)
+
+
+def core_error(dtype: str, head_dim: int, backwards: bool = False) -> float:
+    """Run the attention core on several tiles of queries and keys and parts; return its largest error."""
+    B, H, T, G, block_size = 2, 2, 300, 5, 160
+    rng = np.random.default_rng(0)
+    arrays: list[Any] = [heads(rng, B, length, H, head_dim, dtype) for length in (T, T, T, G, G, G)]
     mask = rng.random((B, T)) < 0.7
     blocks = block_bounds(T, block_size, staggered=True)
-    tile = tile_for(F, 8)
-    assert tile is not None
-    tiles = -(-block_size // tile[0])
-    assert tiles > 1
-    context = np.full_like(tokens[0], np.nan)
-    arguments = (*tokens, globals_[1], globals_[2], mask.view(np.uint8), context, T, G, blocks[0][1], block_size, tiles)
-    options = tuple(f"-D{name}={value}" for name, value in macros("float64", F).items())
-    grid = (len(blocks) * tiles, H, B)
-    emulated.launch(source, options, "local_attention", grid, 128, arguments, backwards)
-    q, k, v, global_q, global_k, global_v = (x.swapaxes(1, 2) for x in (*tokens, *globals_))
-    expected, _ = global_local_attention(q, k, v, global_q, global_k, global_v, mask, blocks)
-    return context.swapaxes(1, 2), expected
+    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
+        from pegasusx_cupy import kernels
+
+        patch.setattr(fake_cupy, "backwards", backwards)
+        patch.setattr(kernels, "FOLDER", FOLDER)
+        patch.setattr(kernels, "PART_SIZE", 128)
+        ops: Any = get_backend("cupy", dtype=dtype)
+        found = ops.global_local_attention(*[*map(ops.asarray, arrays), ops.asarray(mask), blocks])
+        expected = global_local_attention(*[*arrays, mask, blocks])
+        return max(largest_error(ops.to_numpy(x), y) for x, y in zip(found, expected, strict=True))
+
+
+def rows_error(dtype: str, backwards: bool = False) -> float:
+    """Run the kernels of rows.cu; return the largest error."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 3, 200))
+    x[0, 1] *= 1e30  # its variance overflows float32
+    weight, bias = list(rng.standard_normal((2, 200)))
+    visible = rng.random((2, 3, 300)) < 0.5
+    visible[1, 2] = False
+    q, k, v = (heads(rng, 2, length, 2, 4, dtype) for length in (3, 300, 300))
+    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
+        from pegasusx_cupy import kernels
+
+        patch.setattr(fake_cupy, "backwards", backwards)
+        patch.setattr(kernels, "FOLDER", FOLDER)
+        ops = get_backend("cupy", dtype=dtype)
+        x, weight, bias = (array.astype(np.float32).astype(np.float64) for array in (x, weight, bias))
+        copy = on_device(ops)
+        normed = ops.to_numpy(kernels.layer_norm(copy(x), copy(weight), copy(bias), 1e-5, dtype))
+        assert np.isnan(normed[0, 1]).all() == (dtype != "float64")
+        errors = [largest_error(normed[:, [0, 2]], layer_norm(x, weight, bias, 1e-5)[:, [0, 2]])]
+        for mask in (visible, visible[:1], visible[:, :1], None):
+            visible_on_device = None if mask is None else ops.asarray(mask)
+            found = ops.attention(ops.asarray(q), ops.asarray(k), ops.asarray(v), visible_on_device)
+            errors.append(largest_error(ops.to_numpy(found), attention(q, k, v, mask)))
+        special = np.array([-np.inf, -1.5, -0.0, 0.0, 2.5, np.inf, np.copysign(np.nan, -1)] * 3)
+        found = ops.to_numpy(ops.activation(ops.asarray(special[None]), "relu"))[0]
+        errors.append(largest_error(np.nan_to_num(found), np.nan_to_num(np.maximum(special, 0).astype(found.dtype))))
+        assert np.isnan(found).sum() == 3
+        for width in (16, 13):
+            repeated = kernels.repeated_row(copy(weight[:width]), 3, numpy_dtype(dtype))
+            errors.append(largest_error(ops.to_numpy(repeated), np.tile(rounded(weight[:width], dtype), (3, 1))))
+    return max(errors)
+
+
+def on_device(ops: Any) -> Callable[[np.ndarray], Any]:
+    """Return a function that copies arrays in the dtype of sums."""
+    return lambda array: ops.asarray(array.ravel()).reshape(array.shape)
+
+
+def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
+    error = float(np.abs(found.astype(np.float64) - expected).max())
+    return np.inf if np.isnan(error) else error
+
+
+LIMITS = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
 
 
 @needs_compiler
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
-def test_the_order_of_threads_does_not_matter(backwards: bool) -> None:
-    found, expected = run_local(SOURCE.read_text(), backwards)
-    assert_close("context", found, expected, 1e-14)
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_the_order_of_threads_does_not_matter(dtype: str, backwards: bool) -> None:
+    for head_dim in (24, 3):
+        assert core_error(dtype, head_dim, backwards) < LIMITS[dtype]
+    assert rows_error(dtype, backwards) < LIMITS[dtype]
 
 
-# The label of a line of attention.cu, a pattern that occurs once in its code, and what replaces it.
+# File, label of a line, a pattern that occurs once in its code, and what replaces it.
+CORE, FMA, MMA, ROWS = "attention.cu", "attend_fma.cuh", "attend_mma.cuh", "rows.cu"
 MUTATIONS = {
-    "no barrier before the tiles are loaded": ("barrier before loading", r"__syncthreads\(\);", ""),
-    "no barrier after the tiles are loaded": ("barrier after loading", r"__syncthreads\(\);", ""),
-    "no scale": ("scale", r" \* \w+;", ";"),
-    "scale by F": ("value of the scale", r"\bsqrt\b", ""),
-    "padding is visible": ("visible keys", r" && .*;", ";"),
-    "keys beyond the block are visible": ("visible keys", r"= .* && ", "= "),
-    "the first row's mask for all rows": ("padding mask", r"\[.* \+ ", "["),
-    "no stagger": ("block start", r"\? \w+ \+ \((\w+) - 1\)", r"? \1"),
-    "blocks one token too late": ("block start", r"\? ", "? 1 + "),
-    "sums are not rescaled": ("rescale the sums", r"\*= \w+", "*= 1"),
-    "totals are not rescaled": ("rescale the total", r" \* \w+ \+", " +"),
-    "the sum of a row over half of its lanes": ("row sum", r"= \w+ / 2;", "= 1;"),
-    "the maximum is not kept": ("keep the largest", r"\S+ = \S+;", ";"),
-    "no global tokens": ("number of keys", r"= \S+ \+ ", "= "),
-    "the first head for all heads": ("head", r"blockIdx\.y", "0"),
-    "global keys as global values": ("global values", r"global_values", "global_keys"),
-    "no normalization": ("normalization", r" / \S+;", ";"),
-    "the last tile of keys is missing": ("key tiles", r"(\w+) < (\w+); \1 \+= (\w+)", r"\1 + \3 < \2; \1 += \3"),
+    "the first head for all heads": (CORE, "head", r"blockIdx\.y", "0"),
+    "keys beyond the last are visible": (CORE, "keys beyond the last", r"false", "true"),
+    "the first row's mask for all rows": (CORE, "padding mask", r"blockIdx\.z", "0"),
+    "no stagger": (CORE, "block start", r"\? \w+ \+ \((\w+) - 1\)", r"? \1"),
+    "blocks one token too late": (CORE, "block start", r"\? ", "? 1 + "),
+    "no global tokens": (CORE, "number of keys", r"num_globals \+ ", ""),
+    "parts overwrite each other": (CORE, "rows of a part", r"gridDim\.z", "0"),
+    "totals of parts are not rescaled": (CORE, "total of all parts", r" \* exp_of\(.*\)", ""),
+    "sums of parts are not rescaled": (CORE, "sum of all parts", r" \* exp_of\(.*\)", ""),
+    "no barrier before the tiles are loaded": (FMA, "barrier before loading", r"__syncthreads\(\);", ""),
+    "no barrier after the tiles are loaded": (FMA, "barrier after loading", r"__syncthreads\(\);", ""),
+    "no scale": (FMA, "scale", r" \*= \w+;", " *= 1;"),
+    "scale by F": (FMA, "value of the scale", r"\bsqrt\b", ""),
+    "padding is visible": (FMA, "masked", r"visible\[.*\] \? (.*) : \(REAL\)0", r"\1"),
+    "sums are not rescaled": (FMA, "rescale the sums", r"\*= \w+", "*= 1"),
+    "totals are not rescaled": (FMA, "rescale the total", r" \* \w+ \+", " +"),
+    "the sum of a row over half of its lanes": (FMA, "row sum", r"= \w+ / 2;", "= 1;"),
+    "the maximum is not kept": (FMA, "keep the largest", r"\S+ = \S+;", ";"),
+    "global keys as global values": (FMA, "values", r"source\.global_values", "source.global_keys"),
+    "no normalization": (FMA, "normalization", r" / \S+;", ";"),
+    "the last tile of keys is missing": (FMA, "key tiles", r"(tile) < (\S+);", r"\1 + KEYS < \2;"),
+    "no barrier between tiles": (MMA, "barrier", r"__syncthreads\(\);", ""),
+    "no wait for the copies": (MMA, "wait for the copies", r"finish_copies\(\);", ""),
+    "the next tile over this one": (MMA, "the other tile", r"stage \^ 1", "stage"),
+    "scale by F on tensor cores": (MMA, "scale", r"\bsqrt\b", ""),
+    "padding is visible on tensor cores": (MMA, "masked", r"-infinity", "0"),
+    "sums are not rescaled on tensor cores": (MMA, "rescale the sums", r"\*= \w+", "*= 1"),
+    "totals are not rescaled on tensor cores": (MMA, "rescale the total", r" \* \w+ \+", " +"),
+    "half of the sum of a row on tensor cores": (MMA, "row sum", r"lane = 2;", "lane = 1;"),
+    "the maximum is not kept on tensor cores": (MMA, "keep the largest", r"\S+ = \S+;", ";"),
+    "global keys as values on tensor cores": (MMA, "values", r"source\.global_values", "source.global_keys"),
+    "no normalization on tensor cores": (MMA, "normalization", r" / total\[r\]\[half\]", ""),
+    "the last tile is missing on tensor cores": (MMA, "tiles", r"(first_key) < (\S+);", r"\1 + KEYS < \2;"),
+    "no barrier before combining": (ROWS, "barrier before combining", r"__syncthreads\(\);", ""),
+    "no barrier after combining": (ROWS, "barrier after combining", r"__syncthreads\(\);", ""),
+    "an overflow is hidden": (ROWS, "overflow", r"\+= .*;", "+= 0;"),
+    "no square root": (ROWS, "deviation", r"sqrt", ""),
+    "masked keys have the largest score": (ROWS, "visible", r"!visible \|\| visible\[i\]", "true"),
+    "masked keys have weights": (ROWS, "masked", r"visible && !visible\[i\] \? \(REAL\)0 : ", ""),
+    "nothing visible is 0 / 0": (ROWS, "nothing is visible", r"weight = 1", "weight = 0"),
+    "relu of NaN": (ROWS, "positive", r" && .*\?", " ?"),
 }
 
 
@@ -110,51 +187,180 @@ def mutated(source: str, label: str, pattern: str, replacement: str) -> str:
 
 @needs_compiler
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mutation_of_a_kernel_is_detected(mutation: str) -> None:
-    source = mutated(SOURCE.read_text(), *MUTATIONS[mutation])
-    errors = []
-    for backwards in (False, True):
-        found, expected = run_local(source, backwards)
-        errors.append(np.inf if np.isnan(found).any() else np.abs(found - expected).max())
-    assert max(errors) > 1e-3
+def test_a_mutation_of_a_kernel_is_detected(mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *change = MUTATIONS[mutation]
+    dtype = {MMA: "bfloat16", FMA: "float64", CORE: "float64", ROWS: "bfloat16"}[name]
+    for path in [*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")]:
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_text(mutated(text, *change) if path.name == name else text, encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "FOLDER", tmp_path)
+    assert any(fails(name, dtype, backwards) for backwards in (False, True))
+
+
+def fails(name: str, dtype: str, backwards: bool) -> bool:
+    """Return whether an error is several times as large as rounding explains, or a check of the results fails."""
+    try:
+        with np.errstate(all="ignore"):
+            error = rows_error(dtype, backwards) if name == ROWS else core_error(dtype, 24, backwards)
+    except AssertionError:
+        return True
+    return error > 3 * LIMITS[dtype]
 
 
 def test_a_mutation_of_a_missing_line_fails() -> None:
+    source = (FOLDER / FMA).read_text(encoding="utf-8")
     with pytest.raises(AssertionError, match="labels 0 lines"):
-        mutated(SOURCE.read_text(), "no such line", "a", "b")
+        mutated(source, "no such line", "a", "b")
     with pytest.raises(AssertionError, match="occurs 0 times"):
-        mutated(SOURCE.read_text(), "scale", "no such code", "b")
+        mutated(source, "scale", "no such code", "b")
+
+
+# --- the instructions of ptx.cuh -------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_emulated_instructions_compute_what_the_manual_says(dtype: str) -> None:
+    def launch(name: str, *arrays: np.ndarray) -> None:
+        emulated.launch(ptx_instructions.source(), ptx_instructions.options(dtype), name, (1, 1, 1), 32, arrays)
+
+    for seed in range(20):
+        a, b, d = ptx_instructions.matrices(dtype, seed)
+        ab, ad = np.full((2, 16, 8), np.nan, np.float32)
+        launch("products", a, b, d, ab, ad)
+        ptx_instructions.check_products([a, b, d], [ab, ad])
+    x = ptx_instructions.numbers()
+    pairs, powers, copied = np.zeros(32, np.uint32), np.zeros(32, np.float32), np.zeros(16, np.uint16)
+    launch("conversions", x, pairs, powers, copied)
+    ptx_instructions.check_conversions(dtype, x, pairs, powers, copied)
 
 
 # --- the kernels for the GPU -----------------------------------------------------------------------------------------
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("head_dim", [8, 48, 64, 128])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_kernels_compile_for_gpus(kernels: ModuleType, architecture: str, head_dim: int, dtype: str) -> None:
-    options = ["--std=c++14", *compiler_options(kernels, dtype, head_dim)]
-    cubin = nvrtc.compile_for(SOURCE.read_text(), options, architecture)
-    assert cubin.startswith(b"\x7fELF")
-    assert b"local_attention" in cubin
-    assert b"global_attention" in cubin
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_kernels_compile_for_gpus_without_spills(kernels: ModuleType, architecture: str, dtype: str) -> None:
+    sources = [("rows.cu", kernels.type_macros(dtype))]
+    sources += [("attention.cu", kernels.attention_macros(dtype, F)) for F in (8, 48, 64, 128)]
+    for name, macros in sources:
+        options = ["--std=c++14", *(f"-D{macro}={value}" for macro, value in macros.items())]
+        cubin = nvrtc.compile_for(kernels.source(name), options, architecture)
+        found = nvrtc.resources(cubin)
+        expected = {"layer_norm", "softmax", "repeat_row", "relu"}
+        assert set(found) == (expected if name == "rows.cu" else {"local_attention", "global_attention", "merge_parts"})
+        for kernel, used in found.items():
+            assert used.stack == 0, (
+                f"{kernel} of {name} for {dtype}, {macros.get('HEAD_DIM')}, spills {used.stack} bytes"
+            )
+            assert used.shared <= kernels.SHARED_MEMORY
+            assert 0 < used.registers <= 255
 
 
 @needs_nvrtc
 def test_an_error_in_a_kernel_is_reported(kernels: ModuleType) -> None:
+    options = [f"-D{macro}={value}" for macro, value in kernels.type_macros("float32").items()]
     with pytest.raises(RuntimeError, match="identifier"):
-        nvrtc.compile_for(
-            SOURCE.read_text() + "int broken = undeclared;", compiler_options(kernels, "float32", 8), "sm_90"
-        )
+        nvrtc.compile_for(kernels.source("rows.cu") + "int broken = undeclared;", options, "sm_90")
 
 
-def test_tiles_fit_into_shared_memory(kernels: ModuleType) -> None:
-    assert kernels.tile_for(64, 4) == (64, 32)
-    assert kernels.tile_for(64, 8) == (32, 16)
-    assert kernels.tile_for(128, 4) == (32, 16)
-    assert kernels.tile_for(128, 8) == (16, 8)
-    assert kernels.tile_for(512, 8) is None
+def test_tiles_fit_into_shared_memory_and_registers(kernels: ModuleType) -> None:
+    assert kernels.tile_for(64, "float32") == (64, 32, 128)
+    assert kernels.tile_for(64, "float64") == (32, 16, 128)
+    assert kernels.tile_for(128, "float32") == (32, 16, 128)
+    assert kernels.tile_for(128, "float64") == (16, 8, 128)
+    assert kernels.tile_for(512, "float64") is None
+    assert kernels.tile_for(64, "bfloat16") == (128, 64, 128)
+    assert kernels.tile_for(65, "float16") == (64, 32, 128)
+    assert kernels.tile_for(257, "bfloat16") is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_heads_that_are_too_wide_for_a_tile_are_computed_by_the_golden_function(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    with fake_cupy.installed():
+        ops: Any = get_backend("cupy", dtype=dtype)
+        arrays: list[Any] = [heads(rng, 1, length, 1, 600, dtype) for length in (5, 5, 5, 2, 2, 2)]
+        blocks = [(0, 3), (3, 5)]
+        found = ops.global_local_attention(*[*map(ops.asarray, arrays), None, blocks])
+        expected = global_local_attention(*[*arrays, None, blocks])
+        assert str(found[0].dtype) == dtype
+        assert all(largest_error(ops.to_numpy(x), y) < LIMITS[dtype] for x, y in zip(found, expected, strict=True))
+
+
+# --- products by cuBLAS ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@given(st.data())
+def test_products_of_strided_matrices(dtype: str, data: st.DataObject) -> None:
+    """Rows, heads and batch rows at any distance, transposed or not, rounded once."""
+    B, H, L, K, N = (data.draw(st.integers(1, 4)) for _ in range(5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    transposed, stacked = data.draw(st.booleans()), data.draw(st.booleans())
+
+    def draw(rows: int, width: int) -> np.ndarray:
+        """A stack as heads are split from a projection, or its transposed matrices, or a matrix; or a part of one."""
+        kind = data.draw(st.sampled_from(["heads", "transposed", "contiguous", "part"]))
+        numbers = rounded(rng.standard_normal((B, rows + 1, H, width + 2)), dtype)
+        match kind:
+            case "heads":
+                found = numbers[:, :rows, :, :width].swapaxes(1, 2)
+            case "transposed":
+                found = rounded(rng.standard_normal((B, H, width, rows)), dtype).swapaxes(2, 3)
+            case "contiguous":
+                found = np.ascontiguousarray(numbers[:, :rows, :, :width].swapaxes(1, 2))
+            case _:
+                found = rounded(rng.standard_normal((B, H, rows + 2, width + 1)), dtype)[:, :, 1:-1, 1:]
+        return found if stacked else found[0, 0]
+
+    x, y = draw(L, K), draw(N, K) if transposed else draw(K, N)
+    bias = None if stacked else rng.standard_normal(N)
+    with fake_cupy.installed():
+        from pegasusx_cupy.products import product
+
+        ops = get_backend("cupy", dtype=dtype)
+        left, right = (strided_on_device(array, dtype) for array in (x, y))
+        sums = "float64" if dtype == "float64" else "float32"
+        for result_dtype in {dtype, sums}:
+            bias_on_device = None if bias is None else ops.asarray(bias)
+            found = product(left, right, numpy_dtype(result_dtype), transposed, 0.5, bias_on_device)
+            expected = 0.5 * (x @ (y.swapaxes(-1, -2) if transposed else y)) + (0 if bias is None else bias)
+            assert str(found.dtype) == result_dtype
+            limit = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 2**-6, "float16": 2**-9}[result_dtype]
+            assert largest_error(unwrapped(found).astype(np.float64), expected) <= limit * (np.abs(expected).max() + 4)
+
+
+def strided_on_device(array: np.ndarray, dtype: str) -> StrictArray:
+    """Copy an array in a dtype with the same strides, in numbers: as a view of a larger one."""
+    steps = [step // array.itemsize for step in array.strides]
+    memory = np.full(1 + sum((n - 1) * step for n, step in zip(array.shape, steps, strict=True)), np.nan)
+    view = np.lib.stride_tricks.as_strided(memory, array.shape, [8 * step for step in steps])
+    view[...] = array
+    memory = memory.astype(numpy_dtype(dtype))
+    return StrictArray(np.lib.stride_tricks.as_strided(memory, array.shape, [memory.itemsize * step for step in steps]))
+
+
+def test_tf32_is_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_types: list[int] = []
+    with fake_cupy.installed():
+        import cupy
+
+        multiply = cupy.cuda.cublas.gemmStridedBatchedEx
+
+        def record(*arguments: int) -> None:
+            compute_types.append(arguments[-2])
+            multiply(*arguments)
+
+        monkeypatch.setattr(cupy.cuda.cublas, "gemmStridedBatchedEx", record)
+        x, weight = np.ones((1, 2, 4)), np.ones((3, 4))
+        for dtype, tf32 in (("float32", False), ("float32", True), ("float64", True), ("bfloat16", True)):
+            ops = get_backend("cupy", dtype=dtype, tf32=tf32)
+            ops.linear(ops.asarray(x), ops.asarray(weight))
+            assert pickle.loads(pickle.dumps(ops)).tf32 == tf32
+    assert compute_types == [68, 77, 70, 68]
 
 
 # --- strict arrays ---------------------------------------------------------------------------------------------------
@@ -184,8 +390,8 @@ def test_an_unavailable_device_is_refused() -> None:
         for device in ("cpu", "cuda:1", 1):
             with pytest.raises(BackendError, match=f"backend 'cupy' has no device {device!r}: available here: cuda:0"):
                 get_backend("cupy", device=device)
-        with pytest.raises(BackendError, match="'cupy' does not compute in 'float16': it declares float32, float64"):
-            get_backend("cupy", dtype="float16")
+        with pytest.raises(BackendError, match="'cupy' does not compute in 'int8': it declares float32, float64, bf"):
+            get_backend("cupy", dtype="int8")
         assert available_backends()["cupy"].devices == ("cuda:0",)
 
 

@@ -93,7 +93,8 @@ def test_products_agree(kind: str, backend: str, dtype: str, loops: None) -> Non
                     y = getattr(ops, name)(x, on_device, None if bias is None else ops.asarray(bias))
                     scale = float((abs(values) @ abs(weight.T)).max()) + 1
                     found = np.asarray(ops.to_numpy(y))
-                    assert_close(f"{name} {shape} {rows}", found, expected, OPERATIONS["linear"][dtype], scale)
+                    limit = OPERATIONS["linear"][dtype] * (2 if backend == "cupy" else 1)  # it rounds the weights too
+                    assert_close(f"{name} {shape} {rows}", found, expected, limit, scale)
 
 
 @pytest.mark.parametrize("loops", LOOPS, indirect=True)

@@ -1,4 +1,4 @@
-"""The CuPy backend of pegasusx_ref: float32 and float64 on CUDA."""
+"""The CuPy backend of pegasusx_ref: float64, float32, bfloat16 and float16 on CUDA."""
 
 try:
     import cupy as _cupy  # noqa: F401

@@ -184,7 +184,7 @@ class TorchBackend:
         return y_BTD
 
     def layer_norm(self, x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        return layer_norm(x_BTD.to(self._residual_dtype), weight_D, bias_D, eps).to(self._compute_dtype)
+        return layer_norm(x_BTD.to(self._residual_dtype), weight_D, bias_D, eps, self._compute_dtype)
 
     def linear(self, x: Tensor, weight: Tensor | QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, QuantizedMatrix) or (self._is_quantized and quantized.takes_vector(x, weight)):

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from pegasusx_torch.attention import may_read
 
+ZERO = torch.tensor(0.0)
 
-def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+
+def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Compute `pegasusx_ref.golden.normalization.layer_norm`; a variance that overflows makes its row NaN.
 
     Args:
@@ -14,15 +16,18 @@ def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> T
         weight_D: as there.
         bias_D: as there.
         eps: as there.
+        dtype: of the result.
     """
     # The third result, 1 / sqrt(variance + eps), is 0 where the variance overflowed.
     y_BTD, _, scale_BT1 = torch.native_layer_norm(x_BTD, weight_D.shape, weight_D, bias_D, eps)
-    if not may_read(scale_BT1):  # 0 / 0 is NaN, and adding -0.0 changes no number
-        return y_BTD.addcdiv_(scale_BT1, scale_BT1, value=-0.0)
+    if not may_read(scale_BT1):  # 0 / 0 is NaN, and 0 / scale changes no number when it is added
+        nan_or_zero_BT1 = torch.div(ZERO, scale_BT1)
+        rounded_BTD = y_BTD if dtype == y_BTD.dtype else torch.empty_like(y_BTD, dtype=dtype)
+        return torch.add(y_BTD, nan_or_zero_BT1, out=rounded_BTD)
     overflowed_BT = ~(scale_BT1[..., 0] > 0)  # also NaN: the kernel's sums overflow where the mean is large
     if overflowed_BT.any():
         y_BTD[overflowed_BT] = layer_norm_unfused(x_BTD[overflowed_BT], weight_D, bias_D, eps)
-    return y_BTD
+    return y_BTD.to(dtype)
 
 
 def layer_norm_unfused(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:

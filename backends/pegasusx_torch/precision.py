@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 
 import torch
@@ -51,9 +52,10 @@ def linear_full_precision(x: Tensor, weight: Tensor, bias: Tensor | None, packed
         float32 (..., out).
     """
     if x.device.type == "cuda":
-        y = torch.mm(x.reshape(-1, x.shape[-1]), weight.T, out_dtype=torch.float32)
-        y = y.reshape(*x.shape[:-1], weight.shape[0])
-    elif x.dtype == torch.bfloat16:  # it cannot overflow, and CPUs are fast only if the result is bfloat16 too
+        rows = x.reshape(-1, x.shape[-1])
+        product = torch.mm if bias is None else partial(torch.addmm, bias)
+        return product(rows, weight.T, out_dtype=torch.float32).reshape(*x.shape[:-1], weight.shape[0])
+    if x.dtype == torch.bfloat16:  # it cannot overflow, and CPUs are fast only if the result is bfloat16 too
         y = linear(x, weight, None, packed_weights).float()
     else:
         y = F.linear(x.float(), weight.float())

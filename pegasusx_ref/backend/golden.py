@@ -16,7 +16,7 @@ class GoldenBackend:
 
     name = "golden"
     version = np.__version__
-    dtypes = ("float32", "float64")
+    dtypes: tuple[str, ...] = ("float32", "float64")
     compiles = False
 
     def __init__(self, device: str | int | None, dtype: str) -> None:

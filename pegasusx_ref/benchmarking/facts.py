@@ -102,7 +102,7 @@ def code_digest() -> str:
     for package in ("pegasusx_ref", "pegasusx_numpy", "pegasusx_torch", "pegasusx_cupy"):
         spec = find_spec(package)
         for folder in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
-            for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cu")]):
+            for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cu*")]):
                 if not path.relative_to(folder).as_posix().startswith(IRRELEVANT):
                     digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

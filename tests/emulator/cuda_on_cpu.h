@@ -1,7 +1,8 @@
 // Runs CUDA C++ kernels on the CPU: the threads of a thread block are fibers that switch at barriers and shuffles.
 //
-// Thread blocks run one after another. Each thread runs alone until it reaches the next barrier, in ascending or in
-// descending order of threads: code with a missing barrier reads data that is not written yet, or already overwritten.
+// Thread blocks run one after another. Each warp runs alone until its threads wait at a barrier of the block, and in it
+// each thread until it reaches the next barrier, in ascending or in descending order: code with a missing barrier reads
+// data that is not written yet, or already overwritten.
 // Shared memory is NaN when a thread block starts.
 
 #pragma once
@@ -20,6 +21,12 @@ extern char __start_shared_memory[], __stop_shared_memory[];
 using std::exp;
 using std::sqrt;
 
+static float __int_as_float(int bits) {
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
 struct Dim3 {
     int x, y, z;
 };
@@ -35,6 +42,7 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     jmp_buf position;
     bool is_done;
+    long arrival;  // the generation of the block's barrier that the thread waits for; -1: it does not
 };
 static std::vector<Fiber> fibers;
 static ucontext_t starter;
@@ -61,6 +69,7 @@ struct Barrier {
         open();
         while (arrival == generation) jump(fibers[current].position, scheduler);
     }
+    bool is_closed_for(long arrival) const { return arrival == generation; }
     void leave() {
         --expected;
         open();
@@ -88,18 +97,33 @@ static void start(Fiber& fiber) {
     if (!_setjmp(scheduler)) swapcontext(&starter, &fiber.context);
 }
 
+// Run the threads of a warp in turns until each is done or waits at the block's barrier.
+static void run_warp(int warp, int num_threads, bool backwards) {
+    const int first = warp * WARP, size = num_threads - first < WARP ? num_threads - first : WARP;
+    for (bool is_running = true; is_running;) {
+        is_running = false;
+        for (int i = 0; i < size; ++i) {
+            current = first + (backwards ? size - 1 - i : i);
+            threadIdx = {current, 0, 0};
+            if (fibers[current].is_done || block_barrier.is_closed_for(fibers[current].arrival)) continue;
+            is_running = true;
+            jump(scheduler, fibers[current].position);
+        }
+    }
+}
+
 static void run_block(int num_threads, bool backwards) {
     memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
     block_barrier = {num_threads};
     for (int first = 0; first < num_threads; first += WARP)
         warp_barriers[first / WARP] = {num_threads - first < WARP ? num_threads - first : WARP};
-    for (int i = 0; i < num_threads; ++i) fibers[i].is_done = false;
+    for (int i = 0; i < num_threads; ++i) {
+        fibers[i].is_done = false;
+        fibers[i].arrival = -1;
+    }
+    const int num_warps = (num_threads + WARP - 1) / WARP;
     while (block_barrier.expected)
-        for (int i = 0; i < num_threads; ++i) {
-            current = backwards ? num_threads - 1 - i : i;
-            threadIdx = {current, 0, 0};
-            if (!fibers[current].is_done) jump(scheduler, fibers[current].position);
-        }
+        for (int i = 0; i < num_warps; ++i) run_warp(backwards ? num_warps - 1 - i : i, num_threads, backwards);
 }
 
 static void launch(void (*function)(), Dim3 grid, int num_threads, bool backwards) {
@@ -119,7 +143,12 @@ static void launch(void (*function)(), Dim3 grid, int num_threads, bool backward
 }
 }  // namespace emulator
 
-static void __syncthreads() { emulator::block_barrier.wait(); }
+static void __syncthreads() {
+    long& arrival = emulator::fibers[emulator::current].arrival;
+    arrival = emulator::block_barrier.generation;
+    emulator::block_barrier.wait();
+    arrival = -1;
+}
 static void __syncwarp() { emulator::warp_barriers[emulator::current / emulator::WARP].wait(); }
 
 template <typename T>

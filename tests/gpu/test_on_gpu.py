@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+import ptx_instructions
 import pytest
 from agreement import check_logits_processors, check_model, check_operation, check_top_k
 from backend_parameters import DTYPES
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import Batch, Operation, batches, configs, operations, seeds
 from tolerances import MODEL, OPERATIONS, assert_close
@@ -16,7 +17,7 @@ from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.golden.global_local import block_bounds
 from pegasusx_ref.model.weights import random_weights
 
-some = settings(max_examples=30)
+some = settings(max_examples=15, phases=(Phase.explicit, Phase.generate))  # shrinking takes minutes of a rented device
 
 
 def on_cuda(name: str, dtype: str) -> Any:
@@ -132,6 +133,30 @@ def test_quantized_models_agree_and_their_steps_can_be_captured(backend: str, dt
         for cache in ("dynamic", "static")
     )
     assert dynamic == static
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [on_cuda("cupy", dtype) for dtype in ("bfloat16", "float16")])
+def test_instructions_compute_what_the_manual_says(backend: str, dtype: str) -> None:
+    """The checks of the emulated instructions in tests/test_cupy.py."""
+    import cupy
+
+    assert get_backend(backend, "cuda:0", dtype).name == "cupy"
+    module = cupy.RawModule(code=ptx_instructions.source(), options=("--std=c++14", *ptx_instructions.options(dtype)))
+
+    def launch(name: str, inputs: list[np.ndarray], *results: np.ndarray) -> list[np.ndarray]:
+        """Launch one warp with arrays of bits, which every dtype has."""
+        on_device = [cupy.asarray(x.view(f"u{x.itemsize}")) for x in (*inputs, *results)]
+        module.get_function(name)((1,), (32,), tuple(on_device))
+        return [cupy.asnumpy(y).view(x.dtype) for x, y in zip(results, on_device[len(inputs) :], strict=True)]
+
+    for seed in range(20):
+        inputs = ptx_instructions.matrices(dtype, seed)
+        products = launch("products", inputs, *np.full((2, 16, 8), np.nan, np.float32))
+        ptx_instructions.check_products(inputs, products)
+    x = ptx_instructions.numbers()
+    results = (np.zeros(32, np.uint32), np.zeros(32, np.float32), np.zeros(16, np.uint16))
+    pairs, powers, copied = launch("conversions", [x], *results)
+    ptx_instructions.check_conversions(dtype, x, pairs, powers, copied)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)

@@ -1,0 +1,212 @@
+// Attention from a tile of queries to a range of keys, on tensor cores: float16 or bfloat16, with sums in float32.
+//
+// As in attend_fma.cuh, the softmax is computed online. Each warp takes 16 ROW_TILES queries. A tile of KEYS (a
+// multiple of 16) keys and values is in shared memory while the next one is copied there. The queries, the scores of
+// the tile and the sums are in registers, as fragments whose layout ptx.cuh gives: lane l has the queries l / 4 and
+// l / 4 + 8 of each 16, of the keys and features 2 (l % 4), 2 (l % 4) + 1 of each 8. The four lanes of a row are
+// adjacent. The scores of a product are, rounded, the first operand of the next one: no lane needs another's.
+
+#include "ptx.cuh"
+
+#define ROW_TILES (QUERIES / (THREADS / 32 * 16))    // of 16 queries for each warp
+#define FEATURES ((HEAD_DIM + 15) / 16 * 16)         // zeros fill the last 16
+#define STRIDE (FEATURES + 8)                        // 16 bytes more: eight rows lie in different banks
+#define LOG2_E 1.4426950408889634f
+
+__device__ float scale() { return LOG2_E / sqrt((float)HEAD_DIM); }  // [scale] of the scores, for powers of two
+
+// The weight of a score that is smaller than the largest one of its row by -difference.
+__device__ float exp_of(float difference) { return exp2_of(difference * scale()); }
+
+__device__ half_bits rounded(float value) { return rounded_half(value); }
+
+// A tile of keys and values, and which of the keys are visible.
+struct Tile {
+    alignas(16) half_bits keys[KEYS][STRIDE], values[KEYS][STRIDE];
+    alignas(4) unsigned char visible[KEYS];
+};
+
+__device__ void begin_to_load(Tile& tile, const Rows& rows, const KeysAndValues& source, int first_key) {
+    for (int i = threadIdx.x; i < KEYS * FEATURES / 8; i += THREADS) {
+        int key = i / (FEATURES / 8), feature = i % (FEATURES / 8) * 8;
+        const half_bits* k = features_of(source.keys, source.global_keys, source, rows, first_key + key);
+        const half_bits* v =
+            features_of(source.values, source.global_values, source, rows, first_key + key);  // [values]
+#if HEAD_DIM % 8 == 0
+        bool exists = k && feature < HEAD_DIM;
+        begin_copy(&tile.keys[key][feature], exists ? k + feature : source.keys, exists);
+        begin_copy(&tile.values[key][feature], exists ? v + feature : source.values, exists);
+#else  // rows are not aligned
+        for (int f = feature; f < feature + 8; ++f) {
+            bool exists = k && f < HEAD_DIM;
+            tile.keys[key][f] = exists ? k[f] : 0;
+            tile.values[key][f] = exists ? v[f] : 0;
+        }
+#endif
+    }
+    if (threadIdx.x < KEYS) tile.visible[threadIdx.x] = is_visible(source, rows, first_key + threadIdx.x);
+}
+
+__device__ unsigned query_pair(const Rows& rows, int num_heads, int query, int feature) {
+    if (query >= rows.stop) return 0;
+    const half_bits* q = rows.queries + place(rows.length, num_heads, blockIdx.z, blockIdx.y, query) * HEAD_DIM;
+#if HEAD_DIM % 8 == 0
+    return feature < HEAD_DIM ? *(const unsigned*)(q + feature) : 0;
+#else
+    unsigned low = feature < HEAD_DIM ? q[feature] : 0, high = feature + 1 < HEAD_DIM ? q[feature + 1] : 0;
+    return low | high << 16;
+#endif
+}
+
+__device__ float row_max(float value) {
+    for (int lane = 2; lane > 0; lane /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, value, lane);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+
+__device__ float row_sum(float value) {
+    for (int lane = 2; lane > 0; lane /= 2)  // [row sum]
+        value += __shfl_xor_sync(0xffffffffu, value, lane);
+    return value;
+}
+
+__device__ void attend(const Rows& rows, const KeysAndValues& source) {
+    __shared__ Tile tiles[2];
+    const int lane = threadIdx.x % 32, row = lane / 4, pair = lane % 4 * 2;
+    const int first = rows.first + threadIdx.x / 32 * 16 * ROW_TILES;  // of the warp's queries
+    const float infinity = __int_as_float(0x7f800000);
+
+    begin_to_load(tiles[0], rows, source, rows.first_key);
+
+    unsigned q[ROW_TILES][FEATURES / 16][4];
+    float sums[ROW_TILES][FEATURES / 8][4], largest[ROW_TILES][2], total[ROW_TILES][2];  // of rows `row`, `row` + 8
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; ++r) {
+#pragma unroll
+        for (int f = 0; f < FEATURES / 16; ++f)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                q[r][f][i] = query_pair(rows, source.num_heads, first + 16 * r + row + i % 2 * 8,
+                                        16 * f + pair + i / 2 * 8);
+#pragma unroll
+        for (int f = 0; f < FEATURES / 8; ++f)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[r][f][i] = 0;
+        largest[r][0] = largest[r][1] = -LARGEST;
+        total[r][0] = total[r][1] = 0;
+    }
+
+    int stage = 0;
+    for (int first_key = rows.first_key; first_key < rows.stop_key; first_key += KEYS, stage ^= 1) {  // [tiles]
+        const Tile& tile = tiles[stage];
+        finish_copies();  // [wait for the copies]
+        __syncthreads();  // [barrier] this tile is complete, and the other one is no longer read
+        if (first_key + KEYS < rows.stop_key)
+            begin_to_load(tiles[stage ^ 1], rows, source, first_key + KEYS);  // [the other tile]
+
+        float scores[ROW_TILES][KEYS / 8][4];
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+            for (int k = 0; k < KEYS / 8; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) scores[r][k][i] = 0;
+#pragma unroll
+        for (int f = 0; f < FEATURES / 16; ++f)
+#pragma unroll
+            for (int k = 0; k < KEYS / 16; ++k) {
+                unsigned b[4];  // of keys 0 to 7, features 0 to 7 and 8 to 15; then of keys 8 to 15
+                load_matrices(b, &tile.keys[16 * k + lane % 8 + lane / 16 * 8][16 * f + lane / 8 % 2 * 8]);
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; ++r) {
+                    multiply_add(scores[r][2 * k], q[r][f], b[0], b[1]);
+                    multiply_add(scores[r][2 * k + 1], q[r][f], b[2], b[3]);
+                }
+            }
+
+        if (source.is_real || first_key + KEYS > rows.stop_key)
+#pragma unroll
+            for (int k = 0; k < KEYS / 8; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (!tile.visible[8 * k + pair + i % 2])
+#pragma unroll
+                        for (int r = 0; r < ROW_TILES; ++r) scores[r][k][i] = -infinity;  // [masked] its weight is 0
+
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float new_largest = largest[r][half], sum = 0;
+#pragma unroll
+                for (int k = 0; k < KEYS / 8; ++k)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i)
+                        new_largest = scores[r][k][i] > new_largest ? scores[r][k][i] : new_largest;
+                new_largest = row_max(new_largest);
+                float rescaling = exp_of(largest[r][half] - new_largest), scaled_largest = new_largest * scale();
+#pragma unroll
+                for (int k = 0; k < KEYS / 8; ++k)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+                        scores[r][k][i] = exp2_of(scores[r][k][i] * scale() - scaled_largest);
+                        sum += scores[r][k][i];
+                    }
+                total[r][half] = total[r][half] * rescaling + row_sum(sum);  // [rescale the total]
+                largest[r][half] = new_largest;  // [keep the largest]
+#pragma unroll
+                for (int f = 0; f < FEATURES / 8; ++f)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) sums[r][f][i] *= rescaling;  // [rescale the sums]
+            }
+
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; ++k) {
+            unsigned weights[ROW_TILES][4];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float* score = &scores[r][2 * k + i / 2][i % 2 * 2];
+                    weights[r][i] = rounded_pair(score[0], score[1]);
+                }
+#pragma unroll
+            for (int f = 0; f < FEATURES / 16; ++f) {
+                unsigned b[4];  // of features 0 to 7, keys 0 to 7 and 8 to 15; then of features 8 to 15
+                load_transposed_matrices(b, &tile.values[16 * k + lane % 16][16 * f + lane / 16 * 8]);
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; ++r) {
+                    multiply_add(sums[r][2 * f], weights[r], b[0], b[1]);
+                    multiply_add(sums[r][2 * f + 1], weights[r], b[2], b[3]);
+                }
+            }
+        }
+    }
+
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int query = first + 16 * r + row + 8 * half;
+            if (query >= rows.stop) continue;
+            long long at = place(rows.length, source.num_heads, blockIdx.z, blockIdx.y, query);
+            if (rows.sums && pair == 0) {
+                rows.largest[at] = largest[r][half];
+                rows.totals[at] = total[r][half];
+            }
+#pragma unroll
+            for (int f = 0; f < FEATURES / 8; ++f)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    int feature = 8 * f + pair + i;
+                    float sum = sums[r][f][2 * half + i];
+                    if (feature >= HEAD_DIM) continue;
+                    if (rows.sums)
+                        rows.sums[at * HEAD_DIM + feature] = sum;
+                    else
+                        rows.context[at * HEAD_DIM + feature] = rounded(sum / total[r][half]);  // [normalization]
+                }
+        }
+}
