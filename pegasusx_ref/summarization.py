@@ -95,6 +95,26 @@ class SummarizationPipeline:
         found = list(self._batches(iter(all_texts), *options))
         return [summaries[0] for summaries in found] if all(len(s) == 1 for s in found) else found
 
+    def tokenize(self, text: str, truncation: bool = True) -> tuple[list[int], int]:
+        """Convert a text to token ids, with the task's prefix and without a warning.
+
+        Args:
+            text: the text.
+            truncation: to the model's maximum length; False keeps long texts whole.
+
+        Returns:
+            The ids, and the number of tokens that were dropped.
+
+        Raises:
+            InputError: an empty text.
+        """
+        longest = self.model.config.max_position_embeddings if truncation else None
+        batch = self._tokenizer([self.prefix + text], max_length=longest, truncation=truncation)
+        (ids,), (dropped,) = batch["input_ids"], batch.num_truncated_tokens
+        if tuple(ids) in self._empty_texts:
+            raise InputError("is empty: there is nothing to summarize")
+        return list(ids), int(dropped)
+
     def encode(
         self, texts: str | Sequence[str], truncation: bool = True, names: Sequence[str] | None = None
     ) -> BatchEncoding:

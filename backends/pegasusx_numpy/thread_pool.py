@@ -8,9 +8,10 @@ BLAS keep spinning for a while, on cores that are then missing elsewhere. So thi
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -25,7 +26,16 @@ _blas_limit: Any = None  # that caller's limit, which a forked child has to lift
 
 @cache
 def _blas() -> Any:
-    return ThreadpoolController().select(user_api="blas")
+    """Return what limits NumPy's BLAS; SciPy brings one of its own, which no product here uses."""
+    every = ThreadpoolController().select(user_api="blas")
+    own = [library.filepath for library in every.lib_controllers if "numpy" in Path(library.filepath).parent.name]
+    return every.select(filepath=own) if own else every
+
+
+@cache
+def _limits_each_thread() -> bool:
+    """Return whether BLAS has a limit for each thread, as one built on OpenMP has, instead of one for the process."""
+    return any(getattr(library, "threading_layer", "openmp") == "openmp" for library in _blas().lib_controllers)
 
 
 @cache
@@ -99,7 +109,7 @@ def _run_on_threads(items: Sequence[Item], work: Callable[[Item], None], threads
     queue = iter(items)  # shared by the threads, so that a thread takes its next item when it has finished one
 
     def run() -> None:
-        with _blas().limit(limits=1):  # in each thread: a BLAS built on OpenMP has one limit per thread
+        with _blas().limit(limits=1) if _limits_each_thread() else nullcontext():
             try:
                 for item in queue:
                     work(item)

@@ -7,6 +7,7 @@ from pegasusx_ref.cli.backends import backends
 from pegasusx_ref.cli.bench import bench_command
 from pegasusx_ref.cli.commands import MainGroup
 from pegasusx_ref.cli.convert import convert_command
+from pegasusx_ref.cli.corpus import corpus_command
 from pegasusx_ref.cli.explain import explain
 from pegasusx_ref.cli.explore import explore
 from pegasusx_ref.cli.finetune import finetune_command
@@ -26,6 +27,7 @@ def main() -> None:
 
 for command in (
     summarize,
+    corpus_command,
     trace,
     explain,
     explore,

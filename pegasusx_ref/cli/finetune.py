@@ -1,9 +1,6 @@
 """``pegasusx-ref finetune``: train a model on pairs of a document and its summary."""
 
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +12,13 @@ from pegasusx_ref.cli.messages import message, note
 from pegasusx_ref.cli.output_files import check_format, save_figure
 from pegasusx_ref.cli.printing import print_text
 from pegasusx_ref.cli.progress import progress_bars
+from pegasusx_ref.cli.signals import deferred_signals
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.rendering.canvas import new_figure
 
 if TYPE_CHECKING:
     from pegasusx_ref.finetuning import Finetuning
 
-PATIENCE = 1.0  # seconds for which signals are repetitions
 NOT_NEGATIVE_NUMBER, PROBABILITY = click.FloatRange(min=0), click.FloatRange(0, 1)
 
 
@@ -151,36 +148,3 @@ def evaluation_line(record: dict[str, float]) -> str:
     if "rouge1" in record:
         line += f", ROUGE-1/2/L {record['rouge1']:.1f}/{record['rouge2']:.1f}/{record['rougeL']:.1f}"
     return line
-
-
-@contextmanager
-def deferred_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `stop` at SIGINT and SIGTERM in the block; another signal more than a second later has its usual effect.
-
-    Args:
-        stop: lets the block end soon.
-
-    Returns:
-        A context manager that yields the list of the signals so far.
-    """
-    received: list[int] = []
-    times: list[float] = []
-
-    def handle(number: int, _: object) -> None:
-        received.append(number)
-        times.append(time.monotonic())
-        stop()
-        if times[-1] - times[0] > PATIENCE:
-            restore()
-            signal.raise_signal(number)
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield received
-    finally:
-        restore()

@@ -1,17 +1,13 @@
 """Files of pairs: JSONL, CSV and parquet. Broken rows are counted and left out."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pegasusx_ref.errors import ExtraError, InputError, reason, shown
+from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.reading import as_path, open_regular, reading
-
-MAX_FIELD = 2**26  # characters of a CSV field, as many as a text of the command line may have bytes
+from pegasusx_ref.files.tables import TABLES, check_readable
 
 
 class Pair(NamedTuple):
@@ -44,9 +40,6 @@ class Corpus(NamedTuple):
     first_skipped: str = ""
 
 
-Row = tuple[int, Mapping[str, Any] | str]  # its place, and its values by column or what is wrong with it
-
-
 def read_corpus(path: str | Path, source_column: str, target_column: str) -> Corpus:
     """Read the pairs of a file: .jsonl, .csv or .parquet.
 
@@ -60,14 +53,14 @@ def read_corpus(path: str | Path, source_column: str, target_column: str) -> Cor
         ExtraError: .parquet needs the extra "corpora".
     """
     path = as_path(path)
-    if path.suffix not in READERS:
-        raise InputError(f"{path}: extension {path.suffix!r} is not one of {', '.join(READERS)}: name the file so")
+    if path.suffix not in TABLES:
+        raise InputError(f"{path}: extension {path.suffix!r} is not one of {', '.join(TABLES)}: name the file so")
+    check_readable(path)
     columns = (source_column, target_column)
     pairs: list[Pair] = []
     num_skipped, first = 0, ""
-    rows = READERS[path.suffix](path, columns)
-    with reading(path, f"a {path.suffix} file of pairs", InputError):
-        for place, row in rows:
+    with reading(path, f"a {path.suffix} file of pairs", InputError), open_regular(path) as file:
+        for place, row in TABLES[path.suffix](file, columns):
             problem = row if isinstance(row, str) else _problem(row, columns)
             if isinstance(row, str) or problem:
                 num_skipped += 1
@@ -93,45 +86,3 @@ def _problem(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:
         if not text.strip():
             return f"column {shown(column)} is empty"
     return ""
-
-
-def _jsonl_rows(path: Path, _: tuple[str, ...]) -> Iterator[Row]:
-    with open_regular(path) as file:
-        for place, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if place == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield place, f"not JSON ({reason(error)})"
-            else:
-                yield place, row if isinstance(row, dict) else f"{shown(row)} is not a JSON object"
-
-
-def _csv_rows(path: Path, _: tuple[str, ...]) -> Iterator[Row]:
-    limit = csv.field_size_limit(MAX_FIELD)
-    try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            for row in rows:
-                yield rows.line_num, {name: text for name, text in row.items() if isinstance(name, str)}
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise ExtraError(f"{path}: parquet needs pyarrow: pip install 'pegasusx-ref[corpora]'") from None
-
-    def read() -> Iterator[Row]:
-        with open_regular(path) as raw, ParquetFile(raw) as file:
-            names = [name for name in file.schema_arrow.names if name in columns]
-            batches = file.iter_batches(batch_size=1024, columns=names or None)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-    return read()
-
-
-READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

@@ -1,0 +1,127 @@
+"""``pegasusx-ref corpus``: a table of summaries of many documents."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pegasusx_ref.backend.registry import backend_names
+from pegasusx_ref.cli import options
+from pegasusx_ref.cli.commands import Command, OutputFolder
+from pegasusx_ref.cli.messages import message, note
+from pegasusx_ref.cli.printing import print_text
+from pegasusx_ref.cli.progress import progress_bars
+from pegasusx_ref.cli.signals import deferred_signals
+from pegasusx_ref.demo import DEMO_CHECKPOINT
+
+
+@click.command("corpus", cls=Command)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", type=OutputFolder(), required=True, metavar="FOLDER", help="Folder of the table.")
+@click.option("--resume", is_flag=True, help="Continue the table in --out; repeat its other options.")
+@click.option("--column", default="text", show_default=True, metavar="NAME", help="Column of the texts in tables.")
+@click.option(
+    "--long",
+    default="truncate",
+    show_default=True,
+    type=click.Choice(["truncate", "error", "map"]),
+    help="Texts beyond the model's length: cut off, refused, or summarized in parts.",
+)
+@click.option("--limit", type=options.NOT_NEGATIVE, help="Stop after so many documents.")
+@options.model_option
+@options.revision_option
+@click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
+@options.device_option
+@click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
+@options.quantization_option
+@options.quantize_embedding_option
+@click.option("--batch-size", default=16, show_default=True, type=options.POSITIVE, help="Texts computed together.")
+@click.option(
+    "--batch-tokens", default=2**16, show_default=True, type=options.POSITIVE, help="Source tokens computed together."
+)
+@click.option(
+    "--shard-rows", default=256, show_default=True, type=options.POSITIVE, help="Rows of a file of the table."
+)
+@options.max_new_tokens_option
+@options.num_beams_option
+@click.option("--length-penalty", type=float, help="Beam search: values above 0 favour long summaries.")
+@click.option("--min-length", type=options.NOT_NEGATIVE, help="Minimum length in tokens, including the start token.")
+@options.progress_option
+def corpus_command(
+    inputs: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    column: str,
+    long: str,
+    limit: int | None,
+    folder: Path | None,
+    revision: str | None,
+    backend: str,
+    device: str | int | None,
+    dtype: str,
+    quantization: str | None,
+    quantize_embedding: bool,
+    batch_size: int,
+    batch_tokens: int,
+    shard_rows: int,
+    shown: bool,
+    **settings: Any,
+) -> None:
+    """Summarize the documents of many files into a table: parquet files in --out.
+
+    INPUT is a folder, a file or a pattern of texts (.txt, .md) or tables (.jsonl, .csv, .parquet), or an address of
+    fsspec. A document that fails is a row with its error. Ctrl-C and SIGTERM write what is finished; --resume
+    continues, also after kill -9.
+    """
+    # Imported here, because the other commands do not need pyarrow.
+    from pegasusx_ref.corpus import Progress, Summarizer, summarize_corpus
+
+    load: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype, "quantization": quantization}
+    load |= {"quantize_embedding": quantize_embedding, **options.hub_options(folder, revision)}
+    summarizer = Summarizer(
+        folder or DEMO_CHECKPOINT,
+        text_column=column,
+        long=long,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        load=load,
+        **settings,
+    )
+    with deferred_signals() as received, progress_bars(shown) as bars:
+        bar = bars.add_task("reading the inputs", total=None)
+
+        def advance(progress: Progress) -> None:
+            completed = progress.resumed + progress.done
+            bars.update(bar, description=f"{rates(progress)}, document", total=progress.total, completed=completed)
+
+        done = summarize_corpus(
+            inputs,
+            out,
+            summarizer,
+            column=column,
+            shard_rows=shard_rows,
+            resume=resume,
+            limit=limit,
+            on_progress=advance,
+            stops=lambda: bool(received),
+        )
+    if shown:
+        earlier = f", {done.resumed} done before" if done.resumed else ""
+        message(f"{done.done} documents in {done.seconds:.1f} s{earlier}: {rates(done)}")
+    if done.num_dropped:
+        note(f"{done.num_dropped} tokens beyond the model's length were dropped: column num_dropped")
+    if done.failed:
+        note(f"{done.failed} of {done.done} documents have no summary: column error says why")
+    if (left := done.total - done.resumed - done.done) > 0:
+        note(f"{left} documents are left; the same command with --resume continues")
+    print_text(str(out))
+    if received:
+        signal.raise_signal(received[0])
+
+
+def rates(progress: Any) -> str:
+    """Format the speed of a run."""
+    seconds = max(progress.seconds, 1e-9)
+    figures = f"{progress.done / seconds:.3g} documents/s, {progress.num_tokens / seconds:.3g} tokens/s"
+    return f"{figures}, {100 * progress.padding:.1f} % padding"

@@ -1,0 +1,206 @@
+"""A callable that summarizes batches of documents, as Ray Data, datasets and Spark call one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pegasusx_ref.checkpoint.settings import is_integer
+from pegasusx_ref.corpus.long_texts import divide
+from pegasusx_ref.errors import InputError, PegasusXError, shown
+from pegasusx_ref.summarization import SummarizationPipeline, pipeline
+
+LONG = ("truncate", "error", "map")  # what is done with a text that is longer than the model
+BATCH_TOKENS = 2**16  # source tokens of a batch, padding included
+
+
+class Summary(NamedTuple):
+    """The result of one document.
+
+    Attributes:
+        summary: its summary; None after an error. The summaries of several parts are joined by spaces.
+        num_tokens: source tokens that the model read.
+        num_dropped: source tokens beyond its maximum length.
+        num_parts: parts that the text was divided into.
+        error: why there is no summary, or None.
+    """
+
+    summary: str | None = None
+    num_tokens: int = 0
+    num_dropped: int = 0
+    num_parts: int = 0
+    error: str | None = None
+
+    def joined(self, parts: "list[str | PegasusXError]") -> "Summary":
+        """Return the result with the summaries of its parts, or the error of one of them."""
+        for part in parts:
+            if isinstance(part, PegasusXError):
+                return self._replace(error=str(part))
+        return self._replace(summary=" ".join(str(part) for part in parts if part))
+
+
+class Part(NamedTuple):
+    """A part of a document, usually all of it: the number of the document and of the part, and its token ids."""
+
+    document: int
+    number: int
+    ids: list[int]
+
+
+class Summarizer:
+    """Summarizes batches of documents. It is loaded where it is used: a pickle holds the arguments only.
+
+    `Summarizer("folder")({"text": texts})` returns the batch with the columns of `Summary`, so that an object, or the
+    class with its arguments, fits `ray.data.Dataset.map_batches` and `datasets.Dataset.map(batched=True)`. Texts of
+    similar length are computed together. A document that fails gets an error, and the others their summaries.
+
+    Args:
+        model: as in `pipeline`, or a `SummarizationPipeline`.
+        text_column: the batch's column that holds the texts.
+        long: what to do with a text that is longer than the model: "truncate" it, call it an "error", or "map": divide
+            it at ends of sentences, summarize the parts and join their summaries.
+        batch_size: the most texts that are computed together.
+        batch_tokens: the most source tokens that are computed together, padding included; a longer text is alone.
+        load: further arguments of `pipeline`: backend, device, dtype, quantization, revision, ….
+        settings: of `generate`; the defaults are the checkpoint's.
+
+    Raises:
+        InputError: an argument that is not possible.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | SummarizationPipeline | None = None,
+        *,
+        text_column: str = "text",
+        long: str = "truncate",
+        batch_size: int = 16,
+        batch_tokens: int = BATCH_TOKENS,
+        load: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if long not in LONG:
+            raise InputError(f"long={shown(long)} is unknown: pass one of {', '.join(LONG)}")
+        for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if not is_integer(value) or value < 1:
+                raise InputError(f"{name}={shown(value)} must be an integer of at least 1")
+        self.model, self.text_column, self.long = model, text_column, long
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.load, self.settings = dict(load or {}), settings
+        self.num_real = self.num_padded = 0  # source tokens so far, without and with padding
+        self._pipeline: SummarizationPipeline | None = model if isinstance(model, SummarizationPipeline) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_pipeline": self.model if isinstance(self.model, SummarizationPipeline) else None}
+
+    @property
+    def pipeline(self) -> SummarizationPipeline:
+        """The model and its tokenizer, loaded at the first use."""
+        if self._pipeline is None:
+            assert not isinstance(self.model, SummarizationPipeline)
+            self._pipeline = pipeline(model=self.model, **self.load)
+        self._pipeline.generation_config.updated(**self.settings).lengths()  # impossible settings fail now
+        return self._pipeline
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch with the columns of `Summary`.
+
+        Args:
+            batch: arrays or lists of one length by column.
+
+        Raises:
+            InputError: there is no column of texts.
+        """
+        if self.text_column not in batch:
+            names = ", ".join(map(shown, batch)) or "none"
+            raise InputError(f"no column {shown(self.text_column)} among {names}: pass text_column=")
+        found = self.summarize(list(batch[self.text_column]))
+        columns = {name: [getattr(each, name) for each in found] for name in Summary._fields}
+        return {name: batch[name] for name in batch} | {
+            name: np.array(values, dtype=object if name in ("summary", "error") else np.int64)
+            for name, values in columns.items()
+        }
+
+    def summarize(
+        self, texts: Sequence[Any], on_batch: Callable[[list[int], list[Summary]], Any] = lambda *_: None
+    ) -> list[Summary]:
+        """Summarize texts; those of similar length are computed together.
+
+        Args:
+            texts: what is not a text gets an error.
+            on_batch: called with the indices and results of documents as they are finished.
+        """
+        _ = self.pipeline  # a model that cannot be loaded is no error of the documents
+        found: dict[int, Summary] = {}
+        parts: list[Part] = []
+        written: dict[int, dict[int, str | PegasusXError]] = {}  # by document and number of the part
+        for i, text in enumerate(texts):
+            try:
+                divided, dropped = self._parts(text)
+            except PegasusXError as error:
+                found[i] = Summary(error=str(error))
+                continue
+            found[i] = Summary(None, sum(map(len, divided)), dropped, len(divided))
+            written[i] = {}
+            parts += [Part(i, n, ids) for n, ids in enumerate(divided)]
+        on_batch(failed := [i for i in found if found[i].error], [found[i] for i in failed])
+        for batch in self._batches(sorted(parts, key=lambda part: len(part.ids))):
+            for part, result in zip(batch, self._generate([part.ids for part in batch]), strict=True):
+                written[part.document][part.number] = result
+            finished = sorted(i for i in {part.document for part in batch} if len(written[i]) == found[i].num_parts)
+            for i in finished:
+                found[i] = found[i].joined([written[i][n] for n in range(found[i].num_parts)])
+            on_batch(finished, [found[i] for i in finished])
+        return [found[i] for i in range(len(texts))]
+
+    def _parts(self, text: Any) -> tuple[list[list[int]], int]:
+        """Return the token ids of each part of a text, and the number of dropped tokens.
+
+        Raises:
+            InputError: it is not a text, is empty, or too long for `long="error"`.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"is a {type(text).__name__}, not a text")
+        if not text.strip():
+            raise InputError("is empty: there is nothing to summarize")
+        tokenize, limit = self.pipeline.tokenize, self.pipeline.model.config.max_position_embeddings
+        ids, dropped = tokenize(text)
+        if not dropped or self.long == "truncate":
+            return [ids], dropped
+        if self.long == "error":
+            raise InputError(
+                f"has {len(ids) + dropped} tokens, more than the model's {limit}: truncate or map long texts"
+            )
+
+        def num_tokens(part: str) -> int:
+            ids, dropped = tokenize(part)
+            return len(ids) + dropped
+
+        return [tokenize(part)[0] for part in divide(text, num_tokens, limit)], 0
+
+    def _batches(self, parts: list[Part]) -> Iterator[list[Part]]:
+        """Divide parts in the order of their lengths, the longest first: too little memory shows at once."""
+        while parts:
+            longest = len(parts[-1].ids)
+            count = max(min(self.batch_size, self.batch_tokens // longest), 1)
+            yield parts[-count:]
+            del parts[-count:]
+
+    def _generate(self, texts: list[list[int]]) -> list[str | PegasusXError]:
+        """Generate a summary of each text; after an error, or without memory for all, of smaller batches."""
+        longest = max(map(len, texts))
+        ids = np.full((len(texts), longest), self.pipeline.model.config.pad_token_id)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)], mask[row, : len(text)] = text, 1
+        try:
+            found = self.pipeline.generate({"input_ids": ids, "attention_mask": mask}, **self.settings)
+        except (PegasusXError, MemoryError) as error:
+            if len(texts) == 1:
+                return [error if isinstance(error, PegasusXError) else InputError("needs more memory than there is")]
+            half = len(texts) // 2
+            return [*self._generate(texts[:half]), *self._generate(texts[half:])]
+        self.num_real += sum(map(len, texts))
+        self.num_padded += ids.size
+        return [summaries[0] for summaries in found]
