@@ -25,7 +25,9 @@ __all__ = [
 ]
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "spec/*.md"], excludes=["backends/*"]
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "spec/*.md", "spec/guides/corpora.md"],
+    excludes=["backends/*"],
 ).pytest()
 
 

@@ -87,6 +87,7 @@ def arguments_of(name: list[str], command: click.Command, **given: object) -> li
                 OutputFile: "new.png",
                 OutputFolder: "new",
                 InputFolder: "folder",
+                click.types.StringParamType: "text.txt",  # a file or an address
             }[type(param.type)]
         if value is not None and not (
             command.name == "verify" and param.name == "file" and {"dump", "mapping"} & {*given}

@@ -94,8 +94,13 @@ class Shards:
     def _existing(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        names = (SHARD.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in names if match)
+        names = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        shards = {name: match for name in names if (match := SHARD.fullmatch(name))}
+        if others := sorted({*names} - {*shards}):
+            raise InputError(
+                f"{self.folder} holds other files, such as {shown(others[0])}: name a folder for the table"
+            )
+        return sorted(int(match[1]) for match in shards.values())
 
     def _keys(self, number: int) -> list[str]:
         import pyarrow.parquet
