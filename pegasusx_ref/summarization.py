@@ -13,6 +13,7 @@ from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, sho
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.generation.config import settings_names
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tokenizer.batching import BatchEncoding, list_of_texts
 from pegasusx_ref.tokenizer.foreign import ForeignTokenizer
@@ -42,13 +43,8 @@ class SummarizationPipeline:
         self.model = model
         self.tokenizer: Any = tokenizer
         self._tokenizer = tokenizer if isinstance(tokenizer, PegasusTokenizer) else ForeignTokenizer(tokenizer)
-        if len(self._tokenizer) > model.config.vocab_size:
-            name = getattr(tokenizer, "vocab_file", None) or type(tokenizer).__name__
-            raise CheckpointError(
-                f"{name} has {len(self._tokenizer)} ids, but the model {model.config.vocab_size}: "
-                "use the model's own tokenizer"
-            )
-        self.generation_config, self.prefix = _task_settings(model)
+        check_vocabulary(self._tokenizer, tokenizer, model.config)
+        self.generation_config, self.prefix = task_settings(model.config, model.generation_config)
         blank = self._tokenizer([self.prefix, f"{self.prefix} "])["input_ids"]
         self._empty_texts = {tuple(ids) for ids in blank}
 
@@ -188,9 +184,32 @@ def _named(texts: Iterable[Any]) -> Iterator[tuple[str, str]]:
         yield f"text {i}", text
 
 
-def _task_settings(model: PegasusXForConditionalGeneration) -> tuple[GenerationConfig, str]:
-    """Return the settings of the task, those of config.json before those of generation_config.json; and its prefix."""
-    extra, config = model.config.extra, model.generation_config
+def check_vocabulary(sized: Any, tokenizer: Any, config: PegasusXConfig) -> None:
+    """Check that a tokenizer has no more ids than the model.
+
+    Args:
+        sized: has the tokenizer's number of ids as its length.
+        tokenizer: for its name.
+        config: the model's configuration.
+
+    Raises:
+        CheckpointError: it has more.
+    """
+    if len(sized) > config.vocab_size:
+        name = getattr(tokenizer, "vocab_file", None) or type(tokenizer).__name__
+        raise CheckpointError(
+            f"{name} has {len(sized)} ids, but the model {config.vocab_size}: use the model's own tokenizer"
+        )
+
+
+def task_settings(model_config: PegasusXConfig, config: GenerationConfig) -> tuple[GenerationConfig, str]:
+    """Return the settings of the task, those of config.json before those of generation_config.json; and its prefix.
+
+    Args:
+        model_config: the model's configuration.
+        config: its generation_config.
+    """
+    extra = model_config.extra
     tasks = extra.get("task_specific_params")
     task = tasks.get(SummarizationPipeline.task) if isinstance(tasks, dict) else None
     task = {name: value for name, value in task.items() if value is not None} if isinstance(task, dict) else {}

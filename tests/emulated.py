@@ -23,14 +23,15 @@ def library(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
 
     Args:
         source: CUDA C++ without #include; the text of ptx.cuh in it is replaced by that of the emulator.
-        options: -D options, as for NVRTC.
+        options: -D options, as for NVRTC; --fmad=true, NVRTC's default, lets the compiler fuse products with additions.
     """
     folder = Path(tempfile.mkdtemp(prefix="pegasusx-emulator-"))
     emulated = source.replace(PTX.read_text(encoding="utf-8"), (EMULATOR / "ptx.cuh").read_text(encoding="utf-8"))
     (folder / "kernels.cu").write_text(emulated, encoding="utf-8")
     names = re.findall(r"__global__ void (\w+)\(", source)
     defines = [option for option in options if option.startswith("-D")]
-    command = [str(COMPILER), "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+    fused = ["-ffp-contract=fast", "-mfma"] if "--fmad=true" in options else ["-ffp-contract=off"]
+    command = [str(COMPILER), "-std=c++17", "-O2", *fused, "-fPIC", "-shared", "-Wno-unknown-pragmas"]
     command += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
     command += [*defines, "-DEACH_KERNEL=" + " ".join(f"KERNEL({name})" for name in names)]
     command += [f'-DKERNELS="{folder / "kernels.cu"}"', "-I", str(EMULATOR)]
@@ -52,6 +53,8 @@ def launch(
     """Run a kernel with the arguments that CuPy passes: arrays, and NumPy's scalars of the parameters' types."""
     values = [np.array(each.ctypes.data if isinstance(each, np.ndarray) else each) for each in arguments]
     assert all(each.flags.c_contiguous for each in arguments if isinstance(each, np.ndarray))
+    assert all(number > 0 for number in grid), "CUDA refuses an empty grid"
+    assert max(grid[1:]) <= 65535, "CUDA refuses more thread blocks in y and z"
     assert not any(type(each) in (int, float) for each in arguments), "a Python number has no size in memory"
     pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
     unknown = library(source, options).launch(

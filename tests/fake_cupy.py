@@ -73,6 +73,7 @@ class Device:
     """A device; without a number, the one that is current in this thread."""
 
     current = threading.local()
+    compute_capability = "90"
 
     def __init__(self, id: int | None = None) -> None:
         self.id = getattr(self.current, "id", 0) if id is None else id

@@ -161,6 +161,7 @@ def test_a_pickle_holds_the_arguments_only() -> None:
     [
         ({"batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
         ({"batch_tokens": 2.5}, "batch_tokens=2.5 must be an integer of at least 1"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2: a document gets one summary"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -360,15 +361,15 @@ def test_the_command_writes_a_table_and_says_what_failed(tmp_path: Path, monkeyp
     result = run("corpus", "a.jsonl", "--out", "table", "--limit", 2, *short)
     assert (result.exit_code, result.stdout) == (0, "table\n")
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("2 documents in ")
+    assert lines[0].startswith("documents: 2 in ")
     assert lines[1:] == [
-        "Note: 1 of 2 documents have no summary: column error says why",
-        "Note: 1 documents are left; the same command with --resume continues",
+        "Note: documents without a summary: 1 of 2 (column error)",
+        "Note: documents left: 1; the same command with --resume continues",
     ]
     result = run("corpus", "a.jsonl", "--out", "table", "--resume", "--no-progress", *short)
     assert (result.exit_code, result.stdout) == (0, "table\n")
     (line,) = result.stderr.splitlines()
-    assert line.endswith(" tokens beyond the model's length were dropped: column num_dropped")
+    assert line.startswith("Note: tokens dropped beyond the model's length: ")
     assert len(table("table")) == 3
 
 

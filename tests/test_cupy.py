@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "backends" / "pegasusx_cupy"
 IN_CI = bool(os.environ.get("CI"))
+CPU_FLAGS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 needs_compiler = pytest.mark.skipif(emulated.COMPILER is None and not IN_CI, reason=emulated.NO_COMPILER)
 needs_nvrtc = pytest.mark.skipif(nvrtc.find_library() is None and not IN_CI, reason=nvrtc.MISSING)
 
@@ -59,6 +60,7 @@ def core_error(dtype: str, head_dim: int, backwards: bool = False) -> float:
     rng = np.random.default_rng(0)
     arrays: list[Any] = [heads(rng, B, length, H, head_dim, dtype) for length in (T, T, T, G, G, G)]
     mask = rng.random((B, T)) < 0.7
+    mask[:, 120:260] = False  # a part of the keys without a visible one
     blocks = block_bounds(T, block_size, staggered=True)
     with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
         from pegasusx_cupy import kernels
@@ -123,9 +125,58 @@ LIMITS = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_order_of_threads_does_not_matter(dtype: str, backwards: bool) -> None:
-    for head_dim in (24, 3):
+    for head_dim in (24, 3, 2):
         assert core_error(dtype, head_dim, backwards) < LIMITS[dtype]
     assert rows_error(dtype, backwards) < LIMITS[dtype]
+
+
+@needs_compiler
+@pytest.mark.skipif("fma" not in CPU_FLAGS, reason="this CPU has no fused multiply-add, which GPUs use")
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_large_equal_scores_are_equal_with_fused_multiply_adds(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVRTC fuses a product with the addition after it, which is not rounded then: the largest score stays exact."""
+    rng = np.random.default_rng(0)
+    size = 100.0 if dtype == "float16" else 1e5
+    shapes = [(1, length, 1, 64) for length in (40, 40, 40, 3, 3, 3)]
+    arrays: list[Any] = [rounded(size * rng.integers(1, 3, shape), dtype).swapaxes(1, 2) for shape in shapes]
+    with fake_cupy.installed():
+        from pegasusx_cupy import kernels
+
+        monkeypatch.setattr(kernels, "COMPILER_OPTIONS", ("--fmad=true",))
+        ops: Any = get_backend("cupy", dtype=dtype)
+        blocks = block_bounds(40, 16, staggered=True)
+        found = ops.global_local_attention(*[*map(ops.asarray, arrays), None, blocks])
+        expected = global_local_attention(*[*arrays, None, blocks])
+        for x, y in zip(found, expected, strict=True):
+            assert largest_error(ops.to_numpy(x) / size, y / size) < LIMITS[dtype]
+
+
+@needs_compiler
+def test_arrays_that_a_listener_replaced_are_converted() -> None:
+    """Their dtype, and an address that is no multiple of 16 bytes."""
+    rng = np.random.default_rng(0)
+    arrays = [heads(rng, 1, length, 2, 8, "bfloat16") for length in (20, 20, 20, 3, 3, 3)]
+    with fake_cupy.installed():
+        ops: Any = get_backend("cupy", dtype="bfloat16")
+        expected = [ops.to_numpy(x) for x in ops.global_local_attention(*[*map(ops.asarray, arrays), None, [(0, 20)]])]
+        for i in range(6):
+            on_device = [*map(ops.asarray, arrays)]
+            on_device[i] = on_device[i].astype(np.float32)
+            found = ops.global_local_attention(*[*on_device, None, [(0, 20)]])
+            for x, y in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(ops.to_numpy(x), y)
+        odd = ops.asarray(np.arange(-20.0, 32.0).reshape(1, 4, 13))[:, 1:]
+        assert odd.data.ptr % 16
+        np.testing.assert_array_equal(ops.to_numpy(ops.activation(odd, "relu")), np.maximum(ops.to_numpy(odd), 0))
+        assert ops.activation(odd[:, :0], "relu").shape == (1, 0, 13)
+
+
+def test_half_precision_needs_an_ampere_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")
+    with fake_cupy.installed():
+        assert get_backend("cupy", dtype="float32").dtype == "float32"
+        with pytest.raises(BackendError, match=r"from compute capability 8\.0 on, and cuda:0 has 7\.5: use dtype="):
+            get_backend("cupy", dtype="bfloat16")
 
 
 # File, label of a line, a pattern that occurs once in its code, and what replaces it.
@@ -242,7 +293,7 @@ def test_emulated_instructions_compute_what_the_manual_says(dtype: str) -> None:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_kernels_compile_for_gpus_without_spills(kernels: ModuleType, architecture: str, dtype: str) -> None:
-    sources = [("rows.cu", kernels.type_macros(dtype))]
+    sources = [("rows.cu", kernels.row_macros(dtype))]
     sources += [("attention.cu", kernels.attention_macros(dtype, F)) for F in (8, 48, 64, 128)]
     for name, macros in sources:
         options = ["--std=c++14", *(f"-D{macro}={value}" for macro, value in macros.items())]
@@ -260,7 +311,7 @@ def test_kernels_compile_for_gpus_without_spills(kernels: ModuleType, architectu
 
 @needs_nvrtc
 def test_an_error_in_a_kernel_is_reported(kernels: ModuleType) -> None:
-    options = [f"-D{macro}={value}" for macro, value in kernels.type_macros("float32").items()]
+    options = [f"-D{macro}={value}" for macro, value in kernels.row_macros("float32").items()]
     with pytest.raises(RuntimeError, match="identifier"):
         nvrtc.compile_for(kernels.source("rows.cu") + "int broken = undeclared;", options, "sm_90")
 

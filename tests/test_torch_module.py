@@ -13,9 +13,9 @@ from backend_parameters import reference
 from hf_reference import hf_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.training import Rates, TrainingBackend
 from pegasusx_torch.training.attention import Attention
-from pegasusx_torch.training.backend import masked_attention
 from pegasusx_torch.training.dropout import Dropout
 from pegasusx_torch.training.global_local import core_groups, fused_attention
 from strategies import batches, configs, seeds
@@ -204,7 +204,7 @@ def test_dense_attention_of_other_devices_is_that_of_the_cpu() -> None:
     visible = torch.from_numpy(rng.random((2, 5, 9)) < 0.5)
     visible[1, 2] = False  # a query that sees nothing averages
     ops = TrainingBackend("cpu", "float64", Rates())
-    results = [ops.attention(q, k, v, visible), masked_attention(q, k, v, visible, 0.0)]
+    results = [ops.attention(q, k, v, visible), attention_masked(q, k, v, visible)]
     upstream = torch.from_numpy(rng.standard_normal((2, 3, 5, 8)))
     grads = [torch.autograd.grad(result, (q, k, v), upstream) for result in results]
     for one, other in [tuple(results), *zip(*grads, strict=True)]:

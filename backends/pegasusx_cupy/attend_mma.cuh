@@ -1,6 +1,6 @@
 // Attention from a tile of queries to a range of keys, on tensor cores: float16 or bfloat16, with sums in float32.
 //
-// As in attend_fma.cuh, the softmax is computed online. Each warp takes 16 ROW_TILES queries. A tile of KEYS (a
+// As in attend_fma.cuh, the softmax is computed online. Each warp takes 16 * ROW_TILES queries. A tile of KEYS (a
 // multiple of 16) keys and values is in shared memory while the next one is copied there. The queries, the scores of
 // the tile and the sums are in registers, as fragments whose layout ptx.cuh gives: lane l has the queries l / 4 and
 // l / 4 + 8 of each 16, of the keys and features 2 (l % 4), 2 (l % 4) + 1 of each 8. The four lanes of a row are
@@ -13,10 +13,12 @@
 #define STRIDE (FEATURES + 8)                        // 16 bytes more: eight rows lie in different banks
 #define LOG2_E 1.4426950408889634f
 
-__device__ float scale() { return LOG2_E / sqrt((float)HEAD_DIM); }  // [scale] of the scores, for powers of two
-
-// The weight of a score that is smaller than the largest one of its row by -difference.
-__device__ float exp_of(float difference) { return exp2_of(difference * scale()); }
+// The weight of a score, from its difference to the largest one of its row. The difference is multiplied, not the scores:
+// a compiler may fuse a product with the subtraction after it, and then equal scores of a large size would differ.
+__device__ float exp_of(float difference) {
+    const float scale = LOG2_E / sqrt((float)HEAD_DIM);  // [scale] of the scores, for powers of two
+    return exp2_of(difference * scale);
+}
 
 __device__ half_bits rounded(float value) { return rounded_half(value); }
 
@@ -146,12 +148,12 @@ __device__ void attend(const Rows& rows, const KeysAndValues& source) {
                     for (int i = 2 * half; i < 2 * half + 2; ++i)
                         new_largest = scores[r][k][i] > new_largest ? scores[r][k][i] : new_largest;
                 new_largest = row_max(new_largest);
-                float rescaling = exp_of(largest[r][half] - new_largest), scaled_largest = new_largest * scale();
+                float rescaling = exp_of(largest[r][half] - new_largest);
 #pragma unroll
                 for (int k = 0; k < KEYS / 8; ++k)
 #pragma unroll
                     for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                        scores[r][k][i] = exp2_of(scores[r][k][i] * scale() - scaled_largest);
+                        scores[r][k][i] = exp_of(scores[r][k][i] - new_largest);  // exactly 1 for the largest
                         sum += scores[r][k][i];
                     }
                 total[r][half] = total[r][half] * rescaling + row_sum(sum);  // [rescale the total]

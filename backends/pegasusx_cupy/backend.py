@@ -40,7 +40,8 @@ class CupyBackend(GoldenBackend):
     """CuPy on one CUDA device.
 
     In half precision, bfloat16 or float16, the operands of matrix products are rounded to it, as in the torch backend.
-    The residual stream, the vectors (LayerNorm weights, biases), every sum and softmax, and the logits are float32.
+    The residual stream, the vectors (LayerNorm weights, biases), softmax, sums and logits are float32, except that
+    cuBLAS may add the partial sums of a long product in half precision. It needs an Ampere GPU or a newer one.
 
     CuPy launches kernels on a thread's current device. Copying to and from the device and allocating make it current:
     each call of a model begins with a copy.
@@ -69,6 +70,12 @@ class CupyBackend(GoldenBackend):
         self.dtype = dtype
         self.tf32 = tf32
         self._device = cupy.cuda.Device(int(self.device.removeprefix("cuda:")))
+        capability = int(self._device.compute_capability)
+        if dtype in kernels.HALF_PRECISION and capability < kernels.MIN_CAPABILITY:
+            raise BackendError(
+                f"backend 'cupy' computes in {dtype!r} from compute capability 8.0 on, and {self.device} has "
+                f"{capability / 10}: use dtype='float32', or the torch backend"
+            )
         self._compute_dtype = numpy_dtype(dtype)
         self._residual_dtype = numpy_dtype(kernels.sum_dtype(dtype))
 
@@ -173,6 +180,7 @@ class CupyBackend(GoldenBackend):
         if wanted("scores") or wanted("probs"):
             q_BHLF, k_BHXF, v_BHXF = self._in_residual_dtype(q_BHLF, k_BHXF, v_BHXF)
             return super().attention(q_BHLF, k_BHXF, v_BHXF, visible).astype(self._compute_dtype, copy=False)
+        q_BHLF, k_BHXF, v_BHXF = self._in_compute_dtype(q_BHLF, k_BHXF, v_BHXF)
         scale = q_BHLF.shape[3] ** -0.5
         scores = product(q_BHLF, k_BHXF, self._residual_dtype, transposed=True, scale=scale, tf32=self.tf32)
         probs = kernels.softmax(scores, visible, self.dtype)
@@ -196,11 +204,16 @@ class CupyBackend(GoldenBackend):
             contexts = super().global_local_attention(*arguments)
             context_BHTF, context_BHGF = (context.astype(self._compute_dtype, copy=False) for context in contexts)
             return context_BHTF, context_BHGF
+        q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(*qkv)
         keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
         return (
             kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
             kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
         )
+
+    def _in_compute_dtype(self, *arrays: Any) -> list[Any]:
+        """Return arrays in the compute dtype, which a listener may have replaced by others."""
+        return [array.astype(self._compute_dtype, copy=False) for array in arrays]
 
     def _in_residual_dtype(self, *arrays: Any) -> list[Any]:
         return [array.astype(self._residual_dtype, copy=False) for array in arrays]

@@ -13,11 +13,13 @@ from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.golden.global_local import Blocks
 
 FOLDER = Path(__file__).parent
+COMPILER_OPTIONS = ("--std=c++14",)
 THREADS = 128
 SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
 VECTOR_BYTES = 16
 PART_SIZE = 1024  # keys of a row of global attention that a thread block takes: a multiple of a tile's
 HALF_PRECISION = ("float16", "bfloat16")
+MIN_CAPABILITY = 80  # compute capability 8.0, for half precision
 C_TYPES = {"float16": "unsigned short", "bfloat16": "unsigned short", "float32": "float", "float64": "double"}
 LARGEST = {"float": "3.402823466e38f", "double": "1.7976931348623157e308"}
 
@@ -84,11 +86,16 @@ def attention_macros(dtype: str, head_dim: int) -> dict[str, str]:
     return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
 
 
+def row_macros(dtype: str) -> dict[str, str]:
+    """Return the macros that rows.cu is compiled with."""
+    return type_macros(dtype) | {"THREADS": str(THREADS)}
+
+
 @cache
 def compile_kernels(name: str, **macros: str) -> Any:
     """Compile a source file."""
     options = tuple(f"-D{macro}={value}" for macro, value in macros.items())
-    return cupy.RawModule(code=source(name), options=("--std=c++14", *options))
+    return cupy.RawModule(code=source(name), options=(*COMPILER_OPTIONS, *options))
 
 
 @cache
@@ -102,17 +109,23 @@ def attention_kernel(name: str, dtype: str, head_dim: int) -> tuple[Any, Tile]:
 @cache
 def row_kernel(name: str, dtype: str) -> Any:
     """Return a kernel of rows.cu, whose result has the dtype."""
-    return compile_kernels("rows.cu", **type_macros(dtype)).get_function(name)
+    return compile_kernels("rows.cu", **row_macros(dtype)).get_function(name)
+
+
+def aligned(x: Any) -> Any:
+    """Return a contiguous array that kernels may read by 16 bytes: its address is a multiple of that."""
+    x = cupy.ascontiguousarray(x)
+    return x.copy() if x.data.ptr % VECTOR_BYTES else x
 
 
 def contiguous_BTHF(x_BHTF: Any) -> Any:
     """Lay out as (B, T, H, F) in memory; heads split from a projection already are."""
-    return cupy.ascontiguousarray(x_BHTF.swapaxes(1, 2))
+    return aligned(x_BHTF.swapaxes(1, 2))
 
 
 def bytes_of(mask: Any) -> Any:
     """Return a mask as bytes of 1 and 0; a null pointer if there is none."""
-    return np.intp(0) if mask is None else cupy.ascontiguousarray(mask).view(cupy.uint8)
+    return np.intp(0) if mask is None else cupy.ascontiguousarray(mask).astype(bool, copy=False).view(cupy.uint8)
 
 
 def int32(*sizes: int) -> tuple[np.int32, ...]:
@@ -170,6 +183,8 @@ def layer_norm(x_BTD: Any, weight_D: Any, bias_D: Any, eps: float, dtype: str) -
     """
     *rows, width = x_BTD.shape
     y_BTD = cupy.empty(x_BTD.shape, dtype=numpy_dtype(dtype))
+    if not x_BTD.size:
+        return y_BTD
     arguments = (cupy.ascontiguousarray(x_BTD), weight_D, bias_D, y_BTD, np.int32(width), x_BTD.dtype.type(eps))
     row_kernel("layer_norm", dtype)((math.prod(rows), 1, 1), (THREADS,), arguments)
     return y_BTD
@@ -201,13 +216,17 @@ def repeated_row(row_N: Any, count: int, dtype: Any) -> Any:
         dtype: of the result.
     """
     rows = cupy.empty((count, *row_N.shape), dtype=dtype)
+    if not rows.size:
+        return rows
     row_kernel("repeat_row", str(rows.dtype))((count, 1, 1), (THREADS,), (row_N, rows, np.int32(row_N.size)))
     return rows
 
 
 def relu(x: Any) -> Any:
     """Compute max(x, 0); NaN stays NaN."""
-    x, y = cupy.ascontiguousarray(x), cupy.empty(x.shape, dtype=x.dtype)
+    x, y = aligned(x), cupy.empty(x.shape, dtype=x.dtype)
+    if not x.size:
+        return y
     num_blocks = -(-x.nbytes // (VECTOR_BYTES * THREADS))
     row_kernel("relu", str(x.dtype))((num_blocks, 1, 1), (THREADS,), (x, y, np.int64(x.size)))
     return y

@@ -15,11 +15,6 @@ from pegasusx_ref.errors import BackendError
 
 DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # of cudaDataType_t
 COMPUTE_FLOAT32, COMPUTE_FLOAT64, COMPUTE_TF32 = 68, 70, 77  # of cublasComputeType_t
-COMPUTE_TYPES = {
-    ("float64", False): COMPUTE_FLOAT64,
-    ("float64", True): COMPUTE_FLOAT64,
-    ("float32", True): COMPUTE_TF32,
-}
 NOT_TRANSPOSED, TRANSPOSED = 0, 1  # of cublasOperation_t
 DEFAULT_ALGORITHM = -1
 
@@ -35,7 +30,7 @@ def load_cublas() -> tuple[Any, Any]:
         from cupy.cuda import cublas, device
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        remedy = "install CUDA, or its libraries for Python: pip install 'cupy-cuda12x[ctk]'"
+        remedy = "install CUDA, or its libraries: pip install 'cupy-cuda12x[ctk]', or 'cupy-cuda13x[ctk]' for CUDA 13"
         raise BackendError(f"CuPy cannot load cuBLAS ({reason}): {remedy}") from None
     return cublas, device
 
@@ -69,7 +64,7 @@ def product(
     result = cupy.empty((*stack, L, N), dtype=dtype) if bias is None else repeated_row(bias, L, dtype)
     if 0 in result.shape:
         return result
-    cublas, device = load_cublas()
+    cublas, handles = load_cublas()
     compute = COMPUTE_TF32 if tf32 and x.dtype == np.float32 else COMPUTE_FLOAT32
     if x.dtype == np.float64:
         compute = COMPUTE_FLOAT64
@@ -78,7 +73,7 @@ def product(
     # cuBLAS stores matrices by columns, so it computes the transposed product: the operands change places.
     for b in range(B):
         cublas.gemmStridedBatchedEx(
-            device.get_cublas_handle(),
+            handles.get_cublas_handle(),
             TRANSPOSED if transposed else NOT_TRANSPOSED,
             NOT_TRANSPOSED,
             *(N, L, K),

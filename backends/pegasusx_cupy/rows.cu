@@ -1,12 +1,11 @@
-// LayerNorm and softmax: a thread block computes a row, so that no intermediate result goes through memory. And what
-// CuPy's own kernels do number by number, at a third of the memory's rate: copies of a row, and relu.
+// LayerNorm and softmax: a thread block computes a row, so that no intermediate result goes through memory. Also copies of
+// a row and relu, which CuPy's own kernels compute number by number, at a third of the memory's rate.
 //
-// Macros: REAL, float or double, the type of the input and of sums; ELEMENT, that of the result; HALF_PRECISION, where
-// ELEMENT is float16 or bfloat16.
+// Macros: REAL, float or double, the type of the input and of sums; ELEMENT, that of the result; THREADS, of a thread
+// block; HALF_PRECISION, where ELEMENT is float16 or bfloat16.
 //
 // A name in [brackets] labels a line for tests/test_cupy.py, which breaks each of these lines in turn.
 
-#define THREADS 128
 #define WARPS (THREADS / 32)
 
 #ifdef HALF_PRECISION
@@ -26,7 +25,10 @@ struct alignas(16) Vector {
 
 enum Operation { SUM, MAX };
 
-__device__ REAL combined(Operation operation, REAL a, REAL b) { return operation == SUM ? a + b : b > a ? b : a; }
+__device__ REAL combined(Operation operation, REAL a, REAL b) {
+    if (operation == SUM) return a + b;
+    return b > a ? b : a;
+}
 
 // Combine the values of all threads; every thread gets the result.
 __device__ REAL over_row(Operation operation, REAL value) {

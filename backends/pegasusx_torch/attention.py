@@ -1,5 +1,7 @@
 """Dense attention: torch's fused kernel, or on a CPU the fastest implementation for the number of queries and dtype."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,14 +27,31 @@ def attention(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | 
     elif is_faster_by_heads(q_BHLF):
         context_BHLF = attention_by_heads(q_BHLF, k_BHXF, v_BHXF, visible)
     else:
-        # A query whose keys are all masked averages over all keys: equal scores do that.
-        all_masked = ~visible.any(dim=2, keepdim=True)[:, None]
-        equal_BHLF = q_BHLF.masked_fill(all_masked, 0)
-        context_BHLF = scaled_dot_product_attention(equal_BHLF, k_BHXF, v_BHXF, attn_mask=visible[:, None] | all_masked)
+        context_BHLF = attention_masked(q_BHLF, k_BHXF, v_BHXF, visible)
         if overflowed(context_BHLF):
             context_BHLF = attention_of_head_groups(q_BHLF, k_BHXF, v_BHXF, visible)
     tapped_BHLF: Tensor = tap("context", context_BHLF)
     return tapped_BHLF
+
+
+def attention_masked(
+    q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Compute attention by torch's fused kernel; a query whose keys are all masked averages over all values.
+
+    Args:
+        q_BHLF: queries.
+        k_BHXF: keys.
+        v_BHXF: values.
+        visible: which keys each query may attend to (B or 1, L or 1, X); None means all.
+        dropout: of the probabilities.
+    """
+    mask = None
+    if visible is not None:
+        all_masked = ~visible.any(dim=2, keepdim=True)[:, None]
+        q_BHLF = q_BHLF.masked_fill(all_masked, 0)  # equal scores
+        mask = visible[:, None] | all_masked
+    return scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF, attn_mask=mask, dropout_p=dropout)
 
 
 def attention_unfused(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None) -> Tensor:
@@ -138,13 +157,22 @@ def attention_unmasked(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor) -> Tensor
 
 
 def has_flash_attention(q_BHLF: Tensor) -> bool:
-    """Return whether torch's own fused kernel is there: CUDA, half precision, and heads of 8, 16, … 256 features.
+    """Return whether torch's own flash attention takes these heads: half precision on CUDA, 8, 16, … 256 features.
 
     torch would choose cuDNN's, which takes three times as long for the few queries of global attention, and prepares a
     plan for each new shape.
     """
+    if q_BHLF.device.type != "cuda" or q_BHLF.dtype.itemsize != 2 or not torch.backends.cuda.flash_sdp_enabled():
+        return False
     F = q_BHLF.shape[3]
-    return bool(q_BHLF.device.type == "cuda") and q_BHLF.dtype.itemsize == 2 and F % 8 == 0 and F <= 256
+    return F % 8 == 0 and F <= 256 and runs_flash_attention(q_BHLF.device)
+
+
+@cache
+def runs_flash_attention(device: torch.device) -> bool:
+    """Return whether a CUDA device and this build of torch have flash attention."""
+    is_new = torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(is_new and torch.backends.cuda.is_flash_attention_available())
 
 
 def empty_context(q_BHTF: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from pegasusx_ref.tracing import scope
 from pegasusx_torch.attention import attention, attention_unmasked, empty_context
 from pegasusx_torch.linear import IS_MKL_SLOW
 
-# On a CPU, computed in one call: bounds the memory of their keys joined with the global ones. On CUDA all blocks are:
-# each call is several kernels, and launching those of 4 blocks takes longer than running them.
-MAX_BATCHED_BLOCKS = 4
+MAX_BATCHED_BLOCKS = 4  # on a CPU, computed in one call: bounds the memory of their keys joined with the global ones
+# On CUDA launching the kernels of few blocks takes longer than running them, so these are the limits there: the largest
+# grid of a kernel, and numbers of joined keys.
+MAX_CUDA_BATCH, MAX_JOINED_NUMBERS = 65535, 2**28
 
 
 class QKV(NamedTuple):
@@ -98,7 +99,10 @@ def _attend_equal_lengths(qkv: QKV, length: int, blocks: Blocks, context_BHTF: T
     """Write the attended values of batch rows of one length: whole blocks in batches, the others one by one."""
     size = max(stop - start for start, stop in blocks)
     whole = [(start, stop) for start, stop in blocks if stop - start == size and stop <= length]
-    batch_size = MAX_BATCHED_BLOCKS if context_BHTF.device.type == "cpu" else max(len(whole), 1)
+    batch_size = MAX_BATCHED_BLOCKS
+    if context_BHTF.device.type != "cpu":
+        B, H, G, F = qkv.global_k_BHGF.shape
+        batch_size = max(min(MAX_CUDA_BATCH // B, MAX_JOINED_NUMBERS // (B * H * F * (G + size))), 1)
     for i in range(0, len(whole), batch_size):
         batched = whole[i : i + batch_size]
         _attend_equal_blocks(qkv, batched[0][0], batched[-1][1], len(batched), context_BHTF)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pegasusx_torch.attention import may_read
 
-ZERO = torch.tensor(0.0)
+ZERO = torch.tensor(0.0, device="cpu")  # a number for every device
 
 
 def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -22,8 +22,10 @@ def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtyp
     y_BTD, _, scale_BT1 = torch.native_layer_norm(x_BTD, weight_D.shape, weight_D, bias_D, eps)
     if not may_read(scale_BT1):  # 0 / 0 is NaN, and 0 / scale changes no number when it is added
         nan_or_zero_BT1 = torch.div(ZERO, scale_BT1)
+        if y_BTD.requires_grad:
+            return (y_BTD + nan_or_zero_BT1).to(dtype)
         rounded_BTD = y_BTD if dtype == y_BTD.dtype else torch.empty_like(y_BTD, dtype=dtype)
-        return torch.add(y_BTD, nan_or_zero_BT1, out=rounded_BTD)
+        return torch.add(y_BTD, nan_or_zero_BT1, out=rounded_BTD)  # in one pass over memory
     overflowed_BT = ~(scale_BT1[..., 0] > 0)  # also NaN: the kernel's sums overflow where the mean is large
     if overflowed_BT.any():
         y_BTD[overflowed_BT] = layer_norm_unfused(x_BTD[overflowed_BT], weight_D, bias_D, eps)

@@ -108,13 +108,13 @@ def corpus_command(
         )
     if shown:
         earlier = f", {done.resumed} done before" if done.resumed else ""
-        message(f"{done.done} documents in {done.seconds:.1f} s{earlier}: {rates(done)}")
+        message(f"documents: {done.done} in {done.seconds:.1f} s{earlier}, {rates(done)}")
     if done.num_dropped:
-        note(f"{done.num_dropped} tokens beyond the model's length were dropped: column num_dropped")
+        note(f"tokens dropped beyond the model's length: {done.num_dropped} (column num_dropped)")
     if done.failed:
-        note(f"{done.failed} of {done.done} documents have no summary: column error says why")
+        note(f"documents without a summary: {done.failed} of {done.done} (column error)")
     if (left := done.total - done.resumed - done.done) > 0:
-        note(f"{left} documents are left; the same command with --resume continues")
+        note(f"documents left: {left}; the same command with --resume continues")
     print_text(str(out))
     if received:
         signal.raise_signal(received[0])

@@ -112,8 +112,7 @@ class _Run:
         def finish(documents: list[Document], summaries: list[Summary]) -> None:
             for document, summary in zip(documents, summaries, strict=True):
                 origin = {"key": document.key, "file": document.file, "row": document.row}
-                kept = {self.shards.names[name]: value for name, value in document.columns.items()}
-                self.rows.append(kept | origin | summary._asdict())
+                self.rows.append(self.shards.kept(document.columns) | origin | summary._asdict())
             self._advance(summaries)
             on_progress(self.progress)
             if time.monotonic() - self.written > FLUSH_SECONDS:

@@ -69,6 +69,18 @@ class Shards:
                 raise InputError(f"{self.folder}: another process writes into it: wait for it, or name another folder")
             yield
 
+    def kept(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the input's columns of a row under their names in the table.
+
+        Raises:
+            InputError: a column that no file had when the run began.
+        """
+        if unknown := [name for name in columns if name not in self.names]:
+            raise InputError(
+                f"column {shown(unknown[0])} is new: a file changed during the run; resume it in a new folder"
+            )
+        return {self.names[name]: value for name, value in columns.items()}
+
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a shard: under a temporary name, which is replaced when all is on the disk.
 

@@ -85,6 +85,10 @@ class Summarizer:
         for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
             if not is_integer(value) or value < 1:
                 raise InputError(f"{name}={shown(value)} must be an integer of at least 1")
+        if settings.get("num_return_sequences") not in (None, 1):
+            raise InputError(
+                f"num_return_sequences={shown(settings['num_return_sequences'])}: a document gets one summary"
+            )
         self.model, self.text_column, self.long = model, text_column, long
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.load, self.settings = dict(load or {}), settings
@@ -100,7 +104,6 @@ class Summarizer:
         if self._pipeline is None:
             assert not isinstance(self.model, SummarizationPipeline)
             self._pipeline = pipeline(model=self.model, **self.load)
-        self._pipeline.generation_config.updated(**self.settings).lengths()  # impossible settings fail now
         return self._pipeline
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +134,8 @@ class Summarizer:
             texts: what is not a text gets an error.
             on_batch: called with the indices and results of documents as they are finished.
         """
-        _ = self.pipeline  # a model that cannot be loaded is no error of the documents
+        # A model that cannot be loaded, or impossible settings, are no errors of the documents.
+        self.pipeline.generation_config.updated(**self.settings).lengths()
         found: dict[int, Summary] = {}
         parts: list[Part] = []
         written: dict[int, dict[int, str | PegasusXError]] = {}  # by document and number of the part
@@ -196,7 +200,9 @@ class Summarizer:
             ids[row, : len(text)], mask[row, : len(text)] = text, 1
         try:
             found = self.pipeline.generate({"input_ids": ids, "attention_mask": mask}, **self.settings)
-        except (PegasusXError, MemoryError) as error:
+        except (PegasusXError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":  # that of torch
+                raise
             if len(texts) == 1:
                 return [error if isinstance(error, PegasusXError) else InputError("needs more memory than there is")]
             half = len(texts) // 2

@@ -24,7 +24,8 @@ from pegasusx_ref.finetuning.settings import Settings
 from pegasusx_ref.finetuning.state import State, read_state, write_state
 from pegasusx_ref.finetuning.trainer import Trainer, load_module
 from pegasusx_ref.finetuning.workers import Workers
-from pegasusx_ref.summarization import SummarizationPipeline
+from pegasusx_ref.generation import GenerationConfig
+from pegasusx_ref.summarization import check_vocabulary, task_settings
 from pegasusx_ref.tokenizer import PegasusTokenizer
 
 STATE, BEST, LAST, LOCK = "state.safetensors", "best", "last", ".lock"
@@ -81,7 +82,9 @@ class Finetuning:
         self.module = load_module(model, settings, self.workers.device(device), hub)
         self.tokenizer = PegasusTokenizer.from_pretrained(model, **hub)
         self._tokenizer_files = source_tokenizer(model, hub)
-        prefix = SummarizationPipeline(self.module.to_model(), self.tokenizer).prefix  # checks the tokenizer, too
+        config, generation = self.module.model_config, self.module.generation_config
+        check_vocabulary(self.tokenizer, self.tokenizer, config)
+        prefix = task_settings(config, generation or GenerationConfig.from_model_config(config))[1]
         settings = settings.with_lengths(self.module.model_config.max_position_embeddings)
         self.held_out = [] if evaluation is None else self._read(evaluation, settings, prefix)
         self.examples = self._read(train, settings, prefix)

@@ -121,8 +121,7 @@ def forward(
         _check_tokens(config, "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
     )
     B, L = targets.shape[:2]
-    if labels is not None and labels.shape != (B, L):
-        raise InputError(f"labels have shape {labels.shape}, but the target has {(B, L)}")
+    inputs.check_label_shape(labels, (B, L))
     source = check_source(ops, config, input_ids, attention_mask, inputs_embeds, encoder_outputs)
     inputs.same_batch(encoder=source.tokens.shape[0], decoder=B)
     if past_key_values is not None:

@@ -58,6 +58,20 @@ def labels(values: Any, vocab_size: int) -> np.ndarray:
     return labels_BL
 
 
+def check_label_shape(labels_BL: np.ndarray | None, target: tuple[int, int]) -> None:
+    """Check that there is a label for each target token, if there are labels.
+
+    Args:
+        labels_BL: of `labels`, or None.
+        target: (B, L).
+
+    Raises:
+        InputError: another shape.
+    """
+    if labels_BL is not None and labels_BL.shape != target:
+        raise InputError(f"labels have shape {labels_BL.shape}, but the target has {target}")
+
+
 def label_smoothing(value: Any) -> float:
     """Check a label smoothing, a number from 0 to 1."""
     number = value.item() if getattr(value, "shape", None) == () else value

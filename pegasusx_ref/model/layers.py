@@ -25,10 +25,18 @@ def embed(ops: Backend, weights: Weights, config: PegasusXConfig, side: str, tok
     """
     with scope(side):
         if tokens.ndim == 2:
-            scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
             table_VD = weights[f"{side}.embed_tokens.weight"]
-            tokens = tap("embed_tokens", ops.embed_tokens(tokens, table_VD, scale))
+            tokens = tap("embed_tokens", ops.embed_tokens(tokens, table_VD, embedding_scale(config)))
         return tap("embeddings", ops.add_positions(tokens, start))
+
+
+def embedding_scale(config: PegasusXConfig) -> float:
+    """Return what embeddings are multiplied by: sqrt(D), or 1. [spec 3.1]
+
+    Args:
+        config: for scale_embedding.
+    """
+    return math.sqrt(config.d_model) if config.scale_embedding else 1.0
 
 
 def lm_head(ops: Backend, weights: Weights, hidden_BLD: Array) -> Array:

@@ -1,6 +1,5 @@
 """The model as a torch module that trains: the same functions, over operations that torch differentiates."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.decoder import decoder, decoder_layer
 from pegasusx_ref.model.encoder import Encoded, encoder, encoder_layer
 from pegasusx_ref.model.forward import check_labels, check_source, visible_targets
-from pegasusx_ref.model.layers import embed, lm_head
+from pegasusx_ref.model.inputs import check_label_shape
+from pegasusx_ref.model.layers import embed, embedding_scale, lm_head
 from pegasusx_ref.model.outputs import ModelOutput
 from pegasusx_ref.model.pegasus_x import PegasusXForConditionalGeneration
 from pegasusx_ref.model.weights import (
@@ -125,8 +125,7 @@ class PegasusXTorchModule(nn.Module):
             labels_BL, decoder_input_ids = check_labels(config, labels, decoder_input_ids)
         ids_BL = inputs.token_ids("decoder_input_ids", decoder_input_ids, config.vocab_size)
         B, L = ids_BL.shape
-        if labels_BL is not None and labels_BL.shape != (B, L):
-            raise InputError(f"labels have shape {labels_BL.shape}, but the target has {(B, L)}")
+        check_label_shape(labels_BL, (B, L))
         visible = visible_targets(ops, decoder_attention_mask, B, L, 0)
         inputs.exactly_one(input_ids=input_ids, encoder_outputs=encoder_outputs)
         if encoder_outputs is None:
@@ -190,7 +189,7 @@ class PegasusXTorchModule(nn.Module):
         else:
             tables = {side: tensors[f"{side}.embed_tokens.weight"] for side in ids}
             embedded = [F.embedding(ids[side], table, config.pad_token_id) for side, table in tables.items()]
-        scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        scale = embedding_scale(config)
         return Weights(tie_embeddings(tensors)), *(x * scale for x in embedded)
 
     def _loss(self, weights: Weights, hidden_1ND: Tensor, labels_1N: Tensor, label_smoothing: float) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.functional import scaled_dot_product_attention
 
 from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.backend import MAX_CHUNK_TOKENS, TorchBackend
 from pegasusx_torch.training.attention import Attention, Group
 from pegasusx_torch.training.dropout import Dropout, dropped, new_seed
@@ -148,7 +148,7 @@ class TrainingBackend(TorchBackend):
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         B, _, L, _ = q_BHLF.shape
         if q_BHLF.device.type != "cpu":
-            return masked_attention(q_BHLF, k_BHXF, v_BHXF, visible, self.rates.attention_dropout)
+            return attention_masked(q_BHLF, k_BHXF, v_BHXF, visible, self.rates.attention_dropout)
         masked = [None] * B if visible is None else (~visible).expand(B, -1, -1).numpy()
         groups = [[Group(slice(0, L), slice(None), mask)] for mask in masked]
         return self._grouped(groups, q_BHLF, k_BHXF, v_BHXF)[0]
@@ -184,21 +184,3 @@ class TrainingBackend(TorchBackend):
         dropout = Dropout(rate, new_seed() if rate else 0)
         contexts: tuple[Tensor, ...] = Attention.apply(groups, dropout, self._is_recomputing, *qkv)
         return contexts
-
-
-def masked_attention(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """Compute attention by torch's fused kernel; a query whose keys are all masked averages over all values.
-
-    Args:
-        q_BHLF: queries.
-        k_BHXF: keys.
-        v_BHXF: values.
-        visible: which keys each query may attend to (B or 1, L or 1, X); None means all.
-        dropout: of the probabilities.
-    """
-    mask = None
-    if visible is not None:
-        all_masked = ~visible.any(dim=2, keepdim=True)[:, None]
-        q_BHLF = q_BHLF.masked_fill(all_masked, 0)
-        mask = visible[:, None] | all_masked
-    return scaled_dot_product_attention(q_BHLF, k_BHXF, v_BHXF, attn_mask=mask, dropout_p=dropout)

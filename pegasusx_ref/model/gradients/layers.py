@@ -1,7 +1,5 @@
 """The backward pass of the sublayers that encoder and decoder share."""
 
-import math
-
 import numpy as np
 
 from pegasusx_ref.golden.attention import merge_heads, split_heads
@@ -9,6 +7,7 @@ from pegasusx_ref.golden.embedding import embed_tokens_backward
 from pegasusx_ref.golden.feed_forward import activation_backward, linear_backward
 from pegasusx_ref.golden.normalization import layer_norm_backward
 from pegasusx_ref.model.gradients.place import Place
+from pegasusx_ref.model.layers import embedding_scale
 
 
 def embed_backward(place: Place, ids_BT: np.ndarray, grad_BTD: np.ndarray) -> None:
@@ -21,7 +20,7 @@ def embed_backward(place: Place, ids_BT: np.ndarray, grad_BTD: np.ndarray) -> No
     """
     grad_BTD = place.tap("embed_tokens", place.tap("embeddings", grad_BTD))
     config, name = place.config, "embed_tokens.weight"
-    scale, num_rows = math.sqrt(config.d_model) if config.scale_embedding else 1.0, len(place.parameter(name))
+    scale, num_rows = embedding_scale(config), len(place.parameter(name))
     place.collect(name, embed_tokens_backward(grad_BTD, ids_BT, num_rows, scale, config.pad_token_id))
 
 
