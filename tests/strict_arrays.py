@@ -1,33 +1,69 @@
-"""Arrays that implement NumPy's dispatch protocols as CuPy's do, and nothing more.
+"""Arrays that implement NumPy's dispatch protocols as CuPy's do, and take only calls that were checked against CuPy.
 
-Conversion to NumPy arrays, operations with NumPy arrays, and functions that CuPy does not document are errors. So code
-that runs on strict arrays runs on CuPy without a hidden copy to the host.
+Conversion to NumPy arrays and operations with NumPy arrays are errors, and so is every call that data/cupy_contract.txt
+does not list. So code that runs on strict arrays runs on CuPy without a hidden copy to the host.
 """
 
+import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.exceptions import AxisError
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-# The part of CuPy's "comparison table" that an implementation of the model might use.
-FUNCTIONS = {
-    *("asarray", "broadcast_to", "concatenate", "stack", "tile", "pad", "roll", "expand_dims", "squeeze", "swapaxes"),
-    *("where", "take", "take_along_axis", "sum", "mean", "var", "max", "min", "amax", "amin", "argmax", "cumsum"),
-    *("empty_like", "zeros_like", "ones_like", "full_like", "reshape", "transpose", "einsum", "clip", "any", "all"),
-    *("sort", "argsort", "repeat"),
-}
-UFUNCS = {
-    *("add", "subtract", "multiply", "divide", "true_divide", "negative", "power", "square", "sqrt", "absolute"),
-    *("exp", "log", "tanh", "sin", "cos", "maximum", "minimum", "matmul", "reciprocal", "floor_divide", "remainder"),
-    *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and"),
-    *("logical_or", "bitwise_and", "bitwise_or", "right_shift", "invert", "isnan", "isfinite"),
-}
-METHODS = {
-    *("reshape", "swapaxes", "transpose", "astype", "view", "copy", "sum", "mean", "max", "min", "any", "all"),
-    *("argmax", "clip"),
-}
+TABLE = Path(__file__).parent / "data" / "cupy_contract.txt"
+CHECKED = frozenset(TABLE.read_text(encoding="utf-8").splitlines())
+CHECKED_NAMES = {entry.partition("(")[0] for entry in CHECKED}
+
+
+class Call(NamedTuple):
+    """A call that can be repeated on CuPy's arrays."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_recorded: dict[str, Call] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Call]]:
+    """Allow every call inside the block, and collect the first of each kind by its entry in the table."""
+    global _recorded
+    _recorded = {}
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+def check(entry: str, call: Call) -> None:
+    """Refuse a call that was not checked against CuPy."""
+    if _recorded is not None:
+        _recorded.setdefault(entry, call)
+    elif entry not in CHECKED:
+        raise TypeError(
+            f"{entry} was not checked against CuPy: if the model needs it, `python tests/cupy_contract.py` checks it "
+            f"and adds it to {TABLE.name}"
+        )
+
+
+def compute(name: str, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Check a call, and make it on the host arrays."""
+    host_args, host_options = unwrapped(args), {key: unwrapped(value) for key, value in options.items()}
+    check(f"{name}({described_arguments(args, options)})", Call(function, args, options))
+    try:
+        return wrapped(function(*host_args, **host_options))
+    except IndexError as error:
+        if isinstance(error, AxisError) or "out of bounds" not in str(error):
+            raise
+        # No IndexError, which code may handle: CuPy raises none for indices in arrays.
+        raise AssertionError("an index is out of bounds, which CuPy takes modulo the size") from error
 
 
 class StrictArray(NDArrayOperatorsMixin):
@@ -40,24 +76,32 @@ class StrictArray(NDArrayOperatorsMixin):
         raise TypeError("implicit conversion to a NumPy array, which CuPy refuses: use to_numpy")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        if method != "__call__" or ufunc.__name__ not in UFUNCS:
-            raise TypeError(f"CuPy does not document np.{ufunc.__name__}.{method}")
-        return wrapped(ufunc(*map(unwrapped, inputs), **{name: unwrapped(value) for name, value in options.items()}))
+        if any(isinstance(x, list | tuple) for x in inputs):
+            raise TypeError(f"a list in np.{ufunc.__name__}: CuPy's take arrays and scalars")
+        if method == "__call__":
+            return compute(f"np.{ufunc.__name__}", ufunc, inputs, options)
+        return compute(f"np.{ufunc.__name__}.{method}", getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, options: Any) -> Any:
-        if function.__name__ not in FUNCTIONS:
-            raise TypeError(f"CuPy does not document np.{function.__name__}")
+        name = f"{function.__module__.replace('numpy', 'np')}.{function.__name__}"
         if function is np.asarray:  # with like=: this is how arrays are copied to the device
-            (on_host,) = args
-            assert isinstance(on_host, np.ndarray | StrictArray)
-            return on_host if isinstance(on_host, StrictArray) else StrictArray(np.array(on_host, **options))
-        return wrapped(function(*map(unwrapped, args), **{name: unwrapped(value) for name, value in options.items()}))
+            (array,) = args
+            check(
+                f"{name}({described_arguments(args, options)}, like=array)",
+                Call(function, args, {**options, "like": self}),
+            )
+            return array if isinstance(array, StrictArray) else StrictArray(np.array(array, **options))
+        return compute(name, function, args, options)
 
     def __getitem__(self, key: Any) -> Any:
-        return wrapped(self._array[unwrapped(key)])
+        return compute("ndarray.__getitem__", operator.getitem, (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._array[unwrapped(key)] = unwrapped(value)
+        compute("ndarray.__setitem__", operator.setitem, (self, key, value), {})
+        if isinstance(value, StrictArray) and any(isinstance(k, StrictArray) for k in as_tuple(key)):
+            stored = self._array[unwrapped(key)]
+            given = np.broadcast_to(value._array.astype(stored.dtype), stored.shape)
+            assert np.array_equal(stored, given, equal_nan=True), "CuPy stores any of the values with the same index"
 
     def __len__(self) -> int:
         return len(self._array)
@@ -69,18 +113,62 @@ class StrictArray(NDArrayOperatorsMixin):
         return float(self._array)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "flags", "strides"):
-            return getattr(self._array, name)
-        if name == "data":
-            return SimpleNamespace(ptr=self._array.ctypes.data)
-        if name in ("T", "mT"):
-            return wrapped(getattr(self._array, name))
-        if name in METHODS:
-            method = getattr(self._array, name)
-            return lambda *args, **options: wrapped(
-                method(*map(unwrapped, args), **{key: unwrapped(value) for key, value in options.items()})
+        is_known = _recorded is not None or f"ndarray.{name}" in CHECKED_NAMES
+        if name.startswith("_") or not hasattr(np.ndarray, name) or not is_known:
+            raise AttributeError(
+                f"strict arrays have no {name!r}: `python tests/cupy_contract.py` looks for it in CuPy"
             )
-        raise AttributeError(f"strict arrays have no {name!r}: add it if CuPy's arrays have it")
+        if not callable(getattr(np.ndarray, name)):
+            check(f"ndarray.{name}", Call(getattr, (self, name), {}))
+            if name == "data":
+                return SimpleNamespace(ptr=self._array.ctypes.data)
+            return wrapped(getattr(self._array, name))
+
+        def method(*args: Any, **options: Any) -> Any:
+            if name == "astype":
+                check_cast(self._array, *args)
+            return compute(f"ndarray.{name}", call_method, (self, *args), options)
+
+        def call_method(array: Any, *args: Any, **options: Any) -> Any:
+            return getattr(array, name)(*args, **options)
+
+        return method
+
+
+def as_tuple(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def check_cast(array: np.ndarray, dtype: Any, *_: Any) -> None:
+    """Refuse a cast whose result depends on the processor: to an integer that the dtype does not have."""
+    if array.dtype.kind == "f" and np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        assert ((array >= limits.min) & (array <= limits.max)).all(), f"a cast to {limits.dtype} out of range"
+
+
+def described_arguments(args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    """Write the arguments of a call by their types: all that CuPy's checks depend on."""
+    return ", ".join([*map(described, args), *(f"{name}={described(value)}" for name, value in options.items())])
+
+
+def described(value: Any) -> str:
+    match value:
+        case StrictArray():
+            return str(value._array.dtype)
+        case np.ndarray():
+            return f"host {value.dtype}"
+        case np.generic():
+            return f"scalar {value.dtype}"
+        case slice():
+            return "slice"
+        case list() | tuple():  # of these only the kinds of their elements
+            kinds = ", ".join(sorted(set(map(described, value))))
+            return f"[{kinds}]" if isinstance(value, list) else f"({kinds})"
+        case bool() | None | str():
+            return repr(value)
+        case type() | np.dtype():
+            return f"dtype {np.dtype(value)}"
+    return "..." if value is ... else type(value).__name__
 
 
 def unwrapped(value: Any) -> Any:
@@ -98,4 +186,4 @@ def wrapped(value: Any) -> Any:
     """Wrap host arrays in strict arrays, including those without dimensions, as CuPy does."""
     if isinstance(value, np.ndarray | np.generic):
         return StrictArray(np.asarray(value))
-    return value
+    return tuple(map(wrapped, value)) if isinstance(value, tuple) else value
