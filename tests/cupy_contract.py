@@ -53,7 +53,7 @@ def recorded_calls() -> dict[str, Call]:
             run_models(dtype)
             run_searches(dtype)
             run_quantized(dtype)
-            run_top_k(dtype)
+            run_operations(dtype)
     return calls
 
 
@@ -76,11 +76,14 @@ def run_quantized(dtype: str) -> None:
             model(dtype, kind, d_model=8 * heads, encoder_attention_heads=heads)(**TEXTS, **TARGETS)
 
 
-def run_top_k(dtype: str) -> None:
+def run_operations(dtype: str) -> None:
+    """Call operations with arguments that the model does not give them, but tests and users of a backend do."""
     ops = backend_on_cpu("cupy", dtype)
-    scores = np.random.default_rng(0).standard_normal((2, 3000))  # several chunks of columns
-    for on_device in (ops.to_float32(scores), ops.asarray(scores)):
-        ops.stable_top_k(on_device, 4)
+    numbers = np.random.default_rng(0).standard_normal((2, 3000))  # to top-k, several chunks of columns
+    for scores in (ops.to_float32(numbers), ops.asarray(numbers)):
+        ops.stable_top_k(scores, 4)
+    x_BTD = ops.asarray(numbers[None])  # the residual stream in the compute dtype
+    ops.add(ops.add_positions(x_BTD, 0), x_BTD)
 
 
 def model(dtype: str, kind: str | None = None, **settings: Any) -> PegasusXForConditionalGeneration:

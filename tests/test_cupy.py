@@ -110,7 +110,7 @@ def rows_error(dtype: str, backwards: bool = False) -> float:
 
 def on_device(ops: Any) -> Callable[[np.ndarray], Any]:
     """Return a function that copies arrays in the dtype of sums."""
-    return lambda array: ops.asarray(array.ravel()).reshape(array.shape)
+    return lambda array: ops.asarray(array) if array.ndim == 1 else ops.asarray(array.ravel()).reshape(*array.shape)
 
 
 def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -329,7 +329,7 @@ def test_tiles_fit_into_shared_memory_and_registers(kernels: ModuleType) -> None
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_heads_that_are_too_wide_for_a_tile_are_computed_by_the_golden_function(dtype: str) -> None:
+def test_heads_that_are_too_wide_for_a_tile_are_computed_block_by_block(dtype: str) -> None:
     rng = np.random.default_rng(0)
     with fake_cupy.installed():
         ops: Any = get_backend("cupy", dtype=dtype)
@@ -427,7 +427,7 @@ def test_strict_arrays_refuse_what_cupy_refuses() -> None:
             convert()
     with pytest.raises(TypeError, match="was not checked against CuPy"):
         np.add.accumulate(strict)
-    assert isinstance(strict @ strict, StrictArray)
+    assert isinstance(strict + strict, StrictArray)
     assert isinstance(np.exp(strict), StrictArray)
 
 

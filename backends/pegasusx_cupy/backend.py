@@ -15,8 +15,9 @@ from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.errors import BackendError, shown
-from pegasusx_ref.golden.global_local import Blocks
-from pegasusx_ref.tracing import tap, wanted
+from pegasusx_ref.golden.attention import mask_scores, softmax
+from pegasusx_ref.golden.global_local import Blocks, see_globals
+from pegasusx_ref.tracing import scope, tap, wanted
 
 
 @cache
@@ -177,14 +178,17 @@ class CupyBackend(GoldenBackend):
 
     def attention(self, q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: Any = None) -> Any:
         """Multiply by cuBLAS, with a kernel for the softmax, unless a listener wants scores or probabilities."""
-        if wanted("scores") or wanted("probs"):
-            q_BHLF, k_BHXF, v_BHXF = self._in_residual_dtype(q_BHLF, k_BHXF, v_BHXF)
-            return super().attention(q_BHLF, k_BHXF, v_BHXF, visible).astype(self._compute_dtype, copy=False)
         q_BHLF, k_BHXF, v_BHXF = self._in_compute_dtype(q_BHLF, k_BHXF, v_BHXF)
         scale = q_BHLF.shape[3] ** -0.5
         scores = product(q_BHLF, k_BHXF, self._residual_dtype, transposed=True, scale=scale, tf32=self.tf32)
-        probs = kernels.softmax(scores, visible, self.dtype)
-        return tap("context", product(probs, v_BHXF, self._compute_dtype, tf32=self.tf32))
+        if wanted("scores") or wanted("probs"):
+            scores = tap("scores", scores if visible is None else mask_scores(scores, visible))
+            probs = tap("probs", softmax(scores))
+            v_BHXF = v_BHXF.astype(self._residual_dtype, copy=False)  # a listener sees the numbers that are multiplied
+        else:
+            probs = kernels.softmax(scores, visible, self.dtype)
+        context_BHLF = product(probs, v_BHXF, v_BHXF.dtype, tf32=self.tf32)
+        return tap("context", context_BHLF.astype(self._compute_dtype, copy=False))
 
     def global_local_attention(
         self,
@@ -197,26 +201,33 @@ class CupyBackend(GoldenBackend):
         key_mask_BT: Any,
         blocks: Blocks,
     ) -> tuple[Any, Any]:
-        """Run the kernels; call the golden function if it is traced, or if heads are too wide for a tile."""
-        qkv = (q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF)
-        if is_core_traced(blocks) or kernels.tile_for(q_BHTF.shape[3], self.dtype) is None:
-            arguments: list[Any] = [*self._in_residual_dtype(*qkv), key_mask_BT, blocks]
-            contexts = super().global_local_attention(*arguments)
-            context_BHTF, context_BHGF = (context.astype(self._compute_dtype, copy=False) for context in contexts)
-            return context_BHTF, context_BHGF
-        q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(*qkv)
-        keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
-        return (
-            kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
-            kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+        """Run the kernels; attend block by block if it is traced, or if heads are too wide for a tile."""
+        q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(
+            q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF
         )
+        if not is_core_traced(blocks) and kernels.tile_for(q_BHTF.shape[3], self.dtype) is not None:
+            keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
+            return (
+                kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
+                kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+            )
+
+        def attend(queries: Any, start: int, stop: int) -> Any:
+            k_BHXF = np.concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
+            v_BHXF = np.concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
+            mask = None if key_mask_BT is None else key_mask_BT[:, start:stop]
+            return self.attention(queries, k_BHXF, v_BHXF, see_globals(mask, global_k_BHGF))
+
+        contexts = []
+        for n, (start, stop) in enumerate(blocks):
+            with scope(f"local.{n}"):
+                contexts.append(attend(q_BHTF[:, :, start:stop], start, stop))
+        with scope("global"):
+            return np.concatenate(contexts, axis=2), attend(global_q_BHGF, 0, q_BHTF.shape[2])
 
     def _in_compute_dtype(self, *arrays: Any) -> list[Any]:
         """Return arrays in the compute dtype, which a listener may have replaced by others."""
         return [array.astype(self._compute_dtype, copy=False) for array in arrays]
-
-    def _in_residual_dtype(self, *arrays: Any) -> list[Any]:
-        return [array.astype(self._residual_dtype, copy=False) for array in arrays]
 
     def log_softmax(self, logits: Any) -> Any:
         """Compute half precision in float32."""

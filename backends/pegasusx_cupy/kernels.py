@@ -115,7 +115,7 @@ def row_kernel(name: str, dtype: str) -> Any:
 def aligned(x: Any) -> Any:
     """Return a contiguous array that kernels may read by 16 bytes: its address is a multiple of that."""
     x = cupy.ascontiguousarray(x)
-    return x.copy() if x.data.ptr % VECTOR_BYTES else x
+    return cupy.array(x, dtype=x.dtype) if x.data.ptr % VECTOR_BYTES else x
 
 
 def contiguous_BTHF(x_BHTF: Any) -> Any:

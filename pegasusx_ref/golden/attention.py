@@ -60,6 +60,22 @@ def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
     return np.tri(num_queries, num_keys, num_keys - num_queries, dtype=bool)[None]
 
 
+def mask_scores(scores_BHLX: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Give masked keys the lowest finite score, and NaN to rows whose unmasked scores are all -inf. [spec 6.4]
+
+    Args:
+        scores_BHLX: scores (B, H, L, X).
+        visible: see `attention`.
+
+    Returns:
+        The scores that the softmax takes (B, H, L, X).
+    """
+    lowest = np.finfo(scores_BHLX.dtype).min
+    scores_BHLX = np.where(visible[:, None], scores_BHLX, lowest)
+    overflowed = (scores_BHLX.max(axis=-1, keepdims=True) == lowest) & visible[:, None].any(axis=-1, keepdims=True)
+    return np.where(overflowed, np.nan, scores_BHLX)  # otherwise masked keys would win
+
+
 def attention(
     q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None
 ) -> np.ndarray:
@@ -87,10 +103,7 @@ def attention(
 
     scores_BHLX = (q_BHLF * F**-0.5) @ k_BHXF.swapaxes(2, 3)
     if visible is not None:
-        lowest = np.finfo(scores_BHLX.dtype).min
-        scores_BHLX = np.where(visible[:, None], scores_BHLX, lowest)
-        overflowed = (scores_BHLX.max(axis=-1, keepdims=True) == lowest) & visible[:, None].any(axis=-1, keepdims=True)
-        scores_BHLX = np.where(overflowed, np.nan, scores_BHLX)  # all unmasked scores are -inf: masked keys would win
+        scores_BHLX = mask_scores(scores_BHLX, visible)
     scores_BHLX = tap("scores", scores_BHLX)
 
     probs_BHLX = tap("probs", softmax(scores_BHLX))
