@@ -61,7 +61,7 @@ def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
 
 
 def mask_scores(scores_BHLX: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Give masked keys the lowest finite score, and NaN to rows whose unmasked scores are all -inf. [spec 6.4]
+    """Give masked keys the lowest finite score, and NaN to rows whose unmasked scores are all -inf.
 
     Args:
         scores_BHLX: scores (B, H, L, X).

@@ -31,7 +31,7 @@ def embed(ops: Backend, weights: Weights, config: PegasusXConfig, side: str, tok
 
 
 def embedding_scale(config: PegasusXConfig) -> float:
-    """Return what embeddings are multiplied by: sqrt(D), or 1. [spec 3.1]
+    """Return what embeddings are multiplied by: sqrt(D), or 1.
 
     Args:
         config: for scale_embedding.
