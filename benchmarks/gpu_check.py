@@ -33,7 +33,10 @@ def positive(text: str) -> int:
 
 
 def run_tests() -> dict[str, Any]:
-    """Run tests/gpu, in several processes if pytest-xdist is there: most of their time is NVIDIA's compiler."""
+    """Run tests/gpu without the configuration of the other tests, whose dependencies may be missing.
+
+    In several processes if pytest-xdist is there: most of their time is NVIDIA's compiler.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
     if find_spec("xdist"):
         command += ["-n", str(min(8, usable_cores())), "--dist", "load", "-p", "no:benchmark"]

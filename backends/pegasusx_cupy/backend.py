@@ -1,7 +1,6 @@
 """The model's operations on CuPy arrays: golden functions by NumPy's dispatch protocols, own kernels where they pay."""
 
 import math
-from functools import cache
 from typing import Any
 
 import cupy
@@ -16,20 +15,9 @@ from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.attention import mask_scores, softmax
+from pegasusx_ref.golden.embedding import position_frequencies
 from pegasusx_ref.golden.global_local import Blocks, see_globals
 from pegasusx_ref.tracing import scope, tap, wanted
-
-
-@cache
-def position_frequencies(width: int) -> np.ndarray:
-    """Compute the angular frequencies of the positions (D/2,), float64, by NumPy as in the golden function.
-
-    Args:
-        width: D.
-    """
-    half = width // 2
-    frequencies: np.ndarray = np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))
-    return frequencies
 
 
 def without_half_precision(array: Any) -> Any:

@@ -11,7 +11,7 @@ import cupy
 import numpy as np
 
 from pegasusx_cupy.kernels import repeated_row
-from pegasusx_ref.errors import BackendError
+from pegasusx_ref.errors import BackendError, reason
 
 DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # of cudaDataType_t
 COMPUTE_FLOAT32, COMPUTE_FLOAT64, COMPUTE_TF32 = 68, 70, 77  # of cublasComputeType_t
@@ -29,9 +29,8 @@ def load_cublas() -> tuple[Any, Any]:
     try:
         from cupy.cuda import cublas, device
     except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         remedy = "install CUDA, or its libraries: pip install 'cupy-cuda12x[ctk]', or 'cupy-cuda13x[ctk]' for CUDA 13"
-        raise BackendError(f"CuPy cannot load cuBLAS ({reason}): {remedy}") from None
+        raise BackendError(f"CuPy cannot load cuBLAS ({reason(error)}): {remedy}") from None
     return cublas, device
 
 

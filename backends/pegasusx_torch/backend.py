@@ -1,6 +1,5 @@
 """The model's operations on torch tensors."""
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from pegasusx_ref.backend import QuantizedMatrix, Step
 from pegasusx_ref.errors import BackendError, shown
+from pegasusx_ref.golden import embedding
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch import quantized
 from pegasusx_torch.attention import attention
@@ -39,16 +39,15 @@ POSITION_CHUNK = 2048  # tokens: chunks of the float64 positions do not raise th
 
 @cache
 def position_frequencies(width: int, device: torch.device) -> Tensor:
-    """Compute the angular frequencies of the positions (D/2,), float64, once: every decode step needs them.
+    """Copy the golden angular frequencies of the positions (D/2,) to a device, once: every decode step needs them.
 
-    By NumPy's exp, as in the golden function: torch's may differ in the last bit, which the position multiplies.
+    torch's exp may differ from NumPy's in the last bit, which the position multiplies.
 
     Args:
         width: D.
         device: of the result.
     """
-    half = width // 2
-    return torch.from_numpy(np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))).to(device)
+    return torch.from_numpy(embedding.position_frequencies(width)).to(device)
 
 
 class WritableView:

@@ -20,12 +20,11 @@ def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtyp
     """
     # The third result, 1 / sqrt(variance + eps), is 0 where the variance overflowed.
     y_BTD, _, scale_BT1 = torch.native_layer_norm(x_BTD, weight_D.shape, weight_D, bias_D, eps)
-    if not may_read(scale_BT1):  # 0 / 0 is NaN, and 0 / scale changes no number when it is added
-        nan_or_zero_BT1 = torch.div(ZERO, scale_BT1)
-        if y_BTD.requires_grad:
-            return (y_BTD + nan_or_zero_BT1).to(dtype)
-        rounded_BTD = y_BTD if dtype == y_BTD.dtype else torch.empty_like(y_BTD, dtype=dtype)
-        return torch.add(y_BTD, nan_or_zero_BT1, out=rounded_BTD)  # in one pass over memory
+    if not may_read(scale_BT1):  # 0 / 0 is NaN, and adding -0.0, or 0 / scale, changes no number
+        if dtype == y_BTD.dtype or y_BTD.requires_grad:
+            return y_BTD.addcdiv_(scale_BT1, scale_BT1, value=-0.0).to(dtype)
+        rounded_BTD = torch.empty_like(y_BTD, dtype=dtype)
+        return torch.add(y_BTD, torch.div(ZERO, scale_BT1), out=rounded_BTD)  # rounded in the same pass over memory
     overflowed_BT = ~(scale_BT1[..., 0] > 0)  # also NaN: the kernel's sums overflow where the mean is large
     if overflowed_BT.any():
         y_BTD[overflowed_BT] = layer_norm_unfused(x_BTD[overflowed_BT], weight_D, bias_D, eps)

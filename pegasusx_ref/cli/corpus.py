@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.cli import options
 from pegasusx_ref.cli.commands import Command, OutputFolder
 from pegasusx_ref.cli.messages import message, note
 from pegasusx_ref.cli.printing import print_text
 from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.cli.signals import deferred_signals
+from pegasusx_ref.corpus import BATCH_SIZE, BATCH_TOKENS, LONG, SHARD_ROWS, Progress, Summarizer, summarize_corpus
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 
 
@@ -23,30 +23,36 @@ from pegasusx_ref.demo import DEMO_CHECKPOINT
 @click.option("--column", default="text", show_default=True, metavar="NAME", help="Column of the texts in tables.")
 @click.option(
     "--long",
-    default="truncate",
+    default=LONG[0],
     show_default=True,
-    type=click.Choice(["truncate", "error", "map"]),
+    type=click.Choice(LONG),
     help="Texts beyond the model's length: cut off, refused, or summarized in parts.",
 )
 @click.option("--limit", type=options.NOT_NEGATIVE, help="Stop after so many documents.")
 @options.model_option
 @options.revision_option
-@click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
+@options.backend_option
 @options.device_option
-@click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
+@options.dtype_option
 @options.quantization_option
 @options.quantize_embedding_option
-@click.option("--batch-size", default=16, show_default=True, type=options.POSITIVE, help="Texts computed together.")
 @click.option(
-    "--batch-tokens", default=2**16, show_default=True, type=options.POSITIVE, help="Source tokens computed together."
+    "--batch-size", default=BATCH_SIZE, show_default=True, type=options.POSITIVE, help="Texts computed together."
 )
 @click.option(
-    "--shard-rows", default=256, show_default=True, type=options.POSITIVE, help="Rows of a file of the table."
+    "--batch-tokens",
+    default=BATCH_TOKENS,
+    show_default=True,
+    type=options.POSITIVE,
+    help="Source tokens computed together.",
+)
+@click.option(
+    "--shard-rows", default=SHARD_ROWS, show_default=True, type=options.POSITIVE, help="Rows of a file of the table."
 )
 @options.max_new_tokens_option
 @options.num_beams_option
-@click.option("--length-penalty", type=float, help="Beam search: values above 0 favour long summaries.")
-@click.option("--min-length", type=options.NOT_NEGATIVE, help="Minimum length in tokens, including the start token.")
+@options.length_penalty_option
+@options.min_length_option
 @options.progress_option
 def corpus_command(
     inputs: tuple[str, ...],
@@ -74,9 +80,6 @@ def corpus_command(
     fsspec. A document that fails is a row with its error. Ctrl-C and SIGTERM write what is finished; --resume
     continues, also after kill -9.
     """
-    # Imported here, because the other commands do not need pyarrow.
-    from pegasusx_ref.corpus import Progress, Summarizer, summarize_corpus
-
     load: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype, "quantization": quantization}
     load |= {"quantize_embedding": quantize_embedding, **options.hub_options(folder, revision)}
     summarizer = Summarizer(
@@ -120,7 +123,7 @@ def corpus_command(
         signal.raise_signal(received[0])
 
 
-def rates(progress: Any) -> str:
+def rates(progress: Progress) -> str:
     """Format the speed of a run."""
     seconds = max(progress.seconds, 1e-9)
     figures = f"{progress.done / seconds:.3g} documents/s, {progress.num_tokens / seconds:.3g} tokens/s"

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pegasusx_ref.backend.quantized import KINDS
+from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.cli.commands import INPUT_FILE, MODEL_FOLDER, OUTPUT_FILE
 from pegasusx_ref.cli.messages import UsageError
@@ -49,6 +50,18 @@ device_option = click.option(
     "--device", callback=device_or_index, help="Device: cpu, cuda:0, 0.  [default: the backend's first]"
 )
 max_new_tokens_option = click.option("--max-new-tokens", type=POSITIVE, help="Maximum length of the summary in tokens.")
+backend_option = click.option(
+    "--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}."
+)
+dtype_option = click.option(
+    "--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, …."
+)
+length_penalty_option = click.option(
+    "--length-penalty", type=float, help="Beam search: values above 0 favour long summaries."
+)
+min_length_option = click.option(
+    "--min-length", type=NOT_NEGATIVE, help="Minimum length in tokens, including the start token."
+)
 num_beams_option = click.option("--num-beams", type=POSITIVE, help="Number of beams; 1 is greedy search.")
 head_option = click.option("--head", type=NOT_NEGATIVE, help="Attention head, from 0.  [default: the mean of all]")
 quantization_option = click.option(

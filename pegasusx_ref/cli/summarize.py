@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from pegasusx_ref.backend.registry import backend_names
 from pegasusx_ref.cli import options
 from pegasusx_ref.cli.commands import INPUT_FILE, Command
 from pegasusx_ref.cli.documents import read_document
@@ -20,16 +19,16 @@ from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 @click.argument("files", nargs=-1, type=INPUT_FILE, metavar="[FILE]...")
 @options.model_option
 @options.revision_option
-@click.option("--backend", default="numpy", show_default=True, help=f"Backend: {', '.join(backend_names())}.")
+@options.backend_option
 @options.device_option
-@click.option("--dtype", default="float32", show_default=True, help="Dtype of the computation: float32, float64, ….")
+@options.dtype_option
 @options.quantization_option
 @options.quantize_embedding_option
 @options.max_new_tokens_option
 @options.num_beams_option
 @click.option("--batch-size", default=1, show_default=True, type=options.POSITIVE, help="Documents processed together.")
-@click.option("--length-penalty", type=float, help="Beam search: values above 0 favour long summaries.")
-@click.option("--min-length", type=options.NOT_NEGATIVE, help="Minimum length in tokens, including the start token.")
+@options.length_penalty_option
+@options.min_length_option
 @options.json_option
 @options.progress_option
 def summarize(

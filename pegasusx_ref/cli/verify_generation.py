@@ -41,9 +41,9 @@ KEYS = ("ids", "sequences")
 @options.max_new_tokens_option
 @options.num_beams_option
 @click.option("--num-return-sequences", type=options.POSITIVE, help="Number of texts.")
-@click.option("--length-penalty", type=float, help="Beam search: values above 0 favour long summaries.")
+@options.length_penalty_option
 @click.option("--early-stopping", type=click.Choice(("true", "false", "never")), help="Beam search: when it stops.")
-@click.option("--min-length", type=options.NOT_NEGATIVE, help="Minimum length in tokens, including the start token.")
+@options.min_length_option
 @click.option(
     "--no-repeat-ngram-size", type=options.NOT_NEGATIVE, help="No n-gram of this size occurs twice; 0: all may."
 )

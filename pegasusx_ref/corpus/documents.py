@@ -118,7 +118,10 @@ class Documents:
         return found
 
     def _survey(self, file: str) -> None:
-        """Count the rows of a file, and learn the kinds of its columns."""
+        """Count the rows of a file, and learn the kinds of its columns; a text is not read for that."""
+        if Path(file).suffix not in TABLES:
+            self.num_rows += 1
+            return
         if Path(file).suffix == ".parquet":
             with reading(file, "a parquet file", InputError), open_file(file) as raw:
                 from pyarrow.parquet import ParquetFile

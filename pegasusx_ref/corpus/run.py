@@ -153,7 +153,8 @@ def _remaining(documents: Documents, shards: Shards) -> Iterator[Document]:
     """Yield the documents that are not in the table yet."""
     before = shards.done.copy()
     for document in documents:
-        if before[document.key] > 0:
-            before[document.key] -= 1
+        key = document.key
+        if before[key] > 0:
+            before[key] -= 1
         else:
             yield document

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pegasusx_ref.corpus.documents import BOOLEAN, INTEGER, JSON, NUMBER, STRING, Kind, as_kind
-from pegasusx_ref.errors import ExtraError, InputError, shown
+from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.files.reading import reading
-from pegasusx_ref.files.tables import NEEDS_PYARROW
+from pegasusx_ref.files.tables import check_pyarrow
 from pegasusx_ref.files.writing import locking, replacing
 
 SHARD = re.compile(r"part-(\d{5,})\.parquet")
@@ -39,10 +39,9 @@ class Shards:
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, Kind], settings: Mapping[str, Any], resume: bool) -> None:
-        try:
-            import pyarrow
-        except ImportError:
-            raise ExtraError(f"{folder}: {NEEDS_PYARROW}") from None
+        check_pyarrow(folder)
+        import pyarrow
+
         self.folder, self.settings = folder, json.loads(json.dumps(settings, default=str))
         results = ORIGIN | RESULT
         self.names = {name: f"input_{name}" if name in results else name for name in kinds}

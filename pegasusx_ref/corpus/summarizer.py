@@ -12,7 +12,7 @@ from pegasusx_ref.errors import InputError, PegasusXError, shown
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
 
 LONG = ("truncate", "error", "map")  # what is done with a text that is longer than the model
-BATCH_TOKENS = 2**16  # source tokens of a batch, padding included
+BATCH_SIZE, BATCH_TOKENS = 16, 2**16  # texts of a batch, and their source tokens, padding included
 
 
 class Summary(NamedTuple):
@@ -75,7 +75,7 @@ class Summarizer:
         *,
         text_column: str = "text",
         long: str = "truncate",
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         batch_tokens: int = BATCH_TOKENS,
         load: Mapping[str, Any] | None = None,
         **settings: Any,

@@ -10,7 +10,6 @@ from typing import IO, Any
 from pegasusx_ref.errors import ExtraError, reason, shown
 
 MAX_FIELD = 2**26  # characters of a CSV field, as many as a text of the command line may have bytes
-NEEDS_PYARROW = "parquet needs pyarrow: pip install 'pegasusx-ref[corpora]'"
 
 Row = tuple[int, Mapping[str, Any] | str]  # its place, and its values by column or what is wrong with it
 Columns = tuple[str, ...] | None  # the columns that are wanted; None means all
@@ -23,10 +22,22 @@ def check_readable(path: Path | str) -> None:
         ExtraError: .parquet needs the extra "corpora".
     """
     if Path(path).suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise ExtraError(f"{path}: {NEEDS_PYARROW}") from None
+        check_pyarrow(path)
+
+
+def check_pyarrow(path: Path | str) -> None:
+    """Check that pyarrow is installed.
+
+    Args:
+        path: what needs it, for the message.
+
+    Raises:
+        ExtraError: it is missing.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ExtraError(f"{path}: parquet needs pyarrow: pip install 'pegasusx-ref[corpora]'") from None
 
 
 def jsonl_rows(file: IO[bytes], _: Columns = None) -> Iterator[Row]:

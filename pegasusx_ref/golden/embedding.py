@@ -45,12 +45,24 @@ def embed_tokens_backward(
     return grad_VD
 
 
+def position_frequencies(width: int) -> np.ndarray:
+    """Compute the angular frequencies of the position encodings, w_k = 10000^(-k / (D/2 - 1)), k = 0 .. D/2 - 1.
+
+    Args:
+        width: number of features D, even and at least 4.
+
+    Returns:
+        Frequencies (D/2,), float64.
+    """
+    half = width // 2
+    return np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))
+
+
 def sinusoidal_positions(start: int, length: int, width: int) -> np.ndarray:
     """Compute the position encodings of `length` tokens, always in float64. [spec 3.2]
 
-    The first D/2 features are sines, the last D/2 cosines (not interleaved), at the angular frequencies
-    w_k = 10000^(-k / (D/2 - 1)), k = 0 .. D/2 - 1. They are computed for any position; there is no table with a maximum
-    length.
+    The first D/2 features are sines, the last D/2 cosines (not interleaved), at the angular frequencies of
+    `position_frequencies`. They are computed for any position; there is no table with a maximum length.
 
     Args:
         start: position of the first token, 0 or the number of tokens already decoded.
@@ -62,9 +74,7 @@ def sinusoidal_positions(start: int, length: int, width: int) -> np.ndarray:
 
     Source: arXiv 1706.03762 section 3.5; HF `PegasusXSinusoidalPositionalEmbedding`, which computes in the model dtype.
     """
-    half = width // 2
-    frequencies = np.exp(-math.log(10000.0) / (half - 1) * np.arange(half, dtype=np.float64))
-    angles = np.arange(start, start + length, dtype=np.float64)[:, None] * frequencies
+    angles = np.arange(start, start + length, dtype=np.float64)[:, None] * position_frequencies(width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
