@@ -64,7 +64,8 @@ class SummarizationPipeline:
 
         Args:
             texts: a text, several, or an iterator of any number of them, which is read as the summaries are consumed.
-            batch_size: number of texts that are processed together.
+            batch_size: number of texts that are processed together: those of a sequence with texts of similar length,
+                those of an iterator in its order.
             truncation: truncate texts to the model's maximum length, with a warning that gives the number of dropped
                 tokens; False keeps all tokens.
             clean_up_tokenization_spaces: see `PegasusTokenizer.decode`.
@@ -88,7 +89,12 @@ class SummarizationPipeline:
         if not hasattr(texts, "__len__") and hasattr(texts, "__iter__"):
             return self._batches(_named(texts), *options)
         all_texts = list(_named(list_of_texts(texts)))  # an invalid one is an error before the first is summarized
-        found = list(self._batches(iter(all_texts), *options))
+        order = list(range(len(all_texts)))
+        if batch_size > 1 and settings.get("streamer") is None:  # texts of similar length need little padding
+            ids = self._tokenizer([self.prefix + text for _, text in all_texts])["input_ids"]
+            order.sort(key=lambda i: len(ids[i]), reverse=True)
+        in_order = dict(zip(order, self._batches((all_texts[i] for i in order), *options), strict=True))
+        found = [in_order[i] for i in range(len(all_texts))]
         return [summaries[0] for summaries in found] if all(len(s) == 1 for s in found) else found
 
     def tokenize(self, text: str, truncation: bool = True) -> tuple[list[int], int]:

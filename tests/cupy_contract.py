@@ -68,6 +68,13 @@ def run_searches(dtype: str) -> None:
     for cache in CACHES:
         for how in SEARCHES:
             model(dtype).generate(**TEXTS, cache_implementation=cache, **how, **PROCESSORS)
+        # A source that is done leaves the batch.
+        model(dtype).generate(
+            **TEXTS,
+            cache_implementation=cache,
+            max_new_tokens=3,
+            stopping_criteria=[lambda ids, scores: np.arange(len(ids)) < len(ids) // 2],
+        )
 
 
 def run_quantized(dtype: str) -> None:

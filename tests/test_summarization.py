@@ -73,6 +73,27 @@ def test_summaries_do_not_depend_on_the_batch_size(
     assert list(stream) == [[summary] for summary in expected]
 
 
+def test_texts_of_similar_length_are_a_batch(
+    summarizer: SummarizationPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["reads files. " * n for n in (9, 1, 8, 2, 7, 3)]
+    alone, lengths = summarizer(texts, **LIMIT), []
+    generate = summarizer.generate
+
+    def recorded(batch: Any, *arguments: Any, **settings: Any) -> Any:
+        lengths.append(batch["attention_mask"].sum(axis=1).tolist())
+        return generate(batch, *arguments, **settings)
+
+    monkeypatch.setattr(summarizer, "generate", recorded)
+    assert summarizer(texts, batch_size=2, **LIMIT) == alone
+    in_turn = [length for batch in lengths for length in batch]
+    assert in_turn == sorted(in_turn, reverse=True)
+    lengths.clear()
+    list(summarizer(iter(texts), batch_size=2, **LIMIT))
+    assert [len(batch) for batch in lengths] == [2, 2, 2]
+    assert all(longer > shorter for longer, shorter in lengths)  # in the iterator's order
+
+
 def test_iterators_are_read_as_their_summaries_are_consumed(
     summarizer: SummarizationPipeline, texts: list[str], summaries: list[str]
 ) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import cupy
 import numpy as np
 from cupyx.scipy.special import erf
-from pegasusx_numpy.top_k import stable_top_k
 
 from pegasusx_cupy import kernels
 from pegasusx_cupy.products import load_cublas, product
+from pegasusx_cupy.top_k import stable_top_k
 from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.backend.quantized import dense

@@ -1,29 +1,33 @@
-"""Stable top-k over large vocabularies, by sorting a few chunks of columns."""
+"""Stable top-k over large vocabularies, by sorting only scores that can be among the best."""
+
+import math
 
 import numpy as np
 
-CHUNK = 256  # columns: smaller chunks are more to compare with each other, larger ones leave more to sort
-
 
 def stable_top_k(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute `golden.top_k.stable_top_k` on arrays of NumPy or CuPy.
+    """Compute `golden.top_k.stable_top_k`.
 
-    The best scores are in the best chunks of columns, where chunks are ordered as scores are: by their largest score,
-    the lower chunk first among equals. So only these chunks are sorted.
+    Columns are divided into groups. The largest scores of the best `count` groups are that many scores, so no score
+    below the least of them is among the best; and of those equal to it, only the first of each row can be.
 
     Args:
         scores: (B, n), without NaN.
         count: number of scores to return; all n if there are fewer.
     """
-    num_chunks = scores.shape[1] // CHUNK
-    if num_chunks <= count:
+    B, n = scores.shape
+    num_groups = 4 * math.isqrt(n)
+    if count >= num_groups or num_groups > n:
         columns = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(scores, columns, axis=1), columns
-    in_chunks = scores[:, : num_chunks * CHUNK].reshape(-1, num_chunks, CHUNK)
-    _, chunks = stable_top_k(in_chunks.max(axis=2), count)
-    chunks = np.sort(chunks, axis=1)  # column order decides among equal scores
-    candidates = np.take_along_axis(in_chunks, chunks[:, :, None], axis=1).reshape(-1, count * CHUNK)
-    candidates = np.concatenate([candidates, scores[:, num_chunks * CHUNK :]], axis=1)  # always with the remainder
-    best, places = stable_top_k(candidates, count)
-    chunks = np.concatenate([chunks, np.full_like(chunks[:, :1], num_chunks)], axis=1)
-    return best, np.take_along_axis(chunks, places // CHUNK, axis=1) * CHUNK + places % CHUNK
+    # Every num_groups-th column is of the same group: NumPy compares whole rows of groups at a time.
+    whole = n // num_groups * num_groups
+    largest = scores[:, :whole].reshape(B, -1, num_groups).max(axis=1)
+    threshold = np.partition(largest, num_groups - count, axis=1)[:, num_groups - count, None]
+    equal = np.flatnonzero(scores == threshold)
+    place_in_row = np.arange(len(equal)) - np.searchsorted(equal, n * np.arange(B))[equal // n]
+    above = np.flatnonzero(~(scores <= threshold))  # also NaN, after an overflow
+    rows, columns = np.divmod(np.sort(np.concatenate([above, equal[place_in_row < count]])), n)
+    order = np.lexsort((-scores[rows, columns], rows))
+    best = columns[order][np.searchsorted(rows, np.arange(B))[:, None] + np.arange(count)]
+    return np.take_along_axis(scores, best, axis=1), best

@@ -12,7 +12,17 @@ from pegasusx_ref.cli.messages import message, note
 from pegasusx_ref.cli.printing import print_text
 from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.cli.signals import deferred_signals
-from pegasusx_ref.corpus import BATCH_SIZE, BATCH_TOKENS, LONG, SHARD_ROWS, Progress, Summarizer, summarize_corpus
+from pegasusx_ref.corpus import (
+    BATCH_SIZE,
+    BATCH_TOKENS,
+    LONG,
+    SHARD_ROWS,
+    Progress,
+    RayEngine,
+    Summarizer,
+    summarize_corpus,
+)
+from pegasusx_ref.corpus.engine import this_process
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 
 
@@ -29,6 +39,21 @@ from pegasusx_ref.demo import DEMO_CHECKPOINT
     help="Texts beyond the model's length: cut off, refused, or summarized in parts.",
 )
 @click.option("--limit", type=options.NOT_NEGATIVE, help="Stop after so many documents.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Where summaries are computed: in this process, or by workers of Ray.",
+)
+@click.option("--address", metavar="ADDRESS", help="Ray: of its cluster; started on this machine if left out.")
+@click.option(
+    "--workers", type=options.POSITIVE, help="Ray: number of workers; as many as there is room for if left out."
+)
+@click.option(
+    "--cpus-per-worker", type=click.FloatRange(min=0, min_open=True), help="Ray: cores of a worker.  [default: 1]"
+)
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="Ray: GPUs of a worker.  [default: 0]")
 @options.model_option
 @options.revision_option
 @options.backend_option
@@ -61,6 +86,11 @@ def corpus_command(
     column: str,
     long: str,
     limit: int | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
     folder: Path | None,
     revision: str | None,
     backend: str,
@@ -80,6 +110,16 @@ def corpus_command(
     fsspec. A document that fails is a row with its error. Ctrl-C and SIGTERM write what is finished; --resume
     continues, also after kill -9.
     """
+    of_ray: dict[str, Any] = {
+        "address": address,
+        "workers": workers,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    of_ray = {name: value for name, value in of_ray.items() if value is not None}
+    if of_ray and engine != "ray":
+        option = next(iter(of_ray)).replace("_", "-")
+        raise click.UsageError(f"--{option} is of Ray: pass --engine ray, or leave it out")
     load: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype, "quantization": quantization}
     load |= {"quantize_embedding": quantize_embedding, **options.hub_options(folder, revision)}
     summarizer = Summarizer(
@@ -106,6 +146,7 @@ def corpus_command(
             shard_rows=shard_rows,
             resume=resume,
             limit=limit,
+            engine=RayEngine(**of_ray) if engine == "ray" else this_process,
             on_progress=advance,
             stops=lambda: bool(received),
         )

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pegasusx_ref.corpus.documents import Document, Documents
+from pegasusx_ref.corpus.engine import Engine, Finished, this_process
 from pegasusx_ref.corpus.shards import Shards
 from pegasusx_ref.corpus.summarizer import Summarizer, Summary
 from pegasusx_ref.errors import InputError, shown
@@ -26,7 +28,8 @@ class Progress(NamedTuple):
         num_tokens: source tokens that were read.
         num_dropped: source tokens that were truncated.
         seconds: since the start.
-        padding: fraction of the computed source tokens that were padding.
+        num_real: source tokens that were computed.
+        num_padded: the same, with padding.
     """
 
     total: int
@@ -36,7 +39,26 @@ class Progress(NamedTuple):
     num_tokens: int = 0
     num_dropped: int = 0
     seconds: float = 0.0
-    padding: float = 0.0
+    num_real: int = 0
+    num_padded: int = 0
+
+    @property
+    def padding(self) -> float:
+        """Fraction of the computed source tokens that were padding."""
+        return 1 - self.num_real / self.num_padded if self.num_padded else 0.0
+
+    def after(self, finished: Finished, seconds: float) -> Self:
+        """Return the state after some more documents."""
+        summaries = finished.summaries
+        return self._replace(
+            done=self.done + len(summaries),
+            failed=self.failed + sum(each.error is not None for each in summaries),
+            num_tokens=self.num_tokens + sum(each.num_tokens for each in summaries),
+            num_dropped=self.num_dropped + sum(each.num_dropped for each in summaries),
+            seconds=seconds,
+            num_real=self.num_real + finished.num_real,
+            num_padded=self.num_padded + finished.num_padded,
+        )
 
 
 def summarize_corpus(
@@ -48,6 +70,7 @@ def summarize_corpus(
     shard_rows: int = SHARD_ROWS,
     resume: bool = False,
     limit: int | None = None,
+    engine: Engine = this_process,
     on_progress: Callable[[Progress], Any] = lambda _: None,
     stops: Callable[[], bool] = lambda: False,
 ) -> Progress:
@@ -66,6 +89,7 @@ def summarize_corpus(
         shard_rows: rows of a shard.
         resume: continue the table in `out`.
         limit: stop after so many documents of this run.
+        engine: computes the summaries, here or elsewhere.
         on_progress: called after each batch.
         stops: asked after each batch; once it is true, what is finished is written, and the run ends.
 
@@ -82,69 +106,46 @@ def summarize_corpus(
     settings = {"model": str(summarizer.model), "column": column, "long": summarizer.long}
     settings |= {name: value for name, value in (summarizer.load | summarizer.settings).items() if value is not None}
     shards = Shards(Path(out), documents.kinds, settings, resume)
-    with shards.locked():
-        run = _Run(summarizer, shards, Progress(documents.num_rows, min(shards.done.total(), documents.num_rows)))
-        remaining = islice(_remaining(documents, shards), limit)
-        while not run.is_stopped and (window := list(islice(remaining, shard_rows))):
-            run.summarize(window, on_progress, stops)
-    return run.progress
-
-
-class _Stop(Exception):
-    """Ends a window after a batch."""
-
-
-class _Run:
-    """The state of a run: finished rows that are not written yet, and the progress."""
-
-    def __init__(self, summarizer: Summarizer, shards: Shards, progress: Progress) -> None:
-        self.summarizer, self.shards, self.progress = summarizer, shards, progress
-        self.is_stopped = False
-        self.rows: list[dict[str, Any]] = []
-        self.started = self.written = time.monotonic()
-
-    def summarize(
-        self, window: list[Document], on_progress: Callable[[Progress], Any], stops: Callable[[], bool]
-    ) -> None:
-        """Summarize the documents of a shard, and write those that are finished, also after an error."""
-        readable = [document for document in window if document.problem is None]
-
-        def finish(documents: list[Document], summaries: list[Summary]) -> None:
-            for document, summary in zip(documents, summaries, strict=True):
-                origin = {"key": document.key, "file": document.file, "row": document.row}
-                self.rows.append(self.shards.kept(document.columns) | origin | summary._asdict())
-            self._advance(summaries)
-            on_progress(self.progress)
-            if time.monotonic() - self.written > FLUSH_SECONDS:
-                self._write()
+    progress = Progress(documents.num_rows, min(shards.done.total(), documents.num_rows))
+    remaining = islice(_remaining(documents, shards), limit)
+    started = time.monotonic()
+    with (
+        shards.locked(),
+        closing(_Rows(shards, shard_rows)) as rows,
+        closing(engine(summarizer, remaining, shard_rows)) as results,
+    ):
+        for finished in results:
+            rows.add(finished)
+            progress = progress.after(finished, time.monotonic() - started)
+            on_progress(progress)
             if stops():
-                raise _Stop
+                break
+    return progress
 
-        try:
-            broken = [document for document in window if document.problem is not None]
-            finish(broken, [Summary(error=document.problem) for document in broken])
-            self.summarizer.summarize(
-                [document.text for document in readable],
-                lambda indices, summaries: finish([readable[i] for i in indices], summaries),
-            )
-        except _Stop:
-            self.is_stopped = True
-        finally:
-            self._write()
 
-    def _advance(self, summaries: list[Summary]) -> None:
-        computed = self.summarizer.num_padded
-        self.progress = self.progress._replace(
-            done=self.progress.done + len(summaries),
-            failed=self.progress.failed + sum(each.error is not None for each in summaries),
-            num_tokens=self.progress.num_tokens + sum(each.num_tokens for each in summaries),
-            num_dropped=self.progress.num_dropped + sum(each.num_dropped for each in summaries),
-            seconds=time.monotonic() - self.started,
-            padding=1 - self.summarizer.num_real / computed if computed else 0.0,
-        )
+class _Rows:
+    """Rows that are finished; they are written by the shard, or when some time has passed, and the rest at the end."""
 
-    def _write(self) -> None:
-        rows, self.rows = self.rows, []
+    def __init__(self, shards: Shards, shard_rows: int) -> None:
+        self.shards, self.shard_rows = shards, shard_rows
+        self.rows: list[dict[str, Any]] = []
+        self.written = time.monotonic()
+
+    def add(self, finished: Finished) -> None:
+        for document, summary in zip(finished.documents, finished.summaries, strict=True):
+            result = summary if document.problem is None else Summary(error=document.problem)
+            origin = {"key": document.key, "file": document.file, "row": document.row}
+            self.rows.append(self.shards.kept(document.columns) | origin | result._asdict())
+        while len(self.rows) >= self.shard_rows:
+            self._write(self.shard_rows)
+        if time.monotonic() - self.written > FLUSH_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        self._write(len(self.rows))
+
+    def _write(self, count: int) -> None:
+        rows, self.rows = self.rows[:count], self.rows[count:]
         self.shards.write(rows)
         self.written = time.monotonic()
 

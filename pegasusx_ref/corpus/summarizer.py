@@ -1,15 +1,19 @@
 """A callable that summarizes batches of documents, as Ray Data, datasets and Spark call one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from pegasusx_ref.checkpoint.hub import HubOptions
 from pegasusx_ref.checkpoint.settings import is_integer
 from pegasusx_ref.corpus.long_texts import divide
+from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import InputError, PegasusXError, shown
 from pegasusx_ref.summarization import SummarizationPipeline, pipeline
+from pegasusx_ref.tokenizer import PegasusTokenizer
 
 LONG = ("truncate", "error", "map")  # what is done with a text that is longer than the model
 BATCH_SIZE, BATCH_TOKENS = 16, 2**16  # texts of a batch, and their source tokens, padding included
@@ -106,6 +110,25 @@ class Summarizer:
             self._pipeline = pipeline(model=self.model, **self.load)
         return self._pipeline
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, which is there without loading the model."""
+        if self._pipeline is not None:
+            return self._pipeline.tokenizer
+        chosen = self.load.get("tokenizer") or self.model or DEMO_CHECKPOINT
+        hub = {name: value for name, value in self.load.items() if name in HubOptions.__annotations__}
+        return PegasusTokenizer.from_pretrained(chosen, **hub) if isinstance(chosen, str | Path) else chosen
+
+    def loaded(self) -> Self:
+        """Return a copy whose pickle holds the model too."""
+        copied = copy(self)
+        copied.model = copied._pipeline = self.pipeline
+        return copied
+
+    def check(self) -> None:
+        """Load the model, and check the settings: neither is an error of the documents."""
+        self.pipeline.generation_config.updated(**self.settings).lengths()
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with the columns of `Summary`.
 
@@ -125,38 +148,40 @@ class Summarizer:
             for name, values in columns.items()
         }
 
-    def summarize(
-        self, texts: Sequence[Any], on_batch: Callable[[list[int], list[Summary]], Any] = lambda *_: None
-    ) -> list[Summary]:
+    def summarize(self, texts: Sequence[Any]) -> list[Summary]:
         """Summarize texts; those of similar length are computed together.
 
         Args:
             texts: what is not a text gets an error.
-            on_batch: called with the indices and results of documents as they are finished.
         """
-        # A model that cannot be loaded, or impossible settings, are no errors of the documents.
-        self.pipeline.generation_config.updated(**self.settings).lengths()
-        found: dict[int, Summary] = {}
+        found = {i: summary for batch in self.in_batches(texts) for i, summary in batch.items()}
+        return [found[i] for i in range(len(texts))]
+
+    def in_batches(self, texts: Sequence[Any]) -> Iterator[dict[int, Summary]]:
+        """Summarize texts, and yield the results by index, those of a batch when it is finished; see `summarize`."""
+        self.check()
+        read: dict[int, Summary] = {}  # without the summary
+        failed: dict[int, Summary] = {}
         parts: list[Part] = []
         written: dict[int, dict[int, str | PegasusXError]] = {}  # by document and number of the part
         for i, text in enumerate(texts):
             try:
                 divided, dropped = self._parts(text)
             except PegasusXError as error:
-                found[i] = Summary(error=str(error))
+                failed[i] = Summary(error=str(error))
                 continue
-            found[i] = Summary(None, sum(map(len, divided)), dropped, len(divided))
+            read[i] = Summary(None, sum(map(len, divided)), dropped, len(divided))
             written[i] = {}
             parts += [Part(i, n, ids) for n, ids in enumerate(divided)]
-        on_batch(failed := [i for i in found if found[i].error], [found[i] for i in failed])
+        yield failed
         for batch in self._batches(sorted(parts, key=lambda part: len(part.ids))):
             for part, result in zip(batch, self._generate([part.ids for part in batch]), strict=True):
                 written[part.document][part.number] = result
-            finished = sorted(i for i in {part.document for part in batch} if len(written[i]) == found[i].num_parts)
-            for i in finished:
-                found[i] = found[i].joined([written[i][n] for n in range(found[i].num_parts)])
-            on_batch(finished, [found[i] for i in finished])
-        return [found[i] for i in range(len(texts))]
+            yield {
+                i: read[i].joined([written[i][n] for n in range(read[i].num_parts)])
+                for i in sorted({part.document for part in batch})
+                if len(written[i]) == read[i].num_parts
+            }
 
     def _parts(self, text: Any) -> tuple[list[list[int]], int]:
         """Return the token ids of each part of a text, and the number of dropped tokens.

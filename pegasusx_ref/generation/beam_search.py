@@ -6,9 +6,9 @@ import numpy as np
 
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
+from pegasusx_ref.generation.running import Keep, RunningModel
 from pegasusx_ref.generation.search_record import TOKEN_SCORES, SearchRecord
 from pegasusx_ref.generation.stopping import Criterion
 from pegasusx_ref.golden.top_k import stable_top_k
@@ -76,6 +76,7 @@ def beam_search(
     choose: ChooseCandidates | None = None,
     criteria: Sequence[Criterion] = (),
     record: SearchRecord | None = None,
+    keep: Keep | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keep the most probable partial texts at each step, and return the best finished ones. [spec 12.11]
 
@@ -95,6 +96,7 @@ def beam_search(
             and columns, on the device; the best ones where None.
         criteria: end a text besides the end tokens.
         record: receives the scores of the tokens.
+        keep: see `RunningModel`.
 
     Returns:
         int64 ids (B R, L) of the best R texts of each source, the start token first; rows that end early are filled
@@ -118,24 +120,26 @@ def beam_search(
     scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(B, axis=0)
     ancestors = np.zeros((B, beams, 0), dtype=np.int64)
     finished = Finished(tables, fills, max_length)
-    logits_of = FiniteLogits(next_logits, ops)
+    model = RunningModel(next_logits, B, ops, keep)
     can_improve = np.ones((B, 1), dtype=bool)
     all_end = False
 
     while can_improve.any() and not all_end and not (config.early_stopping is True and finished.taken.all()):
-        length = ids.shape[2]
-        logits = logits_of(ids[:, :, -1], visible_history(ancestors))
-        log_probs = ops.log_softmax(logits.reshape(B * beams, -1))
+        sources, length = model.sources, ids.shape[2]
+        running_ids = ids[sources].reshape(-1, length)
+        logits = model(ids[sources, :, -1], visible_history(ancestors[sources])).reshape(len(running_ids), -1)
+        log_probs, V = ops.log_softmax(logits), logits.shape[1]
         for process in processors:
-            log_probs = process(ids.reshape(B * beams, length), log_probs)
+            log_probs = process(running_ids, log_probs)
         if record is not None:
-            record.see_logits(logits.reshape(B * beams, -1), ops)
+            record.see_logits(logits, ops)
             record.see_scores(log_probs, ops)
-        log_probs += ops.to_float32(scores.reshape(B * beams, 1))
-        totals, V = log_probs.reshape(B, -1), log_probs.shape[1]
+        log_probs += ops.to_float32(scores[sources].reshape(-1, 1))
 
-        candidate_scores, best = map(ops.to_numpy, (choose or ops.stable_top_k)(totals, num_candidates))
-        logits_of.check(~can_improve)
+        chosen = (choose or ops.stable_top_k)(log_probs.reshape(len(sources), -1), num_candidates)
+        candidate_scores, best = np.full((B, num_candidates), NEVER), np.zeros((B, num_candidates), dtype=np.int64)
+        candidate_scores[sources], best[sources] = map(ops.to_numpy, chosen)
+        model.check(~can_improve)
         origins, tokens = best // V, best % V
         newest = {"ids": tokens}
         if record is not None:
@@ -169,6 +173,7 @@ def beam_search(
         attainable = scores[:, :1] / np.float32(reach**penalty)
         worst = np.where(finished.taken, finished.scores.min(axis=1, keepdims=True), NEVER)
         can_improve = can_improve & (attainable > worst).any(axis=1, keepdims=True)
+        model.leave(~can_improve[:, 0] | (finished.taken.all(axis=1) & (config.early_stopping is True)))
 
     best_tables, best_scores = finished.results(config.num_return_sequences)
     best_ids = best_tables.pop("ids")

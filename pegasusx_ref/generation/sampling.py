@@ -6,9 +6,9 @@ import numpy as np
 
 from pegasusx_ref.backend import Array, Backend
 from pegasusx_ref.generation.config import GenerationConfig
-from pegasusx_ref.generation.finite_logits import FiniteLogits
 from pegasusx_ref.generation.history import NextLogits, own_history, visible_history
 from pegasusx_ref.generation.logits_processors import GOLDEN, Processor
+from pegasusx_ref.generation.running import Keep, RunningModel
 from pegasusx_ref.generation.search_record import SearchRecord
 from pegasusx_ref.generation.stopping import Criterion
 from pegasusx_ref.generation.streamer import Streamer
@@ -74,6 +74,7 @@ def token_search(
     ops: Backend = GOLDEN,
     criteria: Sequence[Criterion] = (),
     record: SearchRecord | None = None,
+    keep: Keep | None = None,
 ) -> np.ndarray:
     """Generate texts token by token until each has ended or reached the maximum length. [spec 12.4]
 
@@ -90,6 +91,7 @@ def token_search(
         ops: the backend of the logits.
         criteria: end a text besides the end tokens.
         record: receives the scores of the tokens.
+        keep: see `RunningModel`.
 
     Returns:
         int64 ids (B R, L), the start token first.
@@ -104,21 +106,24 @@ def token_search(
     ends_of_text, padding = config.eos_token_ids, config.padding_token_id
     ids = np.full((B * R, 1), config.start_token_id, dtype=np.int64)
     ended = np.zeros(B * R, dtype=bool)
-    logits_of = FiniteLogits(next_logits, ops)
+    model = RunningModel(next_logits, B, ops, keep)
     steps: list[dict[str, np.ndarray]] = []
     if streamer is not None:
         streamer.put(ids[:, 0])
 
     while ids.shape[1] < max_length and not ended.all():
-        newest, length = ids[:, -1].reshape(B, R), ids.shape[1]
-        visible = visible_history(own_history(B, R, length - 1))
-        scores = logits_of(newest, visible).reshape(B * R, -1)
+        running = (R * model.sources[:, None] + np.arange(R)).reshape(-1)  # rows
+        newest = ids[running, -1].reshape(-1, R)
+        visible = visible_history(own_history(len(newest), R, ids.shape[1] - 1))
+        scores = model(newest, visible).reshape(len(running), -1)
         if record is not None:
             record.see_logits(scores, ops)
         for process in processors:
-            scores = process(ids, scores)
-        chosen = np.where(ended, padding, ops.to_numpy(choose(scores)))
-        logits_of.check(ended.reshape(B, R))
+            scores = process(ids[running], scores)
+        chosen = np.full(B * R, padding)
+        chosen[running] = ops.to_numpy(choose(scores))
+        chosen[ended] = padding
+        model.check(ended.reshape(B, R))
         if record is not None:
             record.see_scores(scores, ops)
             steps.append(record.of_tokens(np.arange(B * R), chosen, ops))
@@ -126,6 +131,7 @@ def token_search(
         ended = ended | np.isin(chosen, ends_of_text)
         for criterion in criteria:
             ended = ended | criterion(ids)
+        model.leave(np.asarray(ended.reshape(B, R).all(axis=1)))
         if streamer is not None:
             streamer.put(chosen)
     if streamer is not None:

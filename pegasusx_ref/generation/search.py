@@ -20,6 +20,7 @@ from pegasusx_ref.generation.logits_processors import (
     raise_end,
     renormalize,
 )
+from pegasusx_ref.generation.running import Keep
 from pegasusx_ref.generation.sampling import Choose, candidate_sampler, greedy, sampler, token_search
 from pegasusx_ref.generation.search_record import SearchRecord
 from pegasusx_ref.generation.stopping import Criterion, criterion_of_caller, stop_strings, time_limit
@@ -118,6 +119,7 @@ def search(
     ops: Backend = GOLDEN,
     callbacks: Callbacks = NO_CALLBACKS,
     record: SearchRecord | None = None,
+    keep: Keep | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Generate texts according to the settings. [spec 12.14]
 
@@ -133,6 +135,7 @@ def search(
         ops: the backend of the logits; the golden one for NumPy arrays.
         callbacks: functions of the caller.
         record: receives the scores of the tokens.
+        keep: lets the model go on with some sources only; see `RunningModel`.
 
     Returns:
         int64 ids (B R, L), the start token first, and the scores (B R,) of beam search, otherwise None.
@@ -144,6 +147,9 @@ def search(
     per_row = None if source_ids is None else np.repeat(source_ids, rows, axis=0)
     criteria = criteria_for(config, callbacks, ops)
     processors = processors_for(config, per_row, GOLDEN if config.do_sample else ops, callbacks, ops)
+    counts_on_rows = callbacks.logits_processor or callbacks.prefix_allowed_tokens_fn or record
+    if config.do_sample or config.encoder_no_repeat_ngram_size or counts_on_rows:
+        keep = None  # these need the rows of all sources at every step
     token: Choose = greedy
     candidates: ChooseCandidates | None = None
     if config.do_sample:
@@ -151,8 +157,8 @@ def search(
         token, candidates = sampler(generator), candidate_sampler(generator)
         next_logits, ops = on_host(next_logits, ops), GOLDEN
     if config.num_beams > 1:
-        return beam_search(next_logits, processors, batch_size, config, ops, candidates, criteria, record)
-    return token_search(next_logits, processors, batch_size, config, token, streamer, ops, criteria, record), None
+        return beam_search(next_logits, processors, batch_size, config, ops, candidates, criteria, record, keep)
+    return token_search(next_logits, processors, batch_size, config, token, streamer, ops, criteria, record, keep), None
 
 
 def on_host(next_logits: NextLogits, ops: Backend) -> NextLogits:

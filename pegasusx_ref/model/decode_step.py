@@ -41,6 +41,21 @@ class DynamicDecodeStep:
         self._position += 1
         return tap("lm_head", logits_BLV)
 
+    def keep(self, sources: np.ndarray) -> None:
+        """Go on with some of the sources only, one layer after another: no second copy of all caches is held.
+
+        Args:
+            sources: their places in the batch, ascending.
+        """
+        places = self._ops.asarray(sources)
+        self._source = self._source.keep(places)
+        if self._cache is not None:
+            layers, length = list(self._cache.layers), self._cache.length
+            self._cache = None
+            for i in range(len(layers)):
+                layers[i] = layers[i].keep(places)
+            self._cache = DecoderCache(tuple(layers), length)
+
     def _logits(self, x_BLD: Array, visible: np.ndarray | None) -> Array:
         mask = None if visible is None else self._ops.asarray(visible)
         logits_BLV, self._cache = self._decode(x_BLD, mask, self._cache)
@@ -83,32 +98,43 @@ class StaticDecodeStep(DynamicDecodeStep):
         self._step: Callable[[Array, Array, Array], Array] | None = None
         self._capacity = 0  # tokens a row
 
+    def keep(self, sources: np.ndarray) -> None:
+        """Go on with some of the sources only, by a new step over smaller caches."""
+        self._step = None
+        super().keep(sources)
+
     def _logits(self, x_BLD: Array, visible: np.ndarray | None) -> Array:
         if self._cache is None:
             return super()._logits(x_BLD, visible)
         B, L = x_BLD.shape[:2]
-        if self._step is None or self._position == self._capacity:
-            self._step = self._new_step(self._cache, L)
+        if self._position >= self._capacity:
+            self._step = None  # it holds the old caches
+            self._cache = self._enlarged(self._cache, L)
+        if self._step is None:
+            self._step = self._new_step(self._cache)
         first, last = self._position * L, (self._position + 1) * L
         filled = np.zeros((B, L, self._capacity * L), dtype=bool)
         filled[:, :, :last] = True if visible is None else visible
         return self._step(x_BLD, self._ops.asarray(np.arange(first, last)), self._ops.asarray(filled))
 
-    def _new_step(self, cache: DecoderCache, L: int) -> Callable[[Array, Array, Array], Array]:
-        """Copy the cache to a larger one, and make a step that writes into it."""
+    def _enlarged(self, cache: DecoderCache, L: int) -> DecoderCache:
+        """Copy the cache to a larger one."""
         self._capacity = min(max(FIRST_CAPACITY, 2 * self._capacity), self._max_tokens)
 
         def larger(kv: DynamicKV | StaticKV) -> DynamicKV:
             return DynamicKV.of(padded(self._ops, kv.array, self._capacity * L))
 
         layers = tuple(c._replace(self_k=larger(c.self_k), self_v=larger(c.self_v)) for c in cache.layers)
-        self._cache = DecoderCache(layers, cache.length)
+        return DecoderCache(layers, cache.length)
+
+    def _new_step(self, cache: DecoderCache) -> Callable[[Array, Array, Array], Array]:
+        """Make a step that writes into a cache."""
 
         def step(x_BLD: Array, slots_L: Array, visible: Array) -> Array:
             def at_slots(kv: DynamicKV | StaticKV) -> StaticKV:
                 return StaticKV(kv.array, slots_L)
 
-            static = tuple(c._replace(self_k=at_slots(c.self_k), self_v=at_slots(c.self_v)) for c in layers)
+            static = tuple(c._replace(self_k=at_slots(c.self_k), self_v=at_slots(c.self_v)) for c in cache.layers)
             return self._decode(x_BLD, visible, DecoderCache(static, cache.length))[0]
 
         return self._ops.compile(step) if self._compiled else step

@@ -20,6 +20,11 @@ class Encoded(NamedTuple):
     globals_BGD: Array | None  # None where the caller passed encoder outputs
     mask_BT: Array | None
 
+    def keep(self, places: Array) -> "Encoded":
+        """Copy some sources, given by their places in the batch."""
+        tokens, glob, mask = (None if x is None else x[places] for x in self)
+        return Encoded(tokens, glob, mask)
+
 
 def encoder_self_attention(
     ops: Backend,

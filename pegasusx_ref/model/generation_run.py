@@ -6,7 +6,7 @@ import numpy as np
 
 from pegasusx_ref.backend import Backend
 from pegasusx_ref.errors import InputError, shown
-from pegasusx_ref.generation import Callbacks, GenerationConfig, NextLogits, SearchRecord, Streamer, search
+from pegasusx_ref.generation import Callbacks, GenerationConfig, SearchRecord, Streamer, search
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.decode_step import DynamicDecodeStep, StaticDecodeStep
 from pegasusx_ref.model.forward import Source, check_source, run_encoder
@@ -71,9 +71,8 @@ class GenerationRun(NamedTuple):
         fields = outputs.of_encoder(self.ops, self.model_config, trace, encoded.tokens_BTD, self.source[3])
         source_ids = source.ids_BT
         del source, trace  # embeddings of a long input are large
-        next_logits: NextLogits
         if is_static:
-            next_logits = StaticDecodeStep(*model, encoded, config.lengths()[1] - 1, compiled)
+            next_logits: DynamicDecodeStep = StaticDecodeStep(*model, encoded, config.lengths()[1] - 1, compiled)
         else:
             next_logits = DynamicDecodeStep(*model, encoded)
         steps = RecordedSteps(next_logits, outputs, self.ops, layers) if any(outputs) else None
@@ -88,6 +87,7 @@ class GenerationRun(NamedTuple):
             self.ops,
             self.callbacks,
             record,
+            next_logits.keep,
         )
         fields |= (record.fields() if record else {}) | (steps.fields() if steps else {})
         return GenerateOutput(sequences=ids, sequences_scores=scores, **fields)

@@ -90,6 +90,11 @@ class LayerCache(NamedTuple):
     cross_k_BHTF: Array  # computed once per source
     cross_v_BHTF: Array
 
+    def keep(self, places: Array) -> "LayerCache":
+        """Copy the caches of some sources, given by their places in the batch."""
+        own_k, own_v = (DynamicKV.of(kv.array[places]) for kv in (self.self_k, self.self_v))
+        return LayerCache(own_k, own_v, self.cross_k_BHTF[places], self.cross_v_BHTF[places])
+
 
 class DecoderCache(NamedTuple):
     """The caches of all decoder layers: the content of `past_key_values`. [spec 10.2]"""
