@@ -56,8 +56,9 @@ class Summarizer:
     """Summarizes batches of documents. It is loaded where it is used: a pickle holds the arguments only.
 
     `Summarizer("folder")({"text": texts})` returns the batch with the columns of `Summary`, so that an object, or the
-    class with its arguments, fits `ray.data.Dataset.map_batches` and `datasets.Dataset.map(batched=True)`. Texts of
-    similar length are computed together. A document that fails gets an error, and the others their summaries.
+    class with its arguments, fits `ray.data.Dataset.map_batches`, `datasets.Dataset.map(batched=True)` and Spark's
+    `DataFrame.mapInPandas`. Texts of similar length are computed together. A document that fails gets an error, and the
+    others their summaries.
 
     Args:
         model: as in `pipeline`, or a `SummarizationPipeline`.
@@ -129,15 +130,17 @@ class Summarizer:
         """Load the model, and check the settings: neither is an error of the documents."""
         self.pipeline.generation_config.updated(**self.settings).lengths()
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> Any:
         """Return a batch with the columns of `Summary`.
 
         Args:
-            batch: arrays or lists of one length by column.
+            batch: arrays or lists of one length by column; or an iterator of data frames, for an iterator of theirs.
 
         Raises:
             InputError: there is no column of texts.
         """
+        if isinstance(batch, Iterator):
+            return (frame.assign(**self(dict(frame))) for frame in batch)
         if self.text_column not in batch:
             names = ", ".join(map(shown, batch)) or "none"
             raise InputError(f"no column {shown(self.text_column)} among {names}: pass text_column=")
