@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pegasusx_ref.benchmarking.cases import BACKENDS, MACHINE, TRANSFORMERS, Case
+from pegasusx_ref.benchmarking.cases import BACKENDS, MACHINE, OTHERS, TRANSFORMERS, Case
 from pegasusx_ref.benchmarking.results import CaseResult, Results, summarize
 from pegasusx_ref.rendering.tables import Table, as_lines, scaled, size
 
+UNSTABLE = "its ratios differ too much between the rounds, because the machine was loaded: run the command again"
 Summary = dict[str, Any]  # of an implementation in a case; see `summary_of`
 Summaries = dict[str, dict[str, Summary]]  # by case and implementation
 
@@ -49,11 +50,14 @@ def tables(results: Results, summaries: Summaries) -> list[tuple[str, Table]]:
     measured = {case: by_name for case, by_name in summaries.items() if any(one["memory"] for one in by_name.values())}
     start = {case: str(of.case.grows_from) for case, of in results.cases.items() if of.case.grows_from}
     lengthened = {case: summaries[case] for case in start}
-    machine = {case: rate(by_name[MACHINE]) for case, by_name in summaries.items() if MACHINE in by_name}
+    others = {case: by_name for case, by_name in summaries.items() if {*OTHERS} & {*by_name}}
+    shared = {case: by_name for case, by_name in summaries.items() if MACHINE in by_name}
+    machine = {case: rate(by_name[MACHINE]) for case, by_name in shared.items()}
     compared = ("ratio", "range", "aim")
 
     def time(one: Summary) -> list[str]:
-        return compared_cells(one, "time", one["seconds"], duration)
+        *cells, aim = compared_cells(one, "time", one["seconds"], duration)
+        return [*cells, aim or aim_cell(one, "seconds")]
 
     def memory(one: Summary) -> list[str]:
         return compared_cells(one, "memory", one["memory"], lambda peak: size(round(peak)))
@@ -61,17 +65,24 @@ def tables(results: Results, summaries: Summaries) -> list[tuple[str, Table]]:
     def growth(one: Summary) -> list[str]:
         return ["" if one["growth"] is None else f"{one['growth']:.2f}", aim_cell(one, "growth")]
 
+    def memory_growth(one: Summary) -> list[str]:
+        return ["" if one["memory_growth"] is None else f"{one['memory_growth']:.2f}", aim_cell(one, "memory growth")]
+
     def rates(one: Summary) -> list[str]:
         share = "" if one["share"] is None else f"{100 * one['share']:.0f} %"
         return [rate(one), share, aim_cell(one, "share")]
 
     titled = {
+        "Rate of matrix products or of necessary memory reads, and its share of the machine's limit": table(
+            shared, ("share", "aim"), rates, (MACHINE, machine)
+        ),
         "Time, per token for decoding; ratio to the first, round by round": table(summaries, compared, time),
+        "Time of other implementations; ratio to that of transformers": table(
+            others, ("ratio",), lambda one: time(one)[:2], implementations=OTHERS
+        ),
         "Peak memory above what was allocated before": table(measured, compared, memory),
         "Growth of time with the length": table(lengthened, ("aim",), growth, ("from tokens", start)),
-        "Rate of matrix products or of necessary memory reads, and its share of the machine's limit": table(
-            summaries, ("share", "aim"), rates, (MACHINE, machine)
-        ),
+        "Growth of peak memory with the length": table(lengthened, ("aim",), memory_growth, ("from tokens", start)),
     }
     return [(title, table) for title, table in titled.items() if table.rows]
 
@@ -81,6 +92,7 @@ def table(
     headings: Sequence[str],
     cells: Callable[[Summary], list[str]],
     second: tuple[str, dict[str, str]] = ("", {}),
+    implementations: Sequence[str] = (TRANSFORMERS, *BACKENDS),
 ) -> Table:
     """Make a table with a row per case and columns per implementation, without empty columns.
 
@@ -89,8 +101,9 @@ def table(
         headings: of an implementation's columns after the first, which is headed by its name.
         cells: writes an implementation's columns.
         second: heading of the table's second column, and its cells by case.
+        implementations: those of the table, if any case has them.
     """
-    names = [name for name in (TRANSFORMERS, *BACKENDS) if any(name in by_name for by_name in summaries.values())]
+    names = [name for name in implementations if any(name in by_name for by_name in summaries.values())]
     header = ["case", second[0], *(heading for name in names for heading in (name, *headings))]
     rows = []
     for case, by_name in summaries.items():
@@ -138,12 +151,14 @@ def duration(seconds: float) -> str:
 
 
 def failures(results: Results) -> list[str]:
-    """List why implementations have no or too few rounds, with the cases of each reason."""
+    """List why implementations have no, too few or useless rounds, with the cases of each reason."""
     cases: dict[tuple[str, str], list[str]] = {}
     for result in results.cases.values():
         for name, run in result.runs.items():
             if run.problem:
                 cases.setdefault((name, run.problem), []).append(result.case.name)
+        for name in result.unstable:
+            cases.setdefault((name, UNSTABLE), []).append(result.case.name)
     return [f"{name}: {problem} ({', '.join(names)})" for (name, problem), names in cases.items()]
 
 

@@ -10,6 +10,7 @@ from pegasusx_ref.benchmarking.cases import MACHINE, Case
 from pegasusx_ref.benchmarking.work import work_of
 
 KILLED = "ended by "  # start of a problem where a signal ended the process
+MAX_RANGE = 1.3  # of the ratios in a case, the highest divided by the lowest: beyond it the machine was loaded
 
 
 class Spread(NamedTuple):
@@ -61,6 +62,12 @@ class CaseResult:
     def was_killed(self) -> bool:
         """Whether a signal ended an implementation, as happens when memory runs out; a later run may succeed."""
         return any((run.problem or "").startswith(KILLED) for run in self.runs.values())
+
+    @property
+    def unstable(self) -> list[str]:
+        """The implementations whose ratios to the reference's time differ too much between the rounds."""
+        ratios = {name: self.ratio(name) for name in self.runs}
+        return [name for name, ratio in ratios.items() if ratio and ratio.highest > MAX_RANGE * ratio.lowest]
 
     def ratio(self, implementation: str, metric: str = "time") -> Spread | None:
         """Compare an implementation with the case's reference; None for the reference itself and the machine."""
@@ -116,13 +123,15 @@ def summary_of(results: Iterable[CaseResult], result: CaseResult, implementation
 
     Returns:
         Medians "seconds" and "memory" in bytes; "rate", work per second in "unit", and "share" of the machine's rate;
-        "time_ratio" and "memory_ratio" to "reference", round by round; "growth" of time; "aims". None marks a metric
-        that was not measured.
+        "time_ratio" and "memory_ratio" to "reference", round by round; "growth" of time and "memory_growth"; "aims".
+        None marks a metric that was not measured.
     """
     run, work = result.runs[implementation], work_of(result.case)
-    seconds, share, grown = run.median(), result.share(implementation), growth(results, result, implementation)
+    seconds, share = run.median(), result.share(implementation)
+    grown, memory_grown = (growth(results, result, implementation, metric) for metric in ("time", "memory"))
     ratios = {metric: result.ratio(implementation, metric) for metric in ("time", "memory")}
-    reached = {metric: ratio and ratio.median for metric, ratio in ratios.items()} | {"growth": grown, "share": share}
+    reached = {metric: ratio and ratio.median for metric, ratio in ratios.items()}
+    reached |= {"growth": grown, "memory growth": memory_grown, "share": share, "seconds": seconds}
     return {
         "seconds": seconds,
         "memory": run.median("memory"),
@@ -132,6 +141,7 @@ def summary_of(results: Iterable[CaseResult], result: CaseResult, implementation
         "reference": result.case.reference,
         **{f"{metric}_ratio": ratio and ratio._asdict() for metric, ratio in ratios.items()},
         "growth": grown,
+        "memory_growth": memory_grown,
         "aims": [
             {"figure": aim.figure, "aim": aim.value, "reached": value, "met": aim.is_met(value)}
             for aim in result.case.aims
@@ -141,8 +151,10 @@ def summary_of(results: Iterable[CaseResult], result: CaseResult, implementation
     }
 
 
-def growth(results: Iterable[CaseResult], result: CaseResult, implementation: str) -> float | None:
-    """Divide an implementation's time by its time at `Case.grows_from` tokens; None without that case."""
+def growth(
+    results: Iterable[CaseResult], result: CaseResult, implementation: str, metric: str = "time"
+) -> float | None:
+    """Divide an implementation's time or memory by that at `Case.grows_from` tokens; None without that case."""
     case = result.case
     for shorter in results:
         other = shorter.case
@@ -152,6 +164,6 @@ def growth(results: Iterable[CaseResult], result: CaseResult, implementation: st
             case.dtype,
             case.grows_from,
         ):
-            before, after = shorter.runs.get(implementation, Run()).median(), result.runs[implementation].median()
+            before, after = (runs.get(implementation, Run()).median(metric) for runs in (shorter.runs, result.runs))
             return after / before if before and after else None
     return None

@@ -35,7 +35,7 @@ def run_cases(
     rounds: int | None = None,
     on_progress: Progress = lambda *_: None,
 ) -> Iterator[CaseResult]:
-    """Measure the cases that are missing from a file or were killed, and write the file after each.
+    """Measure the cases that are missing from a file, were killed or disturbed, and write the file after each.
 
     Args:
         cases: to be measured.
@@ -55,7 +55,7 @@ def run_cases(
     digest = code_digest()
     for case in cases:
         known = results.cases.get(case.name)
-        if known is not None and known.case == case and not known.was_killed:
+        if known is not None and known.case == case and not known.was_killed and not known.unstable:
             continue
         result = run_case(case, device, rounds, on_progress)
         if not any(run.seconds for run in result.runs.values()):
@@ -128,7 +128,8 @@ def prepare_repetition(
     """
     task = task_for(case, implementation, device, folder)
     # From here on memory counts: a second copy of the weights that a library makes at its first use is included.
-    meter = NO_METER if implementation == MACHINE else memory_meter(implementation, device)
+    is_elsewhere = implementation == MACHINE or case.kind == "start"
+    meter = NO_METER if is_elsewhere else memory_meter(implementation, device)
     # On a GPU what is set up depends on the length, and a full run is quick.
     task(case.tokens if device.startswith("cuda") else min(case.tokens, WARM_UP_TOKENS))
 

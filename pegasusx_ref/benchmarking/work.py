@@ -5,7 +5,7 @@ from math import prod
 from typing import NamedTuple
 
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.benchmarking.cases import NEW_TOKENS, TARGET_TOKENS, Case
+from pegasusx_ref.benchmarking.cases import NEW_TOKENS, SUMMARY_TOKENS, TARGET_TOKENS, Case
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.weights import parameter_shapes
 from pegasusx_ref.study.costs import cache_size
@@ -20,7 +20,8 @@ class Work(NamedTuple):
 
     Attributes:
         amount: how much.
-        unit: "FLOP", where a multiplication and an addition count as two, or "B", bytes read from memory.
+        unit: "FLOP", where a multiplication and an addition count as two; "B", bytes read from memory; "tokens" of
+            summaries; or "processes".
     """
 
     amount: int
@@ -29,7 +30,11 @@ class Work(NamedTuple):
 
 @cache
 def work_of(case: Case) -> Work:
-    """Count FLOPs of an encoder, its core or a training step, or the bytes that a decoded token or a file reads."""
+    """Count FLOPs of an encoder, its core or a training step, bytes that a token or a file needs, or results."""
+    if case.kind == "start":
+        return Work(1, "processes")
+    if case.kind == "texts":
+        return Work(case.texts * SUMMARY_TOKENS, "tokens")
     config, T, itemsize = case.config, case.tokens, numpy_dtype(case.dtype).itemsize
     if case.kind in ("encoder", "core"):
         return Work(matmul_flops(config, T, ENCODER if case.kind == "encoder" else CORE), "FLOP")

@@ -75,7 +75,7 @@ def bench_command(
     Each implementation runs in a process of its own. The processes take turns, one repetition each, round after round,
     and ratios are taken within a round. The results file is written after each case, and a later run resumes it. An
     implementation that cannot run leaves a gap and its reason. A missed aim is not an error; the exit code is 1 if a
-    case has no measurement of this package.
+    case has no measurement of this package, or its ratios differ so much that the machine must have been loaded.
     """
     cases = select_cases(resize(SUITES[suite], tokens, preset), names, suite)
     if only_list:
@@ -107,6 +107,9 @@ def bench_command(
         for case in cases
         if not show and not any(results.cases[case.name].runs.get(name, Run()).seconds for name in BACKENDS)
     ]
+    unstable = [name for name, result in results.cases.items() if not show and result.unstable]
+    if unstable:
+        raise click.ClickException(f"the machine was loaded during {', '.join(unstable)}: run the command again")
     if missing:
         raise click.ClickException(f"no measurement of this package: {', '.join(missing)}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pegasusx_ref.benchmarking.cases import MACHINE, TRANSFORMERS, Case
+from pegasusx_ref.benchmarking.cases import COMPILED, MACHINE, TRANSFORMERS, Case
 from pegasusx_ref.benchmarking.tasks.backends import BackendWorkloads
 from pegasusx_ref.benchmarking.tasks.machine import machine_task
 from pegasusx_ref.benchmarking.tasks.timing import seconds_per_step, synchronizer, timed
@@ -26,7 +26,7 @@ def task_for(case: Case, implementation: str, device: str, folder: Path | None =
     """
     if implementation == MACHINE:
         return machine_task(case, device)
-    workloads = TransformersWorkloads if implementation == TRANSFORMERS else BackendWorkloads
+    workloads = TransformersWorkloads if implementation in (TRANSFORMERS, COMPILED) else BackendWorkloads
     prepare = getattr(workloads(case, implementation, device, folder), case.kind)()
     synchronize, measure = synchronizer(implementation, device), seconds_per_step if case.kind == "decoder" else timed
     return lambda tokens: measure(prepare(tokens), synchronize)

@@ -1,5 +1,7 @@
 """The workloads as this package runs them on a backend; results stay on the device."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.encoder import encoder
 from pegasusx_ref.model.layers import embed
 from pegasusx_ref.tracing import listen
+
+SENTENCE = "This library reads and writes PNG images, and converts them to other formats."
 
 
 class BackendWorkloads:
@@ -51,6 +55,16 @@ class BackendWorkloads:
 
         return lambda tokens: partial(search, self.case.encoder_states(tokens))
 
+    def texts(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare `generate` for a batch of texts; the call returns token ids (B, L)."""
+        model = PegasusXForConditionalGeneration.from_random(self.case.config, **self.settings)
+        return lambda tokens: partial(model.generate, self.case.source_ids(tokens), **self.case.search_settings)
+
+    def start(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare the command line with the embedded checkpoint; the call returns when the process has ended."""
+        command = ["-m", "pegasusx_ref", "summarize", "-", "--backend", self.settings["backend"], "--no-progress"]
+        return lambda tokens: partial(run_python, command)
+
     def load(self) -> Callable[[int], Callable[[], float]]:
         """Prepare loading the checkpoint; the call reads every number and returns their sum.
 
@@ -82,6 +96,12 @@ class BackendWorkloads:
             return partial(self.ops.global_local_attention, *streams, None, blocks)
 
         return prepare
+
+
+def run_python(arguments: list[str]) -> None:
+    """Run Python with a sentence as its input."""
+    command = [sys.executable, *arguments]
+    subprocess.run(command, input=SENTENCE, text=True, check=True, capture_output=True)
 
 
 def with_gradients(module: Any) -> Any:

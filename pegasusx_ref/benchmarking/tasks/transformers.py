@@ -7,10 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from pegasusx_ref.benchmarking.cases import Case
-from pegasusx_ref.benchmarking.tasks.backends import total, training_step, with_gradients
+from pegasusx_ref.benchmarking.cases import COMPILED, Case
+from pegasusx_ref.benchmarking.tasks.backends import run_python, total, training_step, with_gradients
+from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import ExtraError
 from pegasusx_ref.model import PegasusXForConditionalGeneration
+
+SCRIPT = """
+import sys
+from transformers import PegasusTokenizer, PegasusXForConditionalGeneration
+
+tokenizer = PegasusTokenizer.from_pretrained(sys.argv[1])
+model = PegasusXForConditionalGeneration.from_pretrained(sys.argv[1], dtype="float32")
+ids = model.generate(**tokenizer(sys.stdin.read(), return_tensors="pt"))
+print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+"""
 
 
 class TransformersWorkloads:
@@ -20,7 +31,7 @@ class TransformersWorkloads:
         ExtraError: transformers or torch is not installed.
     """
 
-    def __init__(self, case: Case, _: str, device: str, folder: Path | None) -> None:
+    def __init__(self, case: Case, name: str, device: str, folder: Path | None) -> None:
         try:
             import torch
             import transformers
@@ -28,7 +39,7 @@ class TransformersWorkloads:
             raise ExtraError(f"{error.name} is not installed: pip install transformers torch") from None
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        self.case, self.device, self.folder = case, device, folder
+        self.case, self.device, self.folder, self.is_compiled = case, device, folder, name == COMPILED
         self.torch, self.transformers, self.dtype = torch, transformers, getattr(torch, case.dtype)
 
     def model(self) -> Any:
@@ -43,6 +54,8 @@ class TransformersWorkloads:
     def encoder(self) -> Callable[[int], Callable[[], Any]]:
         """Prepare the encoder over one text; the call returns hidden states (1, T, D)."""
         encoder = self.model().get_encoder()
+        if self.is_compiled:
+            encoder = self.torch.compile(encoder)
 
         def encode(ids_BT: np.ndarray) -> Any:
             with self.torch.inference_mode():
@@ -68,6 +81,20 @@ class TransformersWorkloads:
                 return model.generate(encoder_outputs=states, logits_processor=processors, **self.case.search_settings)
 
         return lambda tokens: partial(search, self.case.encoder_states(tokens))
+
+    def texts(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare `generate` for a batch of texts; the call returns token ids (B, L)."""
+        model = self.model()
+
+        def generate(ids_BT: np.ndarray) -> Any:
+            with self.torch.inference_mode():
+                return model.generate(self.torch.from_numpy(ids_BT).to(self.device), **self.case.search_settings)
+
+        return lambda tokens: partial(generate, self.case.source_ids(tokens))
+
+    def start(self) -> Callable[[int], Callable[[], Any]]:
+        """Prepare a script that does what the command line does; the call returns when the process has ended."""
+        return lambda tokens: partial(run_python, ["-c", SCRIPT, str(DEMO_CHECKPOINT)])
 
     def training(self) -> Callable[[int], Callable[[], Any]]:
         """Prepare the model in training mode, with layers that are computed again in the backward pass, as in ours."""
