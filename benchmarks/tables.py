@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pegasusx_ref.benchmarking.cases import TRANSFORMERS, Aim
-from pegasusx_ref.benchmarking.report import as_markdown, duration, fraction, report
+from pegasusx_ref.benchmarking.report import Summaries, as_markdown, duration, fraction, report
 from pegasusx_ref.benchmarking.results import Results, summarize
 from pegasusx_ref.benchmarking.storage import read_results
 from pegasusx_ref.benchmarking.suites import SUITES
@@ -43,11 +43,12 @@ AIMS = {case.name: case.aims for case in SUITES["cpu"]}
 
 def processors() -> Table:
     """Compare the processors: transformers' value, each backend's ratio to it, and the shares of the limit."""
-    files = {path: read_results(path) for path in sorted(RESULTS.glob("cpu-*.json"))}
+    files = [read_results(path) for path in sorted(RESULTS.glob("cpu-*.json"))]
     header = [""]
-    for results in files.values():
+    for results in files:
         header += [f"{short_name(results)}: transformers", *(f"`{name}`" for name in OURS)]
-    rows = [[label, *cells(files.values(), case, figure), aims(case, figure)] for label, case, figure in ROWS]
+    summaries = [summarize(results) for results in files]
+    rows = [[label, *cells(summaries, case, figure), aims(case, figure)] for label, case, figure in ROWS]
     return Table([*header, "aim"], rows)
 
 
@@ -57,13 +58,10 @@ def short_name(results: Results) -> str:
     return cpu.replace("(R)", "").replace(" Processor", "")
 
 
-def cells(files: Iterable[Results], case: str, figure: str) -> list[str]:
+def cells(files: Iterable[Summaries], case: str, figure: str) -> list[str]:
     """Write a row's cells of each file."""
-    found = []
-    for results in files:
-        by_name = summarize(results).get(case, {})
-        found += [cell(by_name.get(name), case, figure, name) for name in (TRANSFORMERS, *OURS)]
-    return found
+    names = (TRANSFORMERS, *OURS)
+    return [cell(summaries.get(case, {}).get(name), case, figure, name) for summaries in files for name in names]
 
 
 def cell(summary: Any, case: str, figure: str, name: str) -> str:

@@ -1,7 +1,9 @@
 """Workers of Ray, on a cluster of two nodes in processes of this machine, and the engines that take the callable."""
 
+import builtins
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -90,6 +92,23 @@ def test_a_node_dies_and_every_document_is_there_once(cluster: Any, tmp_path: Pa
     summarize_corpus(files, tmp_path / "here", summarizer)
     assert table(tmp_path / "ray") == table(tmp_path / "here")
     assert not ray.is_initialized()
+
+
+def test_what_ray_replaces_in_this_process_is_put_back(cluster: Any, tmp_path: Path) -> None:
+    from ray.experimental import tqdm_ray
+
+    files = corpus_of(tmp_path / "a.jsonl", texts(3))
+    before = builtins.print, signal.getsignal(signal.SIGTERM)
+    seen: list[bool] = []
+
+    def look(_: Progress) -> None:
+        builtins.print = tqdm_ray.safe_print  # as Ray does when its bars appear for the first time
+        seen.append(signal.getsignal(signal.SIGTERM) is before[1])
+
+    summarizer = Summarizer(DEMO_CHECKPOINT, **SHORT)
+    summarize_corpus(files, tmp_path / "out", summarizer, engine=RayEngine(cluster.address), on_progress=look)
+    assert set(seen) == {True}
+    assert (builtins.print, signal.getsignal(signal.SIGTERM)) == before
 
 
 class Deadly(Summarizer):

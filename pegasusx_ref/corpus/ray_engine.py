@@ -1,5 +1,6 @@
 """An engine whose workers are actors of Ray: on this machine, or on the nodes of a cluster."""
 
+import builtins
 import logging
 import signal
 import threading
@@ -110,18 +111,19 @@ class RayEngine:
             yield
             return
         in_main_thread = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGTERM)
+        handler, printer = signal.getsignal(signal.SIGTERM), builtins.print  # Ray replaces both
         try:
             local = {} if self.address else {"include_dashboard": False}
             self.ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no cluster of Ray at address {shown(self.address)}: {reason(error)}") from None
         if in_main_thread:
-            signal.signal(signal.SIGTERM, handler)  # Ray replaced it
+            signal.signal(signal.SIGTERM, handler)
         try:
             yield
         finally:
             self.ray.shutdown()
+            builtins.print = printer
 
     def _check_room(self) -> None:
         """Refuse at once what a machine without a cluster can never have; a cluster may grow."""
