@@ -1,5 +1,6 @@
 """`pegasusx-ref summarize`: summaries on stdout, everything else on stderr, exit codes."""
 
+import ast
 import json
 import re
 import shutil
@@ -114,6 +115,19 @@ def test_documents_that_are_processed_together(
     assert len(FIGURES.findall(together.stderr)) == -(-3 // batch_size)
     assert f"{files[0]} and {min(batch_size, 3) - 1} more: read" in together.stderr
     assert "--batch-size" in error_line(*arguments, "--batch-size", 0)
+
+
+def test_a_command_does_not_wait_for_the_imports_of_others(folder: Path, files: list[Path]) -> None:
+    code = (
+        "import sys\nfrom pegasusx_ref.cli import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+        "print({name.split('.')[1] for name in sys.modules if name.startswith('pegasusx_ref.')})"
+    )
+    arguments = ("summarize", files[0], "--model", folder, *LIMIT)
+    result = subprocess.run((sys.executable, "-c", code, *map(str, arguments)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rooms = set(ast.literal_eval(result.stdout.splitlines()[-1]))
+    assert "summarization" in rooms
+    assert not rooms & {"benchmarking", "corpus", "finetuning", "study", "verification"}
 
 
 def test_a_text_without_visible_characters_is_empty(folder: Path, files: list[Path], tmp_path: Path) -> None:

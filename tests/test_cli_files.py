@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,11 @@ TEXT = "A small library that reads and writes files.\n"
 
 
 def commands(group: click.Group = main, *above: str) -> Iterator[tuple[list[str], click.Command]]:
-    for name, command in group.commands.items():
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        assert command.name == name
         if isinstance(command, click.Group):
             yield from commands(command, *above, name)
         else:
@@ -339,7 +342,7 @@ def test_errors_of_the_machine_are_one_line(error: Exception, said: str, monkeyp
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["pegasusx_ref.cli.backends"], "print_table", fail)
+    monkeypatch.setattr("pegasusx_ref.cli.backends.print_table", fail)
     assert error_line("backends").startswith(said)
 
 

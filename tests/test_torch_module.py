@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.training import Rates, TrainingBackend
-from pegasusx_torch.training.attention import Attention
+from pegasusx_torch.training import attention as by_head
+from pegasusx_torch.training.attention import MIN_SCORES, Attention, is_faster_by_heads
 from pegasusx_torch.training.dropout import Dropout
 from pegasusx_torch.training.global_local import core_groups, fused_attention
 from strategies import batches, configs, seeds
@@ -41,6 +42,13 @@ BATCH: dict[str, Any] = {
     "attention_mask": (np.arange(29) < np.array([[29], [17]])).astype(np.int64),
     "labels": _rng.integers(2, 256, (2, 6)),
 }
+
+
+@pytest.fixture(params=[True, False], ids=["head by head", "fused"])
+def is_by_heads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Attend on the CPU in one of its two ways, whatever is faster here."""
+    monkeypatch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: request.param)
+    return bool(request.param)
 
 
 def random_model(config: PegasusXConfig, seed: int) -> PegasusXForConditionalGeneration:
@@ -83,11 +91,15 @@ def test_gradients_equal_the_golden_ones(data: st.DataObject) -> None:
     module = model.to_torch_module()
     if data.draw(st.booleans()):
         module.activation_checkpointing_disable()
-    loss, found = gradients(module, batch | {"smoothing": smoothing})
+    is_by_heads = data.draw(st.booleans())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: is_by_heads)
+        loss, found = gradients(module, batch | {"smoothing": smoothing})
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert_near(found, expected, 1e-10)
 
 
+@pytest.mark.usefixtures("is_by_heads")
 def test_chunks_of_tokens_and_of_targets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = reference(CONFIG, 0, "float64")
     loss, expected = gradients(model.to_torch_module(), BATCH)
@@ -115,6 +127,7 @@ def test_several_targets_share_one_run_of_the_encoder(tied: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("is_by_heads")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_other_precisions_are_near_and_keep_float32_parameters(dtype: str) -> None:
     config = CONFIG.replace(activation_function="gelu")  # relu's derivative jumps
@@ -127,6 +140,7 @@ def test_other_precisions_are_near_and_keep_float32_parameters(dtype: str) -> No
     assert_near(found, expected, tolerance)
 
 
+@pytest.mark.usefixtures("is_by_heads")
 def test_dropout_repeats_itself_in_the_backward_pass() -> None:
     """Recomputed layers drop the same numbers: the gradient is the derivative of the loss for a fixed seed."""
     model = reference(CONFIG.replace(**DROPOUT), 0, "float64")
@@ -152,6 +166,7 @@ def test_dropout_repeats_itself_in_the_backward_pass() -> None:
     assert gradients(module, BATCH, seed=2)[0] != gradients(module, BATCH, seed=1)[0]
 
 
+@pytest.mark.usefixtures("is_by_heads")
 @pytest.mark.parametrize("kind", sorted(NO_DROPOUT))
 def test_each_dropout_has_the_mean_of_none_and_ends_with_training(kind: str) -> None:
     """To first order in a small rate, the mean over masks is the value without dropout."""
@@ -180,9 +195,26 @@ def test_random_numbers_of_the_program_do_not_depend_on_the_backward_pass() -> N
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+@pytest.mark.parametrize(
+    ("is_mkl_slow", "num_scores", "dropout", "expected"),
+    [
+        (True, MIN_SCORES, 0.0, True),
+        (True, MIN_SCORES - 1, 0.1, False),  # Python's part would take longer
+        (False, MIN_SCORES, 0.0, False),
+        (False, MIN_SCORES, 0.1, True),  # torch would keep all scores
+    ],
+)
+def test_attention_goes_head_by_head_where_this_is_faster(
+    is_mkl_slow: bool, num_scores: int, dropout: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_head, "IS_MKL_SLOW", is_mkl_slow)
+    assert is_faster_by_heads(torch.zeros(1, 1, 1, 1), num_scores, dropout) is expected
+    assert not is_faster_by_heads(torch.zeros(1, 1, 1, 1, device="meta"), num_scores, dropout)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("T", [5, 24, 29])
-def test_the_core_of_other_devices_is_that_of_the_cpu(padded: bool, T: int) -> None:
+def test_the_fused_core_is_that_of_single_heads(padded: bool, T: int) -> None:
     rng = np.random.default_rng(T)
     B, H, G, F = 2, 3, 4, 8
     lengths = [G, T] * 3
@@ -198,7 +230,8 @@ def test_the_core_of_other_devices_is_that_of_the_cpu(padded: bool, T: int) -> N
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_dense_attention_of_other_devices_is_that_of_the_cpu() -> None:
+def test_fused_dense_attention_is_that_of_single_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: True)
     rng = np.random.default_rng(0)
     q, k, v = (torch.from_numpy(rng.standard_normal((2, 3, n, 8))).requires_grad_() for n in (5, 9, 9))
     visible = torch.from_numpy(rng.random((2, 5, 9)) < 0.5)

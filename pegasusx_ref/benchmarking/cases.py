@@ -51,14 +51,14 @@ class Case:
 
     Attributes:
         kind: "encoder"; "decoder", one token over given encoder states; "load", reading a checkpoint and every number
-            in it; "core", the attention of one staggered encoder layer; "training", loss and gradients of one text;
+            in it; "core", the attention of one staggered encoder layer; "training", loss and gradients;
             "texts", ids to ids; "start", the summary of a sentence by a process of its own, from its start to its end.
         preset: the model's shape.
         dtype: of weights and computation.
         implementations: in the order in which they take turns.
         tokens: T, source tokens; 0 for "load".
         beams: of the search in "decoder" and "texts".
-        texts: number of texts in "texts".
+        texts: number of texts in "texts" and "training".
         grows_from: tokens of the shorter case that the growth of time is measured from.
         aims: of some of the implementations.
     """
@@ -103,8 +103,8 @@ class Case:
         return np.random.default_rng(0).integers(106, self.config.vocab_size, (self.texts, tokens))
 
     def labels(self) -> np.ndarray:
-        """Draw the labels (1, L) of a text, the same in every call."""
-        return np.random.default_rng(1).integers(106, self.config.vocab_size, (1, TARGET_TOKENS))
+        """Draw the labels (B, L) of the texts, the same in every call."""
+        return np.random.default_rng(1).integers(106, self.config.vocab_size, (self.texts, TARGET_TOKENS))
 
     def encoder_states(self, tokens: int) -> np.ndarray:
         """Draw encoder outputs (1, T, D) in float32, the same in every call."""

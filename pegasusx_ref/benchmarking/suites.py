@@ -53,6 +53,7 @@ TRAINING = (
     Case("training", "base", "float32", TORCH, 4096, aims=TRAINING_AIMS),
     Case("training", "base", "bfloat16", TORCH, 4096, aims=TRAINING_AIMS),
     Case("training", "base", "float32", TORCH, 16384, aims=TRAINING_AIMS),
+    Case("training", "base", "float32", TORCH, 128, texts=32, aims=TRAINING_AIMS),
 )
 SUITES = {"cpu": CPU, "quick": QUICK, "cuda": CUDA, "training": TRAINING}
 DEVICES = {"cpu": "cpu", "quick": "cpu", "cuda": "cuda:0", "training": "cpu"}

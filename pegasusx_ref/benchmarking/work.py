@@ -39,7 +39,7 @@ def work_of(case: Case) -> Work:
     if case.kind in ("encoder", "core"):
         return Work(matmul_flops(config, T, ENCODER if case.kind == "encoder" else CORE), "FLOP")
     if case.kind == "training":  # the backward pass takes twice the products of the forward pass, without repetitions
-        return Work(3 * sum(step.flops for step in steps(config, T, TARGET_TOKENS)), "FLOP")
+        return Work(3 * case.texts * sum(step.flops for step in steps(config, T, TARGET_TOKENS)), "FLOP")
     if case.kind == "decoder":
         numbers = decode_step_reads(config, T, NEW_TOKENS // 2, case.beams)
     else:

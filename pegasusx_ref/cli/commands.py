@@ -2,9 +2,10 @@
 
 import os
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import click
@@ -185,7 +186,24 @@ class Group(click.Group):
 
 
 class MainGroup(Group):
-    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each."""
+    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each.
+
+    Args:
+        places: "module:function" of each command by name. Only the command that runs is imported: all of them together
+            would take as long as the summary of a short text.
+    """
+
+    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the names of all commands."""
+        return sorted(self.places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name."""
+        return resolve_name(self.places[cmd_name]) if cmd_name in self.places else None
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the options that stand before a command; see `one_line_messages`."""

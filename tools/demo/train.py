@@ -1,11 +1,13 @@
 """Train a small checkpoint with the torch module: a tokenizer, then the model, deterministic by seed.
 
     python tools/demo/train.py build/demo    # reads train.jsonl and dev.jsonl, writes checkpoint/ and train.log
+    python tools/demo/train.py build/demo --start EARLIER    # continues from the checkpoint EARLIER
 
 A synopsis takes its words from the description, and a model that cannot copy writes fluent nonsense. Synopses alone do
 not teach copying within an hour; copying pieces of short texts does in minutes. So training has three stages: copying
 short texts, copying longer ones, then descriptions with their synopses and some copying. In half of these pairs, words
-that both texts share are replaced in both: a false statement cannot be memorized, only copied.
+that both texts share are replaced in both: a false statement cannot be memorized, only copied. Continued training is
+one more stage of descriptions.
 """
 
 import argparse
@@ -76,6 +78,7 @@ STAGES = (
     Stage(600, 2e-3, 0.0, fragment=96),
     Stage(5_000, 2e-3, 0.1, copying=0.15),
 )
+CONTINUED = (Stage(9_000, 2e-3, 0.1),)
 
 
 def train_tokenizer(pairs: list[Pair], folder: Path) -> None:
@@ -180,12 +183,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products (%(default)s)")
+    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="continue from its tokenizer and weights")
     args = parser.parse_args()
     folder = args.folder / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     pairs = load_pairs(args.folder / "train.jsonl")
-    train_tokenizer(pairs, folder)
+    if args.start is None:
+        train_tokenizer(pairs, folder)
+    else:
+        shutil.copy(args.start / "spiece.model", folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
     def encode(text: str, longest: int) -> list[int]:
@@ -205,11 +213,15 @@ def main() -> None:
     torch.set_num_threads(2)  # another number changes the order of sums
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    module = new_module(PegasusXConfig(vocab_size=NUM_PIECES + OFFSET, **SHAPE), "bfloat16")
+    if args.start is None:
+        module = new_module(PegasusXConfig(vocab_size=NUM_PIECES + OFFSET, **SHAPE), args.dtype)
+    else:
+        model = PegasusXForConditionalGeneration.from_pretrained(args.start, backend="torch", dtype=args.dtype)
+        module = model.to_torch_module()
     module.activation_checkpointing_disable()  # descriptions are short
     module.generation_config = GenerationConfig(**DECODING)
     with (args.folder / "train.log").open("w") as log:
-        for stage in STAGES:
+        for stage in STAGES if args.start is None else CONTINUED:
             print(stage, file=log, flush=True)
             if stage.fragment is None:
                 feed = descriptions(sources, synopses, 6_000, Renaming(pieces), rng)

@@ -1,7 +1,8 @@
 """Attention on a CPU under autograd: it keeps queries, keys and values, and computes probabilities again.
 
-A work item is one head of a batch row, computed by NumPy, whose products of small matrices are faster than torch's and
-run beside those of the other heads. Half precision is converted to float32 head by head.
+A work item is one head of a batch row, computed by NumPy: where MKL is slow, its products are faster than those of
+torch's fused kernel, and they run beside those of the other heads. It has dropout of its own, with which torch would
+keep the scores of all heads. Half precision is converted to float32 head by head.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,26 @@ from pegasusx_numpy.thread_pool import parallel_for
 from torch import Tensor
 
 from pegasusx_torch.attention import empty_context
+from pegasusx_torch.linear import IS_MKL_SLOW
 from pegasusx_torch.training.dropout import Dropout
+
+MIN_SCORES = 2**16  # of a head: with fewer, Python's part of each head takes longer than its products
+
+
+def is_faster_by_heads(q_BHLF: Tensor, num_scores: int, dropout: float) -> bool:
+    """Return whether this module's attention is faster, or needs less memory, than torch's fused kernel.
+
+    Args:
+        q_BHLF: queries.
+        num_scores: the largest number of scores of a head.
+        dropout: of the probabilities; with it, torch's kernel is not fused.
+    """
+    return q_BHLF.device.type == "cpu" and num_scores >= MIN_SCORES and (IS_MKL_SLOW or dropout > 0)
+
+
+def float32_on_cpu(x: Tensor) -> Tensor:
+    """Convert half precision on a CPU to float32: not every processor computes with it, none of them with all bits."""
+    return x.float() if x.device.type == "cpu" and x.dtype.itemsize < 4 else x
 
 
 class Group(NamedTuple):

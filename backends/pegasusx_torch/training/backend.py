@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.backend import MAX_CHUNK_TOKENS, TorchBackend
-from pegasusx_torch.training.attention import Attention, Group
+from pegasusx_torch.training.attention import Attention, Group, float32_on_cpu, is_faster_by_heads
 from pegasusx_torch.training.dropout import Dropout, dropped, new_seed
 from pegasusx_torch.training.global_local import core_groups, fused_attention
 from pegasusx_torch.training.linear import Linear
@@ -146,12 +146,13 @@ class TrainingBackend(TorchBackend):
         return x + dropped(y, self.rates.dropout)
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
-        B, _, L, _ = q_BHLF.shape
-        if q_BHLF.device.type != "cpu":
-            return attention_masked(q_BHLF, k_BHXF, v_BHXF, visible, self.rates.attention_dropout)
-        masked = [None] * B if visible is None else (~visible).expand(B, -1, -1).numpy()
-        groups = [[Group(slice(0, L), slice(None), mask)] for mask in masked]
-        return self._grouped(groups, q_BHLF, k_BHXF, v_BHXF)[0]
+        (B, _, L, _), X, rate = q_BHLF.shape, k_BHXF.shape[2], self.rates.attention_dropout
+        if is_faster_by_heads(q_BHLF, L * X, rate):
+            masked = [None] * B if visible is None else (~visible).expand(B, -1, -1).numpy()
+            groups = [[Group(slice(0, L), slice(None), mask)] for mask in masked]
+            return self._grouped(groups, q_BHLF, k_BHXF, v_BHXF)[0]
+        q_BHLF, k_BHXF, v_BHXF = map(float32_on_cpu, (q_BHLF, k_BHXF, v_BHXF))
+        return attention_masked(q_BHLF, k_BHXF, v_BHXF, visible, rate).to(self._compute_dtype)
 
     def global_local_attention(
         self,
@@ -164,13 +165,13 @@ class TrainingBackend(TorchBackend):
         key_mask_BT: Tensor | None,
         blocks: Blocks,
     ) -> tuple[Tensor, Tensor]:
-        (B, _, T, _), G = q_BHTF.shape, global_q_BHGF.shape[2]
+        (B, _, T, _), G, rate = q_BHTF.shape, global_q_BHGF.shape[2], self.rates.attention_dropout
         qkv = (global_q_BHGF, q_BHTF, global_k_BHGF, k_BHTF, global_v_BHGF, v_BHTF)
-        if q_BHTF.device.type == "cpu":
+        if is_faster_by_heads(q_BHTF, G * (G + T), rate):
             masks = [None] * B if key_mask_BT is None else key_mask_BT.numpy()
             context_BHGF, context_BHTF = self._grouped([core_groups(G, T, blocks, mask) for mask in masks], *qkv)
         else:
-            context_BHGF, context_BHTF = fused_attention(*qkv, key_mask_BT, blocks, self.rates.attention_dropout)
+            context_BHGF, context_BHTF = fused_attention(*qkv, key_mask_BT, blocks, rate)
         return context_BHTF, context_BHGF
 
     def cross_entropy(

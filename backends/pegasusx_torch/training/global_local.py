@@ -1,4 +1,4 @@
-"""The attention core for training: groups of queries on a CPU, batches of blocks in torch's fused kernel elsewhere."""
+"""The attention core for training: batches of blocks in torch's fused kernel, or groups of queries for single heads."""
 
 from itertools import groupby
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from pegasusx_ref.golden.global_local import Blocks
-from pegasusx_torch.training.attention import Group
+from pegasusx_torch.training.attention import Group, float32_on_cpu
 
 MAX_QUERIES = 512  # of a group: bounds its scores where blocks are large
 
@@ -69,7 +69,9 @@ def fused_attention(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         mask = None if key_mask is None else pad(key_mask, (G, 0), value=True)[:, None, None]  # globals are visible
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        dtype = q.dtype
+        q, k, v = map(float32_on_cpu, (q, k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).to(dtype)
 
     k_BHNF, v_BHNF = torch.cat([global_k_BHGF, k_BHTF], dim=2), torch.cat([global_v_BHGF, v_BHTF], dim=2)
     context_BHGF = attend(global_q_BHGF, k_BHNF, v_BHNF, key_mask_BT)
