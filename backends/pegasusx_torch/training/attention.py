@@ -1,8 +1,8 @@
 """Attention on a CPU under autograd: it keeps queries, keys and values, and computes probabilities again.
 
 A work item is one head of a batch row, computed by NumPy: where MKL is slow, its products are faster than those of
-torch's fused kernel, and they run beside those of the other heads. It has dropout of its own, with which torch would
-keep the scores of all heads. Half precision is converted to float32 head by head.
+torch's fused kernel, and they run beside those of the other heads. It needs less memory, has dropout of its own, with
+which torch would keep the scores of all heads, and converts half precision to float32 head by head.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,9 @@ from pegasusx_torch.attention import empty_context
 from pegasusx_torch.linear import IS_MKL_SLOW
 from pegasusx_torch.training.dropout import Dropout
 
-MIN_SCORES = 2**16  # of a head: with fewer, Python's part of each head takes longer than its products
+# Scores of a head. With fewer, Python's part of each head takes longer than its products; with many, the keys that
+# torch's kernel needs, joined with the global ones, are a tenth of a training step's memory.
+MIN_SCORES, MANY_SCORES = 2**16, 2**18
 
 
 def is_faster_by_heads(q_BHLF: Tensor, num_scores: int, dropout: float) -> bool:
@@ -30,7 +32,7 @@ def is_faster_by_heads(q_BHLF: Tensor, num_scores: int, dropout: float) -> bool:
         num_scores: the largest number of scores of a head.
         dropout: of the probabilities; with it, torch's kernel is not fused.
     """
-    return q_BHLF.device.type == "cpu" and num_scores >= MIN_SCORES and (IS_MKL_SLOW or dropout > 0)
+    return q_BHLF.device.type == "cpu" and num_scores >= (MIN_SCORES if IS_MKL_SLOW or dropout else MANY_SCORES)
 
 
 def float32_on_cpu(x: Tensor) -> Tensor:
