@@ -156,7 +156,7 @@ def features_transposed(original: Any, x: np.ndarray, weight: np.ndarray, out: n
 
 CORE = ("pegasusx_numpy.backend", "global_local_attention")  # q, k, v, global_q, global_k, global_v, mask, blocks, …
 ATTENTION = ("pegasusx_numpy.backend", "attention")
-HEAD = ("pegasusx_numpy.attention", "attention_of_head")
+HEAD = ("pegasusx_numpy.attention", "attention_of_heads")
 FEW_QUERIES = ("pegasusx_numpy.attention", "attention_few_queries")
 NUMPY = {
     "masked keys visible": Mutation(*CORE, lambda f, *a: f(*a[:6], None, *a[7:])),
@@ -167,7 +167,10 @@ NUMPY = {
     "global keys as global values": Mutation(*CORE, lambda f, *a: f(*a[:5], a[4], *a[6:])),
     "keys of the global tokens zero": Mutation(*CORE, lambda f, *a: f(*a[:4], 0 * a[4], *a[5:])),
     "queries of the global tokens missing": Mutation(*CORE, lambda f, *a: f(*a[:3], 0 * a[3], *a[4:])),
-    "scale missing with many queries": Mutation(*HEAD, lambda f, q, *kv: f(q * q.shape[1] ** 0.5, *kv)),
+    "heads of a group mixed up": Mutation(
+        "pegasusx_numpy.global_local", "attention_of_heads", lambda f, q, *kv: f(q[::-1], *kv)
+    ),
+    "scale missing with many queries": Mutation(*HEAD, lambda f, q, *kv: f(q * q.shape[2] ** 0.5, *kv)),
     "scale missing with few queries": Mutation(*FEW_QUERIES, lambda f, q, *kv: f(q * q.shape[2] ** 0.5, *kv)),
     "the first queries' mask for all queries": Mutation(*HEAD, first_queries_mask),
     "mask missing with few queries": Mutation(*FEW_QUERIES, lambda f, q, k, v, masked: f(q, k, v, None)),

@@ -1,12 +1,11 @@
-"""Dense attention on several threads, a head at a time, so that its scores stay in the cache."""
-
-from collections.abc import Sequence
+"""Dense attention on several threads, some heads at a time, so that their scores stay in the cache."""
 
 import numpy as np
 
 from pegasusx_numpy.thread_pool import balanced_chunks, parallel_for
 
 MAX_QUERIES = 512  # of a chunk: bounds its scores where blocks are large
+MAX_GROUPED_SCORES = 2**16  # of heads that are computed together: with fewer, Python takes longer than the products
 FEW_QUERIES = 32  # as in decoding: up to here reading the keys takes longer than multiplying with them
 MIN_PARALLEL_MACS = 2**24  # multiply-adds with few queries: less work is done before another thread has started
 KEYS_PER_GEMM = 128  # with few queries: see `linear.gemm_few_rows`
@@ -20,14 +19,14 @@ def attention(
     context_BHLF = empty_context(q_BHLF)
     masked = None if visible is None else np.broadcast_to(~visible, (B, *visible.shape[1:]))
 
-    def work(item: tuple[int, slice | int]) -> None:
+    def work(item: tuple[int, slice]) -> None:
         b, heads = item
-        attend = attention_of_head if isinstance(heads, int) else attention_few_queries
+        attend = attention_of_heads if L > FEW_QUERIES else attention_few_queries
         mask = None if masked is None else masked[b]
         context_BHLF[b, heads] = attend(q_BHLF[b, heads], k_BHXF[b, heads], v_BHXF[b, heads], mask)
 
     if L > FEW_QUERIES:
-        groups: Sequence[slice | int] = range(H)
+        groups = head_groups(H, L * k_BHXF.shape[2])
     elif B * L == 1 or H * L * k_BHXF.shape[2] * F <= MIN_PARALLEL_MACS:
         groups = [slice(None)]
     else:
@@ -36,29 +35,41 @@ def attention(
     return context_BHLF
 
 
-def attention_of_head(
-    q_LF: np.ndarray, k_XF: np.ndarray, v_XF: np.ndarray, masked: np.ndarray | None = None
-) -> np.ndarray:
-    """Compute one head in place, in chunks of queries; the context is normalized instead of the probabilities.
+def head_groups(num_heads: int, num_scores: int) -> list[slice]:
+    """Split the heads into groups that are computed together: single heads unless these have few scores.
 
     Args:
-        q_LF: queries (L, F).
-        k_XF: keys (X, F), X >= 1.
-        v_XF: values (X, F).
+        num_heads: H.
+        num_scores: of a head.
+    """
+    size = max(MAX_GROUPED_SCORES // num_scores, 1)
+    return [slice(start, start + size) for start in range(0, num_heads, size)]
+
+
+def attention_of_heads(
+    q_HLF: np.ndarray, k_HXF: np.ndarray, v_HXF: np.ndarray, masked: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute some heads in place, in chunks of queries; the context is normalized instead of the probabilities.
+
+    Args:
+        q_HLF: queries (H, L, F).
+        k_HXF: keys (H, X, F), X >= 1.
+        v_HXF: values (H, X, F).
         masked: True where a query may not attend to a key (L, X), or (1, X) for all queries; None means nowhere.
 
     Returns:
-        Attended values (L, F).
+        Attended values (H, L, F).
     """
-    context_LF = np.empty_like(q_LF)
-    for start in range(0, len(q_LF), MAX_QUERIES):
+    _, L, F = q_HLF.shape
+    context_HLF = np.empty_like(q_HLF)
+    for start in range(0, L, MAX_QUERIES):
         rows = slice(start, start + MAX_QUERIES)
-        scores_SX = (q_LF[rows] * q_LF.shape[1] ** -0.5) @ k_XF.T
+        scores_HSX = (q_HLF[:, rows] * F**-0.5) @ k_HXF.swapaxes(1, 2)
         masked_rows = masked if masked is None or len(masked) == 1 else masked[rows]
-        sums_S1 = exp_in_place(scores_SX, masked_rows)
-        context_LF[rows] = scores_SX @ v_XF
-        context_LF[rows] /= sums_S1
-    return context_LF
+        sums_HS1 = exp_in_place(scores_HSX, masked_rows)
+        np.matmul(scores_HSX, v_HXF, out=context_HLF[:, rows])
+        context_HLF[:, rows] /= sums_HS1
+    return context_HLF
 
 
 def attention_few_queries(
@@ -70,7 +81,7 @@ def attention_few_queries(
         q_HLF: queries (H, L, F).
         k_HXF: keys (H, X, F), X >= 1.
         v_HXF: values (H, X, F).
-        masked: see `attention_of_head`.
+        masked: see `attention_of_heads`.
 
     Returns:
         Attended values (H, L, F).

@@ -1,8 +1,8 @@
-"""The attention core on several threads: a work item is one head of one block."""
+"""The attention core on several threads: a work item is one head of one block, or several heads of a small one."""
 
 import numpy as np
 
-from pegasusx_numpy.attention import attention_of_head, empty_context
+from pegasusx_numpy.attention import attention_of_heads, empty_context, head_groups
 from pegasusx_numpy.thread_pool import parallel_for
 from pegasusx_ref.golden.global_local import Blocks
 
@@ -34,22 +34,23 @@ def global_local_attention(
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F), from `empty_context`.
     """
-    B, H, T, _ = q_BHTF.shape
+    (B, H, T, _), G = q_BHTF.shape, global_q_BHGF.shape[2]
     context_BHTF, context_BHGF = empty_context(q_BHTF), empty_context(global_q_BHGF)
 
-    def work(item: tuple[int, int, tuple[int, int], bool]) -> None:
-        b, h, (start, stop), is_global = item
+    def work(item: tuple[int, slice, tuple[int, int], bool]) -> None:
+        b, heads, (start, stop), is_global = item
         keys = slice(start, stop) if key_mask_BT is None else start + np.flatnonzero(key_mask_BT[b, start:stop])
-        k_XF = np.concatenate([global_k_BHGF[b, h], k_BHTF[b, h, keys]])
-        v_XF = np.concatenate([global_v_BHGF[b, h], v_BHTF[b, h, keys]])
+        k_HXF = np.concatenate([global_k_BHGF[b, heads], k_BHTF[b, heads][:, keys]], axis=1)
+        v_HXF = np.concatenate([global_v_BHGF[b, heads], v_BHTF[b, heads][:, keys]], axis=1)
         if is_global:
-            context_BHGF[b, h] = attention_of_head(global_q_BHGF[b, h], k_XF, v_XF)
+            context_BHGF[b, heads] = attention_of_heads(global_q_BHGF[b, heads], k_HXF, v_HXF)
         else:
-            context_BHTF[b, h, start:stop] = attention_of_head(q_BHTF[b, h, start:stop], k_XF, v_XF)
+            context_BHTF[b, heads, start:stop] = attention_of_heads(q_BHTF[b, heads, start:stop], k_HXF, v_HXF)
 
-    heads = [(b, h) for b in range(B) for h in range(H)]
+    size = max(stop - start for start, stop in blocks)
+    of_globals, of_blocks = head_groups(H, G * (G + T)), head_groups(H, size * (G + size))
     # The longest items first, so that no thread is left with one of them at the end.
-    items = [(b, h, (0, T), True) for b, h in heads]
-    items += [(b, h, block, False) for b, h in heads for block in blocks]
+    items = [(b, heads, (0, T), True) for b in range(B) for heads in of_globals]
+    items += [(b, heads, block, False) for b in range(B) for heads in of_blocks for block in blocks]
     parallel_for(items, work, max_threads)
     return context_BHTF, context_BHGF
