@@ -20,7 +20,7 @@ THRESHOLDS = {
         "MIN_OPTIMIZED_MACS": 0,
         "MIN_PARALLEL_MACS": 0,
         "MIN_CHUNKED_ACTIVATIONS": 7,
-        "ACTIVATION_CHUNK": 7,
+        "MAX_CACHED_NUMBERS": 7,
     },
     "pegasusx_numpy.linear": {"MIN_PARALLEL_MACS": 0, "MIN_PARALLEL_WEIGHT_SIZE": 0, "SMALL_GEMM_MACS": 60},
     "pegasusx_numpy.quantized": {

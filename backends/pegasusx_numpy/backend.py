@@ -12,14 +12,29 @@ from pegasusx_numpy.linear import linear
 from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, parallel_for
 from pegasusx_numpy.top_k import stable_top_k
 from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
-from pegasusx_ref.golden import embedding, feed_forward
+from pegasusx_ref.golden import embedding, feed_forward, normalization
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import wanted
 
 MAX_CHUNK_TOKENS = 1024  # large enough that reading the weights again for each chunk costs little
 MIN_OPTIMIZED_MACS = 2**20  # multiply-adds: for less work the golden function is as fast
+MAX_CACHED_NUMBERS = 2**16  # of a chunk of an operation that passes over it several times
 MIN_CHUNKED_ACTIVATIONS = 2**20  # numbers: smaller tensors are computed at once
-ACTIVATION_CHUNK = 2**16  # numbers
+
+
+def apply_in_chunks(function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Apply a function of single tokens to chunks of at most some number of tokens, on all cores."""
+    B, T, D = x_BTD.shape
+    if max_tokens >= B * T:
+        return function(x_BTD)
+    x_rows = x_BTD.reshape(1, B * T, D)
+    y_rows = np.empty_like(x_rows)
+
+    def work(chunk: slice) -> None:
+        y_rows[:, chunk] = function(x_rows[:, chunk])
+
+    parallel_for(balanced_chunks(B * T, max_tokens), work)
+    return y_rows.reshape(B, T, D)
 
 
 class NumpyBackend(GoldenBackend):
@@ -38,17 +53,15 @@ class NumpyBackend(GoldenBackend):
 
     def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
         """Compute chunks of some hundred tokens on all cores."""
-        B, T, D = x_BTD.shape
-        if B * T <= MAX_CHUNK_TOKENS:
-            return function(x_BTD)
-        x_rows = x_BTD.reshape(1, B * T, D)
-        y_rows = np.empty_like(x_rows)
+        return apply_in_chunks(function, x_BTD, MAX_CHUNK_TOKENS)
 
-        def work(chunk: slice) -> None:
-            y_rows[:, chunk] = function(x_rows[:, chunk])
+    def layer_norm(self, x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float) -> np.ndarray:
+        """Compute chunks that stay in the cache on all cores: the golden function goes over them eight times."""
 
-        parallel_for(balanced_chunks(B * T, MAX_CHUNK_TOKENS), work)
-        return y_rows.reshape(B, T, D)
+        def of_chunk(x_BTD: np.ndarray) -> np.ndarray:
+            return normalization.layer_norm(x_BTD, weight_D, bias_D, eps)
+
+        return apply_in_chunks(of_chunk, x_BTD, max(MAX_CACHED_NUMBERS // len(weight_D), 1))
 
     def add_positions(self, x_BTD: np.ndarray, start: int) -> np.ndarray:
         """Compute chunks of some hundred tokens: the float64 positions are several times as large as the tokens."""
@@ -81,10 +94,10 @@ class NumpyBackend(GoldenBackend):
         x_flat, y_flat = x.reshape(-1), np.empty(x.size, dtype=x.dtype)
 
         def work(start: int) -> None:
-            chunk = slice(start, start + ACTIVATION_CHUNK)
+            chunk = slice(start, start + MAX_CACHED_NUMBERS)
             y_flat[chunk] = feed_forward.activation(x_flat[chunk], name)
 
-        parallel_for(range(0, x.size, ACTIVATION_CHUNK), work)
+        parallel_for(range(0, x.size, MAX_CACHED_NUMBERS), work)
         return y_flat.reshape(x.shape)
 
     def contiguous(self, array: np.ndarray) -> np.ndarray:

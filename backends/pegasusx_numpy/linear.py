@@ -1,4 +1,4 @@
-"""Matrix products with weights: each thread computes some of the output features."""
+"""Matrix products with weights: each thread computes some of the output features, or of many rows."""
 
 import numpy as np
 
@@ -7,6 +7,7 @@ from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, paral
 FEW_ROWS = 32  # up to here reading the weights takes longer than multiplying with them
 SMALL_GEMM_MACS = 2**19  # multiply-adds of a product that OpenBLAS computes without packing its operands
 MIN_PARALLEL_WEIGHT_SIZE = 2**20  # numbers in a weight: with few rows, larger ones are read by several threads
+MANY_ROWS = 2  # for each output feature: from here on it is faster that all threads read all weights than all rows
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -16,18 +17,26 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     y_rows = np.empty((num_rows, num_out), dtype=x.dtype)
     multiply = gemm_few_rows if 1 < num_rows <= FEW_ROWS else gemm
 
-    def work(features: slice) -> None:
-        multiply(x_rows, weight[features], y_rows[:, features])
+    def work(part: tuple[slice, slice]) -> None:
+        rows, features = part
+        multiply(x_rows[rows], weight[features], y_rows[part])
         if bias is not None:
-            y_rows[:, features] += bias[features]
+            y_rows[part] += bias[features]
 
-    if num_rows == 1:  # BLAS on its own threads reads at the speed of the memory
-        is_parallel = False
-    elif num_rows <= FEW_ROWS:
-        is_parallel = weight.size >= MIN_PARALLEL_WEIGHT_SIZE
+    if num_rows <= FEW_ROWS:  # a single one BLAS reads at the speed of the memory on its own threads
+        is_parallel = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
     else:
         is_parallel = num_rows * weight.size > MIN_PARALLEL_MACS
-    parallel_for(balanced_chunks(num_out, num_out) if is_parallel else [slice(None)], work)
+    whole = slice(None)
+    parts = [(whole, whole)]
+    if is_parallel and num_rows > MANY_ROWS * num_out:
+        parts = [(rows, whole) for rows in balanced_chunks(num_rows, num_rows)]
+    elif is_parallel:
+        parts = [(whole, features) for features in balanced_chunks(num_out, num_out)]
+    if is_parallel or num_rows > FEW_ROWS:
+        parallel_for(parts, work)
+    else:
+        work(parts[0])
     return y_rows.reshape(*x.shape[:-1], num_out)
 
 

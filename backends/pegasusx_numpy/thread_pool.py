@@ -2,7 +2,7 @@
 
 NumPy computes everything except matrix products on one thread. After a product on several threads, the other threads of
 BLAS keep spinning for a while, on cores that are then missing elsewhere. So this backend parallelizes over work items
-(heads, blocks, chunks of tokens) and computes each product on a single thread.
+(heads, blocks, chunks of tokens) and computes each product on a single thread, that of a single item included.
 """
 
 import os
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 MIN_PARALLEL_MACS = 2**26  # multiply-adds: less work is done before other threads have started
 _parallel = Lock()  # held while one caller works in parallel: the limit of BLAS applies to the whole process
 _is_forked = False
-_blas_limit: Any = None  # that caller's limit, which a forked child has to lift
+_blas_limit: "_BlasLimit | None" = None  # that caller's limit, which a forked child has to lift
 
 
 @cache
@@ -50,7 +50,7 @@ def _reset_after_fork() -> None:
     _pool.cache_clear()
     _parallel = Lock()
     if _blas_limit is not None:
-        _blas_limit.restore_original_limits()
+        _blas_limit.lift()
         _blas_limit = None
 
 
@@ -76,17 +76,15 @@ def parallel_for(items: Sequence[Item], work: Callable[[Item], None], max_thread
         work: computes one item with NumPy.
         max_threads: as many as BLAS may use if None.
     """
-    threads = min(len(items), max_threads or len(items))
-    if threads > 1:
-        threads = min(threads, num_threads())
-    if threads > 1 and _parallel.acquire(blocking=False):
-        try:
-            _run_on_threads(items, work, threads)
-        finally:
-            _parallel.release()
-    else:
+    if not _parallel.acquire(blocking=False):
         for item in items:
             work(item)
+        return
+    try:
+        threads = min(len(items), max_threads or len(items))
+        _run_on_threads(items, work, min(threads, num_threads()) if threads > 1 else 1)
+    finally:
+        _parallel.release()
 
 
 @contextmanager
@@ -104,6 +102,20 @@ def threads_of_caller() -> Iterator[int]:
         _parallel.release()
 
 
+class _BlasLimit:
+    """Limits BLAS to one thread, in a third of the time that threadpoolctl's own context takes."""
+
+    def __init__(self) -> None:
+        self._before = [(library, library.num_threads) for library in _blas().lib_controllers]
+        for library, _ in self._before:
+            library.set_num_threads(1)
+
+    def lift(self) -> None:
+        """Give BLAS the threads back that it had."""
+        for library, num_threads in self._before:
+            library.set_num_threads(num_threads)
+
+
 def _run_on_threads(items: Sequence[Item], work: Callable[[Item], None], threads: int) -> None:
     global _blas_limit
     queue = iter(items)  # shared by the threads, so that a thread takes its next item when it has finished one
@@ -117,13 +129,16 @@ def _run_on_threads(items: Sequence[Item], work: Callable[[Item], None], threads
                 for _ in queue:  # after an error or Ctrl-C: leave no item to the other threads
                     pass
 
-    with _blas().limit(limits=1) as _blas_limit:
+    _blas_limit = _BlasLimit()
+    try:
         others = [_pool(threads).submit(copy_context().run, run) for _ in range(threads - 1)]
         try:
             run()
         finally:
             _wait_for_all(others)
-            _blas_limit = None
+    finally:
+        limit, _blas_limit = _blas_limit, None
+        limit.lift()
     for other in others:
         if not other.cancelled():
             other.result()
