@@ -22,7 +22,12 @@ THRESHOLDS = {
         "MIN_CHUNKED_ACTIVATIONS": 7,
         "MAX_CACHED_NUMBERS": 7,
     },
-    "pegasusx_numpy.linear": {"MIN_PARALLEL_MACS": 0, "MIN_PARALLEL_WEIGHT_SIZE": 0, "SMALL_GEMM_MACS": 60},
+    "pegasusx_numpy.linear": {
+        "MAX_BLAS_MACS": 0,
+        "MIN_PARALLEL_MACS": 0,
+        "MIN_PARALLEL_WEIGHT_SIZE": 0,
+        "SMALL_GEMM_MACS": 60,
+    },
     "pegasusx_numpy.quantized": {
         "CHUNK": 100,
         "MIN_PARALLEL_NUMBERS": 0,

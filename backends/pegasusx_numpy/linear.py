@@ -7,6 +7,7 @@ from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, paral
 FEW_ROWS = 32  # up to here reading the weights takes longer than multiplying with them
 SMALL_GEMM_MACS = 2**19  # multiply-adds of a product that OpenBLAS computes without packing its operands
 MIN_PARALLEL_WEIGHT_SIZE = 2**20  # numbers in a weight: with few rows, larger ones are read by several threads
+MAX_BLAS_MACS = 2**23  # multiply-adds: larger products occur beside work of the pool, where BLAS's threads would spin
 MANY_ROWS = 2  # for each output feature: from here on it is faster that all threads read all weights than all rows
 
 
@@ -23,17 +24,18 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
         if bias is not None:
             y_rows[part] += bias[features]
 
-    if num_rows <= FEW_ROWS:  # a single one BLAS reads at the speed of the memory on its own threads
-        is_parallel = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
+    macs = num_rows * weight.size
+    if num_rows <= FEW_ROWS:  # with a single one, BLAS reads weights at the speed of the memory on its own threads
+        is_parallel = takes_pool = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
     else:
-        is_parallel = num_rows * weight.size > MIN_PARALLEL_MACS
+        is_parallel, takes_pool = macs > MIN_PARALLEL_MACS, macs > MAX_BLAS_MACS
     whole = slice(None)
     parts = [(whole, whole)]
     if is_parallel and num_rows > MANY_ROWS * num_out:
         parts = [(rows, whole) for rows in balanced_chunks(num_rows, num_rows)]
     elif is_parallel:
         parts = [(whole, features) for features in balanced_chunks(num_out, num_out)]
-    if is_parallel or num_rows > FEW_ROWS:
+    if takes_pool:
         parallel_for(parts, work)
     else:
         work(parts[0])
