@@ -26,19 +26,19 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 
     macs = num_rows * weight.size
     if num_rows <= FEW_ROWS:  # with a single one, BLAS reads weights at the speed of the memory on its own threads
-        is_parallel = takes_pool = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
+        is_parallel = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
     else:
-        is_parallel, takes_pool = macs > MIN_PARALLEL_MACS, macs > MAX_BLAS_MACS
+        is_parallel = macs > MIN_PARALLEL_MACS
     whole = slice(None)
     parts = [(whole, whole)]
     if is_parallel and num_rows > MANY_ROWS * num_out:
         parts = [(rows, whole) for rows in balanced_chunks(num_rows, num_rows)]
     elif is_parallel:
         parts = [(whole, features) for features in balanced_chunks(num_out, num_out)]
-    if takes_pool:
+    if is_parallel or (num_rows > FEW_ROWS and macs > MAX_BLAS_MACS):
         parallel_for(parts, work)
     else:
-        work(parts[0])
+        work((whole, whole))
     return y_rows.reshape(*x.shape[:-1], num_out)
 
 
