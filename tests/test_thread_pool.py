@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pegasusx_numpy import thread_pool
+from pegasusx_numpy import linear, thread_pool
 
 TIMEOUT = 20  # seconds, for what only a bug delays
 needs_blas = pytest.mark.skipif(
@@ -167,6 +167,20 @@ def test_blas_gets_its_threads_back(blas: Any) -> None:
     for count in (4, 1):  # a thread of BLAS that helps with a single product would wait for the next one actively
         thread_pool.parallel_for(range(count), lambda item: seen.append(blas.num_threads))
     assert seen == [1] * 5
+    assert blas.num_threads == 2
+
+
+@needs_blas
+@pytest.mark.parametrize(("num_rows", "expected"), [(1, [2]), (linear.FEW_ROWS + 1, [1])])
+def test_blas_uses_its_threads_for_single_rows_only(
+    num_rows: int, expected: list[int], blas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads weights at the speed of the memory, but beside other work its threads would spin on the pool's cores."""
+    seen: list[int] = []
+    monkeypatch.setattr(linear, "MAX_BLAS_MACS", 0)
+    monkeypatch.setattr(linear, "gemm", lambda x, weight, out: seen.append(blas.num_threads))
+    linear.linear(np.zeros((num_rows, 4)), np.zeros((3, 4)))
+    assert seen == expected
     assert blas.num_threads == 2
 
 

@@ -25,8 +25,8 @@ def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtyp
             return y_BTD.addcdiv_(scale_BT1, scale_BT1, value=-0.0).to(dtype)
         rounded_BTD = torch.empty_like(y_BTD, dtype=dtype)
         return torch.add(y_BTD, torch.div(ZERO, scale_BT1), out=rounded_BTD)  # rounded in the same pass over memory
-    overflowed_BT = ~(scale_BT1[..., 0] > 0)  # also NaN: the kernel's sums overflow where the mean is large
-    if overflowed_BT.any():
+    if not scale_BT1.min() > 0:  # also NaN: the kernel's sums overflow where the mean is large
+        overflowed_BT = ~(scale_BT1[..., 0] > 0)
         y_BTD[overflowed_BT] = layer_norm_unfused(x_BTD[overflowed_BT], weight_D, bias_D, eps)
     return y_BTD.to(dtype)
 

@@ -1,7 +1,7 @@
 """The precision of matrix products."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import RLock
 
@@ -15,8 +15,10 @@ from pegasusx_torch.linear import PackedWeights, linear
 process_settings = RLock()
 
 
-@contextmanager
-def allow_tf32(is_allowed: bool, device: torch.device) -> Iterator[None]:
+UNCHANGED = nullcontext()  # there is one, because operations on a CPU are many and short
+
+
+def allow_tf32(is_allowed: bool, device: torch.device) -> AbstractContextManager[None]:
     """Set whether CUDA may round float32 operands to TF32 inside the block, whatever the program's setting is.
 
     The setting belongs to the process, so one thread at a time launches products on CUDA. It applies to the launch, and
@@ -26,9 +28,11 @@ def allow_tf32(is_allowed: bool, device: torch.device) -> Iterator[None]:
         is_allowed: whether it may.
         device: where the products are computed; the setting does not matter on a CPU.
     """
-    if device.type != "cuda":
-        yield
-        return
+    return _tf32(is_allowed) if device.type == "cuda" else UNCHANGED
+
+
+@contextmanager
+def _tf32(is_allowed: bool) -> Iterator[None]:
     settings = torch.backends.cuda.matmul
     with process_settings:
         before = settings.allow_tf32
