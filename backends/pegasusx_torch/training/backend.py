@@ -166,8 +166,9 @@ class TrainingBackend(TorchBackend):
         blocks: Blocks,
     ) -> tuple[Tensor, Tensor]:
         (B, _, T, _), G, rate = q_BHTF.shape, global_q_BHGF.shape[2], self.rates.attention_dropout
+        size = max(stop - start for start, stop in blocks)
         qkv = (global_q_BHGF, q_BHTF, global_k_BHGF, k_BHTF, global_v_BHGF, v_BHTF)
-        if is_faster_by_heads(q_BHTF, G * (G + T), rate):
+        if is_faster_by_heads(q_BHTF, max(G * (G + T), size * (G + size)), rate):
             masks = [None] * B if key_mask_BT is None else key_mask_BT.numpy()
             context_BHGF, context_BHTF = self._grouped([core_groups(G, T, blocks, mask) for mask in masks], *qkv)
         else:
