@@ -3,22 +3,27 @@
 import builtins
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pegasusx_ref import DEMO_CHECKPOINT
 from pegasusx_ref.cli import main
 from pegasusx_ref.corpus import Progress, RayEngine, Summarizer, Summary, summarize_corpus
+from pegasusx_ref.corpus.ray_engine import Pool, Task
 from pegasusx_ref.errors import CheckpointError, ConfigError, InputError
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[test]' -c tests/constraints.txt")
@@ -109,6 +114,84 @@ def test_what_ray_replaces_in_this_process_is_put_back(cluster: Any, tmp_path: P
     summarize_corpus(files, tmp_path / "out", summarizer, engine=RayEngine(cluster.address), on_progress=look)
     assert set(seen) == {True}
     assert (builtins.print, signal.getsignal(signal.SIGTERM)) == before
+
+
+class FakeRay:
+    """Workers that end at poison, before the result of their previous task has arrived or after it; one node dies too.
+
+    Args:
+        rng: draws which worker goes on, and what arrives.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.node_deaths = rng, 0
+        self.workers: list[Any] = []
+        self.results: dict[object, list[str] | None] = {}
+        self.exceptions = SimpleNamespace(RayError=RuntimeError, RayTaskError=KeyError)
+
+    def remote(self, **_: Any) -> Any:
+        return lambda _: SimpleNamespace(remote=self.start)
+
+    def start(self, _: Any) -> Any:
+        worker = SimpleNamespace(queue=[], last=None)
+        worker.load = SimpleNamespace(remote=lambda: self.queued(worker, ["ready"]))
+        worker.summarize = SimpleNamespace(remote=lambda texts: self.queued(worker, texts))
+        self.workers.append(worker)
+        return worker
+
+    def queued(self, worker: Any, texts: list[str]) -> object:
+        reference = object()
+        if worker in self.workers:
+            worker.queue.append((reference, texts))
+        else:
+            self.results[reference] = None
+        return reference
+
+    def end(self, worker: Any) -> None:
+        self.workers.remove(worker)
+        self.results |= {reference: None for reference, _ in worker.queue}
+        if worker.last in self.results and self.rng.random() < 0.9:
+            self.results[worker.last] = None
+
+    def wait(self, references: list[object], timeout: float) -> tuple[list[object], Any]:
+        while True:
+            arrived = [reference for reference in references if reference in self.results]
+            if arrived and self.rng.random() < 0.2:
+                return [self.rng.choice(arrived)], None
+            worker = self.rng.choice([each for each in self.workers if each.queue] or [None])
+            if worker is None:
+                continue
+            if not self.node_deaths and self.rng.random() < 0.1:
+                self.node_deaths += 1
+                self.end(worker)
+            elif "poison" in worker.queue[0][1]:
+                self.end(worker)
+            else:
+                worker.last, texts = worker.queue.pop(0)
+                self.results[worker.last] = texts
+
+    def get(self, reference: object) -> Any:
+        texts = self.results.pop(reference)
+        if texts is None:
+            raise RuntimeError("the worker ended")
+        return [Summary(text) for text in texts], 0, 0
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5))
+def test_only_documents_that_end_their_workers_are_errors(seed: int, count: int, size: int) -> None:
+    rng = random.Random(seed)
+    documents: list[Any] = [
+        SimpleNamespace(text="poison" if rng.random() < 0.3 else f"text {i}", row=i) for i in range(count)
+    ]
+    engine: Any = SimpleNamespace(ray=FakeRay(rng), needs={"CPU": 1, "GPU": 0}, workers=rng.randint(1, 3))
+    tasks = (Task(documents[start : start + size]) for start in range(0, count, size))
+    found: list[Any] = []
+    for done in Pool(engine, None).summarize(tasks):
+        found += zip(done.documents, done.summaries, strict=True)
+    assert sorted(document.row for document, _ in found) == list(range(count))
+    for document, summary in found:
+        assert (summary.error is not None) == (document.text == "poison")
+        assert summary.summary == (None if summary.error else document.text)
 
 
 class Deadly(Summarizer):

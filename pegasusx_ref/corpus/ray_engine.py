@@ -19,14 +19,22 @@ from pegasusx_ref.errors import BackendError, ExtraError, InputError, reason, sh
 
 ON_HOST = ("golden", "numpy")  # backends whose weights are NumPy arrays, which the workers of a node can share
 TASKS = 2  # of a worker, so that the next one is there when it has finished
-DEATHS = 2  # of workers, after which the documents of their task are divided
+DEATHS = 2  # of workers that did nothing else, after which the documents of their task are divided
 POLL_SECONDS = 1.0
 
 
 class Task(NamedTuple):
-    """Documents for a worker, and how many workers have died with them."""
+    """Documents for a worker.
+
+    Attributes:
+        documents: of similar length.
+        is_suspect: whether a worker has died with them. From then on they get workers of their own: which one of
+            several tasks ended a worker is not known, nor whether the result of another one was under way.
+        deaths: how many of these workers have died.
+    """
 
     documents: list[Document]
+    is_suspect: bool = False
     deaths: int = 0
 
 
@@ -52,7 +60,7 @@ class RayEngine:
 
     The caller's process reads the documents and writes the table, as without Ray: a document is finished when its
     result has arrived there, so none is lost or doubled by a node that dies. Its documents go to other workers; those
-    that end worker after worker are divided until one is left, which is an error of its own.
+    that end worker after worker, each with nothing else to do, are divided until one is left, which is an error.
 
     With the numpy backend a node holds the weights once, in Ray's object store. Other backends load them from the
     checkpoint, whose folder or Hub name must be the same on every node.
@@ -161,23 +169,24 @@ class Pool:
         self.loading: dict[Any, Any] = {}  # worker by the reference of its `load`
         self.running: dict[Any, tuple[Any, Task]] = {}  # worker and task by the reference of its results
         self.ready: list[Any] = []
-        self.lost: deque[Task] = deque()  # tasks whose workers died
+        self.waiting: deque[Task] = deque()  # the next task, and those that waited for workers which died
+        self.suspects: deque[Task] = deque()
         self.failed_starts = 0
 
     def summarize(self, tasks: Iterator[Task]) -> Results:
         """Give tasks to the workers, and yield results as they arrive, or nothing every second."""
-        task = next(tasks, None)
-        while task or self.lost or self.running:
+        self.waiting.extend(islice(tasks, 1))
+        while self.waiting or self.suspects or self.running:
             self.grow()
             for worker in self.ready * TASKS:
-                if not (self.lost or task):
-                    break
-                if len(self.tasks_of(worker)) < TASKS:
-                    if self.lost:
-                        self.submit(worker, self.lost.popleft())
-                    elif task:
-                        self.submit(worker, task)
-                        task = next(tasks, None)
+                running = [self.running[reference][1] for reference in self.tasks_of(worker)]
+                if self.suspects:
+                    if not running:
+                        self.submit(worker, self.suspects.popleft())
+                elif self.waiting and len(running) < TASKS and not any(task.is_suspect for task in running):
+                    self.submit(worker, self.waiting.popleft())
+                    if not self.waiting:
+                        self.waiting.extend(islice(tasks, 1))
             arrived, _ = self.ray.wait([*self.loading, *self.running], timeout=POLL_SECONDS)
             if not arrived:
                 yield Finished([], [])
@@ -230,16 +239,15 @@ class Pool:
             yield Finished(task.documents, summaries, num_real, num_padded)
         except self.ray.exceptions.RayError as error:
             self.ready.remove(worker)
-            # It worked at the oldest of its tasks; the others waited.
             (_, oldest), *others = [self.running.pop(each) for each in self.tasks_of(worker)]
-            self.lost += [waiting for _, waiting in others]
-            half = len(oldest.documents) // 2
-            if oldest.deaths + 1 < DEATHS:
-                self.lost.append(oldest._replace(deaths=oldest.deaths + 1))
+            self.waiting += [task for _, task in others]
+            half, deaths = len(oldest.documents) // 2, oldest.deaths + oldest.is_suspect
+            if deaths < DEATHS:
+                self.suspects.append(Task(oldest.documents, True, deaths))
             elif half:
-                self.lost += [Task(oldest.documents[:half]), Task(oldest.documents[half:])]
+                self.suspects += [Task(part, True) for part in (oldest.documents[:half], oldest.documents[half:])]
             else:
-                message = f"{DEATHS} workers ended with it, the last one: {reason(error)}"
+                message = f"{deaths} workers ended with it, the last one: {reason(error)}"
                 yield Finished(oldest.documents, [Summary(error=message)])
 
     def tasks_of(self, worker: Any) -> list[Any]:
