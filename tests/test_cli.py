@@ -130,6 +130,12 @@ def test_a_command_does_not_wait_for_the_imports_of_others(folder: Path, files: 
     assert not rooms & {"benchmarking", "corpus", "finetuning", "study", "verification"}
 
 
+def test_a_misspelled_command_gets_a_suggestion() -> None:
+    result = CliRunner().invoke(main, ["sumarize"])
+    assert result.exit_code == 2
+    assert "Did you mean 'summarize'?" in result.stderr
+
+
 def test_a_text_without_visible_characters_is_empty(folder: Path, files: list[Path], tmp_path: Path) -> None:
     message = "standard input is empty: there is nothing to summarize"
     assert error_line("--model", folder, stdin="\u200b \ufeff") == message

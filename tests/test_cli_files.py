@@ -31,10 +31,7 @@ TEXT = "A small library that reads and writes files.\n"
 
 
 def commands(group: click.Group = main, *above: str) -> Iterator[tuple[list[str], click.Command]]:
-    ctx = click.Context(group)
-    for name in group.list_commands(ctx):
-        command = group.get_command(ctx, name)
-        assert command is not None
+    for name, command in group.commands.items():
         assert command.name == name
         if isinstance(command, click.Group):
             yield from commands(command, *above, name)

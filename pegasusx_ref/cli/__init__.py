@@ -3,9 +3,9 @@
 import click
 
 import pegasusx_ref
-from pegasusx_ref.cli.commands import MainGroup
+from pegasusx_ref.cli.commands import Importable, MainGroup
 
-COMMANDS = {  # and where each is defined
+COMMANDS = {
     "summarize": "pegasusx_ref.cli.summarize:summarize",
     "corpus": "pegasusx_ref.cli.corpus:corpus_command",
     "trace": "pegasusx_ref.cli.trace:trace",
@@ -22,7 +22,7 @@ COMMANDS = {  # and where each is defined
 }
 
 
-@click.group(cls=MainGroup, places=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=MainGroup, commands=Importable(COMMANDS), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pegasusx_ref.__version__, prog_name="pegasusx-ref")
 def main() -> None:
     """Run, study and verify PEGASUS-X with its golden NumPy reference."""

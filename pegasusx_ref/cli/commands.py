@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Hashable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Hashable, Iterator
 from itertools import combinations
 from pathlib import Path
 from pkgutil import resolve_name
@@ -185,25 +186,18 @@ class Group(click.Group):
     group_class = type
 
 
-class MainGroup(Group):
-    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each.
+class Importable(UserDict[str, Any]):
+    """Commands by name, each "module:function" until it is looked up: only the command that runs is imported.
 
-    Args:
-        places: "module:function" of each command by name. Only the command that runs is imported: all of them together
-            would take as long as the summary of a short text.
+    All of them together would take as long as the summary of a short text.
     """
 
-    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.places = places
+    def __getitem__(self, name: str) -> Any:
+        return resolve_name(super().__getitem__(name))
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the names of all commands."""
-        return sorted(self.places)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is none of this name."""
-        return resolve_name(self.places[cmd_name]) if cmd_name in self.places else None
+class MainGroup(Group):
+    """The group of all commands: it prints errors, warnings and Ctrl-C in one line each."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the options that stand before a command; see `one_line_messages`."""
