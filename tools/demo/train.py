@@ -187,6 +187,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="continue from its tokenizer and weights")
     args = parser.parse_args()
     folder = args.folder / "checkpoint"
+    if args.start is not None and args.start.resolve() == folder.resolve():
+        parser.error(f"--start {args.start} is the folder that training writes: rename it first")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     pairs = load_pairs(args.folder / "train.jsonl")
