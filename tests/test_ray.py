@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pegasusx_ref import DEMO_CHECKPOINT
 from pegasusx_ref.cli import main
 from pegasusx_ref.corpus import Progress, RayEngine, Summarizer, Summary, summarize_corpus
-from pegasusx_ref.corpus.ray_engine import Pool, Task
+from pegasusx_ref.corpus.ray_pool import Pool, Task
 from pegasusx_ref.errors import CheckpointError, ConfigError, InputError
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[test]' -c tests/constraints.txt")
@@ -183,10 +183,10 @@ def test_only_documents_that_end_their_workers_are_errors(seed: int, count: int,
     documents: list[Any] = [
         SimpleNamespace(text="poison" if rng.random() < 0.3 else f"text {i}", row=i) for i in range(count)
     ]
-    engine: Any = SimpleNamespace(ray=FakeRay(rng), needs={"CPU": 1, "GPU": 0}, workers=rng.randint(1, 3))
+    workers = rng.randint(1, 3)
     tasks = (Task(documents[start : start + size]) for start in range(0, count, size))
     found: list[Any] = []
-    for done in Pool(engine, None).summarize(tasks):
+    for done in Pool(FakeRay(rng), {"CPU": 1, "GPU": 0}, lambda: workers, None).summarize(tasks):
         found += zip(done.documents, done.summaries, strict=True)
     assert sorted(document.row for document, _ in found) == list(range(count))
     for document, summary in found:

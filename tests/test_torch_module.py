@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.training import Rates, TrainingBackend
 from pegasusx_torch.training import attention as by_head
-from pegasusx_torch.training.attention import MANY_SCORES, MIN_SCORES, Attention, is_faster_by_heads
+from pegasusx_torch.training.attention import MANY_SCORES, MIN_SCORES, Attention, prefers_single_heads
 from pegasusx_torch.training.dropout import Dropout
 from pegasusx_torch.training.global_local import core_groups, fused_attention
 from strategies import batches, configs, seeds
@@ -47,7 +47,7 @@ BATCH: dict[str, Any] = {
 @pytest.fixture(params=[True, False], ids=["head by head", "fused"])
 def is_by_heads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Attend on the CPU in one of its two ways, whatever is faster here."""
-    monkeypatch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: request.param)
+    monkeypatch.setattr("pegasusx_torch.training.backend.prefers_single_heads", lambda *_: request.param)
     return bool(request.param)
 
 
@@ -93,7 +93,7 @@ def test_gradients_equal_the_golden_ones(data: st.DataObject) -> None:
         module.activation_checkpointing_disable()
     is_by_heads = data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: is_by_heads)
+        patch.setattr("pegasusx_torch.training.backend.prefers_single_heads", lambda *_: is_by_heads)
         loss, found = gradients(module, batch | {"smoothing": smoothing})
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert_near(found, expected, 1e-10)
@@ -209,8 +209,8 @@ def test_attention_goes_head_by_head_where_this_is_faster(
     is_mkl_slow: bool, num_scores: int, dropout: float, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_head, "IS_MKL_SLOW", is_mkl_slow)
-    assert is_faster_by_heads(torch.zeros(1, 1, 1, 1), num_scores, dropout) is expected
-    assert not is_faster_by_heads(torch.zeros(1, 1, 1, 1, device="meta"), num_scores, dropout)
+    assert prefers_single_heads(torch.zeros(1, 1, 1, 1), num_scores, dropout) is expected
+    assert not prefers_single_heads(torch.zeros(1, 1, 1, 1, device="meta"), num_scores, dropout)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -232,7 +232,7 @@ def test_the_fused_core_is_that_of_single_heads(padded: bool, T: int) -> None:
 
 
 def test_fused_dense_attention_is_that_of_single_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pegasusx_torch.training.backend.is_faster_by_heads", lambda *_: True)
+    monkeypatch.setattr("pegasusx_torch.training.backend.prefers_single_heads", lambda *_: True)
     rng = np.random.default_rng(0)
     q, k, v = (torch.from_numpy(rng.standard_normal((2, 3, n, 8))).requires_grad_() for n in (5, 9, 9))
     visible = torch.from_numpy(rng.random((2, 5, 9)) < 0.5)

@@ -29,16 +29,17 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
         is_parallel = num_rows > 1 and weight.size >= MIN_PARALLEL_WEIGHT_SIZE
     else:
         is_parallel = macs > MIN_PARALLEL_MACS
-    whole = slice(None)
-    parts = [(whole, whole)]
-    if is_parallel and num_rows > MANY_ROWS * num_out:
-        parts = [(rows, whole) for rows in balanced_chunks(num_rows, num_rows)]
-    elif is_parallel:
-        parts = [(whole, features) for features in balanced_chunks(num_out, num_out)]
+    every = slice(None)
+    if not is_parallel:
+        parts = [(every, every)]
+    elif num_rows > MANY_ROWS * num_out:
+        parts = [(rows, every) for rows in balanced_chunks(num_rows, num_rows)]
+    else:
+        parts = [(every, features) for features in balanced_chunks(num_out, num_out)]
     if is_parallel or (num_rows > FEW_ROWS and macs > MAX_BLAS_MACS):
         parallel_for(parts, work)
     else:
-        work((whole, whole))
+        work(*parts)
     return y_rows.reshape(*x.shape[:-1], num_out)
 
 

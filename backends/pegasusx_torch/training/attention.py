@@ -24,7 +24,7 @@ from pegasusx_torch.training.dropout import Dropout
 MIN_SCORES, MANY_SCORES = 2**16, 2**18
 
 
-def is_faster_by_heads(q_BHLF: Tensor, num_scores: int, dropout: float) -> bool:
+def prefers_single_heads(q_BHLF: Tensor, num_scores: int, dropout: float) -> bool:
     """Return whether this module's attention is faster, or needs less memory, than torch's fused kernel.
 
     Args:

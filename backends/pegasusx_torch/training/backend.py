@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch.attention import attention_masked
 from pegasusx_torch.backend import MAX_CHUNK_TOKENS, TorchBackend
-from pegasusx_torch.training.attention import Attention, Group, float32_on_cpu, is_faster_by_heads
+from pegasusx_torch.training.attention import Attention, Group, float32_on_cpu, prefers_single_heads
 from pegasusx_torch.training.dropout import Dropout, dropped, new_seed
 from pegasusx_torch.training.global_local import core_groups, fused_attention
 from pegasusx_torch.training.linear import Linear
@@ -147,7 +147,7 @@ class TrainingBackend(TorchBackend):
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         (B, _, L, _), X, rate = q_BHLF.shape, k_BHXF.shape[2], self.rates.attention_dropout
-        if is_faster_by_heads(q_BHLF, L * X, rate):
+        if prefers_single_heads(q_BHLF, L * X, rate):
             masked = [None] * B if visible is None else (~visible).expand(B, -1, -1).numpy()
             groups = [[Group(slice(0, L), slice(None), mask)] for mask in masked]
             return self._grouped(groups, q_BHLF, k_BHXF, v_BHXF)[0]
@@ -168,7 +168,7 @@ class TrainingBackend(TorchBackend):
         (B, _, T, _), G, rate = q_BHTF.shape, global_q_BHGF.shape[2], self.rates.attention_dropout
         size = max(stop - start for start, stop in blocks)
         qkv = (global_q_BHGF, q_BHTF, global_k_BHGF, k_BHTF, global_v_BHGF, v_BHTF)
-        if is_faster_by_heads(q_BHTF, max(G * (G + T), size * (G + size)), rate):
+        if prefers_single_heads(q_BHTF, max(G * (G + T), size * (G + size)), rate):
             masks = [None] * B if key_mask_BT is None else key_mask_BT.numpy()
             context_BHGF, context_BHTF = self._grouped([core_groups(G, T, blocks, mask) for mask in masks], *qkv)
         else:
