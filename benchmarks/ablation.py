@@ -53,6 +53,11 @@ def numpy_ablation(name: str, work: str, *operations: str) -> Ablation:
     return Ablation(name, "numpy", "float32", work, golden)
 
 
+def as_projected(_: Any, keys: Any, values: Any) -> tuple[Any, Any]:
+    """Leave keys and values where the projections wrote them."""
+    return keys, values
+
+
 torch_attention, torch_backend = pegasusx_torch.attention, pegasusx_torch.backend.TorchBackend
 torch_core = pegasusx_torch.global_local
 torch_linear = pegasusx_torch.linear
@@ -69,12 +74,18 @@ ABLATIONS = (
     numpy_ablation("parallel heads and blocks", "encoder", "global_local_attention"),
     numpy_ablation("parallel chunks of tokens", "encoder", "apply_in_chunks", "linear", "linear_full_precision"),
     numpy_ablation("parallel activations", "encoder", "activation"),
-    numpy_ablation("all optimizations", "1", "linear", "linear_full_precision", "attention", "contiguous"),
-    numpy_ablation("contiguous keys per head", "1", "contiguous"),
-    numpy_ablation("all optimizations", "8", "linear", "linear_full_precision", "attention", "contiguous"),
+    numpy_ablation("memory used again", "encoder", "workspace"),
+    numpy_ablation("all optimizations", "1", "linear", "linear_full_precision", "attention", "lay_out"),
+    numpy_ablation("layout of keys and values", "1", "lay_out"),
+    numpy_ablation("all optimizations", "8", "linear", "linear_full_precision", "attention", "lay_out"),
     numpy_ablation("weights as small matrices", "8", "linear", "linear_full_precision"),
     numpy_ablation("keys as small matrices", "8", "attention"),
-    numpy_ablation("contiguous keys per head", "8", "contiguous"),
+    numpy_ablation("layout of keys and values", "8", "lay_out"),
+    Ablation(
+        "memory used again", "torch", "float32", "encoder", ((torch_backend, "workspace", GoldenBackend.workspace),)
+    ),
+    Ablation("global parts merged", "torch", "float32", "encoder", ((torch_core, "context_and_log_sums", None),)),
+    Ablation("converted to float32", "torch", "bfloat16", "encoder", ((torch_linear, "IS_BFLOAT16_EMULATED", False),)),
     Ablation("chunks of tokens", "torch", "float32", "encoder", ((pegasusx_torch.backend, "MAX_CHUNK_TOKENS", NEVER),)),
     Ablation("oneDNN instead of MKL", "torch", "float32", "encoder", ((torch_linear, "IS_MKL_SLOW", False),)),
     Ablation("attention core by NumPy", "torch", "float32", "encoder", ((torch_core, "IS_MKL_SLOW", False),)),
@@ -89,20 +100,34 @@ ABLATIONS = (
     Ablation(
         "small products for one row", "torch", "float32", "1", ((torch_linear, "gemv", torch_linear.onednn_linear),)
     ),
-    Ablation("contiguous keys per head", "torch", "float32", "1", ((torch_backend, "contiguous", lambda self, x: x),)),
+    Ablation("layout of keys and values", "torch", "float32", "1", ((torch_backend, "lay_out", as_projected),)),
+    Ablation(
+        "keys feature by feature",
+        "torch",
+        "float32",
+        "1",
+        ((pegasusx_torch.backend, "reads_keys_by_feature", lambda keys: False),),
+    ),
     Ablation(
         "large pages for the keys",
         "torch",
         "float32",
         "1",
-        ((torch_backend, "contiguous", lambda self, x: x.contiguous()),),
+        ((pegasusx_torch.backend, "in_large_pages", lambda tensor: tensor.contiguous()),),
     ),
     Ablation(
         "attention head by head", "torch", "bfloat16", "1", ((torch_attention, "is_faster_by_heads", lambda q: False),)
     ),
     Ablation("packed weights", "torch", "bfloat16", "1", ((torch_linear, "MIN_ONEDNN_WEIGHT_SIZE", NEVER),)),
     Ablation("packed weights", "torch", "float32", "8", ((torch_linear, "CALLS_BEFORE_PACKING", NEVER),)),
-    Ablation("contiguous keys per head", "torch", "float32", "8", ((torch_backend, "contiguous", lambda self, x: x),)),
+    Ablation("layout of keys and values", "torch", "float32", "8", ((torch_backend, "lay_out", as_projected),)),
+    Ablation(
+        "keys feature by feature",
+        "torch",
+        "float32",
+        "8",
+        ((pegasusx_torch.backend, "reads_keys_by_feature", lambda keys: False),),
+    ),
     Ablation("packed weights", "torch", "bfloat16", "8", ((torch_linear, "MIN_ONEDNN_WEIGHT_SIZE", NEVER),)),
 )
 

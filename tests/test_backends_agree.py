@@ -146,7 +146,8 @@ def test_the_embedded_checkpoint_gives_the_same_summary_on_every_backend(backend
 
 def test_every_operation_has_a_strategy_and_a_tolerance() -> None:
     others = {"name", "version", "dtypes", "devices", "asarray", "to_numpy", "empty", "compile", "compiles"}
-    others |= {"contiguous", "apply_in_chunks"}  # tested in test_chunking.py
+    others |= {"lay_out", "apply_in_chunks"}  # tested in test_chunking.py
+    others |= {"workspace"}  # tested in test_workspace.py
     others |= {"quantized"}  # tested in test_quantized_backends.py
     assert set(OPERATIONS) == {name for name in vars(GoldenBackend) if not name.startswith("_")} - others
 

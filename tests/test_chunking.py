@@ -52,13 +52,16 @@ def test_models_in_chunks_agree(backend: str, dtype: str, data: st.DataObject) -
     check_model(backend_on_cpu(backend, dtype), config, data.draw(seeds), data.draw(batches(config)))
 
 
+@pytest.mark.parametrize("few_rows", [0, 8, 32])
 @pytest.mark.parametrize("is_slow", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @settings(max_examples=20)
 @given(st.data())
-def test_implementations_for_other_processors_agree(dtype: str, is_slow: bool, data: st.DataObject) -> None:
+def test_implementations_for_other_processors_agree(
+    dtype: str, is_slow: bool, few_rows: int, data: st.DataObject
+) -> None:
     """The torch backend chooses by the CPU's vendor and features: both choices are tested on every CPU."""
-    pytest.importorskip("torch")
+    torch: Any = pytest.importorskip("torch")
     import pegasusx_torch.attention as attention
     import pegasusx_torch.global_local as global_local
     import pegasusx_torch.linear as linear
@@ -68,6 +71,8 @@ def test_implementations_for_other_processors_agree(dtype: str, is_slow: bool, d
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "IS_MKL_SLOW", is_slow)
         patch.setattr(global_local, "IS_MKL_SLOW", is_slow)
+        patch.setattr(linear, "IS_BFLOAT16_EMULATED", few_rows < 32)
+        patch.setitem(linear.FEW_ROWS, torch.bfloat16, range(1, few_rows + 1))
         patch.setattr(attention, "FEW_QUERIES", 1 if is_slow else 32)
         patch.setattr(attention, "HAS_BFLOAT16_WITHOUT_AMX", is_slow)
         ops = backend_on_cpu("torch", dtype)
@@ -93,16 +98,37 @@ def test_apply_in_chunks_covers_every_token_once(backend: str, dtype: str, lengt
 
 
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
-def test_contiguous_keeps_the_values(backend: str, dtype: str) -> None:
+def test_lay_out_keeps_the_values(backend: str, dtype: str) -> None:
     ops = backend_on_cpu(backend, dtype)
-    x_BTHF = ops.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 4)))
-    copy = ops.contiguous(x_BTHF.swapaxes(1, 2))
-    np.testing.assert_array_equal(ops.to_numpy(copy), ops.to_numpy(x_BTHF.swapaxes(1, 2)))
+    k_BHTF, v_BHTF = (ops.asarray(x).swapaxes(1, 2) for x in np.random.default_rng(0).standard_normal((2, 2, 5, 3, 4)))
+    keys, values = ops.lay_out(k_BHTF, v_BHTF)
+    for copy, original in ((keys, k_BHTF), (values, v_BHTF)):
+        assert copy.shape == original.shape
+        np.testing.assert_array_equal(ops.to_numpy(copy), ops.to_numpy(original))
     if backend == "numpy":
-        assert copy.flags.c_contiguous
+        assert keys.swapaxes(2, 3).flags.c_contiguous
+        assert values.flags.c_contiguous
     if backend == "torch":
-        assert copy.is_contiguous()
-        assert ops.contiguous(copy) is copy
+        from pegasusx_torch.attention import reads_keys_by_feature
+
+        assert (keys.mT if reads_keys_by_feature(keys) else keys).is_contiguous()
+        assert values.is_contiguous()
+        assert ops.lay_out(keys, values)[1] is values
+
+
+@pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_attention_takes_the_layout(backend: str, dtype: str, queries: int) -> None:
+    ops = backend_on_cpu(backend, dtype)
+    q_BHLF, k_BHXF, v_BHXF = (
+        ops.asarray(np.random.default_rng(0).standard_normal((2, length, 3, 4))).swapaxes(1, 2)
+        for length in (queries, 9, 9)
+    )
+    visible = ops.asarray(np.random.default_rng(1).random((2, queries, 9)) < 0.7)
+    for mask in (None, visible):
+        laid_out = ops.to_numpy(ops.attention(q_BHLF, *ops.lay_out(k_BHXF, v_BHXF), mask))
+        plain = ops.to_numpy(ops.attention(q_BHLF, k_BHXF, v_BHXF, mask))
+        np.testing.assert_allclose(laid_out, plain, rtol=0, atol=1e-2 if dtype.endswith("16") else 1e-5)
 
 
 @pytest.mark.parametrize("point", ["final_layer_norm", "fc1", "activation", "fc2", "output"])
@@ -153,4 +179,5 @@ def test_the_golden_backend_computes_whole_tensors() -> None:
     ops = GoldenBackend("cpu", "float64")
     x_BTD = np.random.default_rng(0).standard_normal((1, 5000, 4))
     assert ops.apply_in_chunks(lambda x: x, x_BTD) is x_BTD
-    assert ops.contiguous(x_BTD) is x_BTD
+    k_BHXF = x_BTD[None]
+    assert all(copy is k_BHXF for copy in ops.lay_out(k_BHXF, k_BHXF))

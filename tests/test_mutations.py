@@ -46,10 +46,6 @@ def padding_in_blocks(original: Any, qkv: Any, start: int, stop: int) -> Any:
     return original(qkv, start, stop + 3 if start else stop)
 
 
-def padding_for_globals(original: Any, qkv: Any, start: int, stop: int) -> Any:
-    return original(qkv, start, stop if stop - start <= BLOCK else T)
-
-
 def no_globals_in_whole_blocks(original: Any, qkv: Any, *where: Any) -> None:
     nothing = qkv.global_k_BHGF[:, :, :0]
     original(qkv._replace(global_k_BHGF=nothing, global_v_BHGF=nothing), *where)
@@ -81,7 +77,9 @@ TORCH = {
         *UNFUSED, lambda f, q, k, v, visible: f(q, k, v, None if visible is None else ~visible)
     ),
     "padding visible inside a block": Mutation(*KEYS_AND_VALUES, padding_in_blocks),
-    "padding visible to the global tokens": Mutation(*KEYS_AND_VALUES, padding_for_globals),
+    "padding visible to the global tokens": Mutation(
+        "pegasusx_torch.global_local", "_attention_of_globals", lambda f, qkv, length: f(qkv, qkv.k_BHTF.shape[2])
+    ),
     "blocks shifted to the first one": Mutation(
         *EQUAL_BLOCKS, lambda f, qkv, start, stop, *where: f(qkv, 0, stop - start, *where)
     ),

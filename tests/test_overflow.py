@@ -242,3 +242,24 @@ def test_layer_norm_on_torch_without_reading_a_result(monkeypatch: pytest.Monkey
     found = ops.to_numpy(ops.layer_norm(*map(ops.asarray, (x, weight, bias)), 1e-5))
     assert np.isnan(found[0, 1]).all()
     assert np.isfinite(found[0, [0, 2]]).all()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [each for each in EVERYTHING if each.values[1] == "float32"])
+@pytest.mark.parametrize("signs", ["one huge query", "scores of -inf"])
+def test_global_tokens_whose_scores_overflow(backend: str, dtype: str, signs: str) -> None:
+    """A part of the keys may hide the overflow: its kernel gives 0 where all scores are -inf."""
+    rng = np.random.default_rng(0)
+    lengths = dict.fromkeys(("q", "k", "v"), 16) | dict.fromkeys(("global_q", "global_k", "global_v"), 4)
+    arrays = {name: rng.standard_normal((1, 2, length, 8), dtype=np.float32) for name, length in lengths.items()}
+    if signs == "one huge query":
+        arrays["global_q"][0, 0, 0] = 1e38
+    else:
+        arrays["global_q"][0, 0] = 1e3
+        arrays["k"][0, 0] = arrays["global_k"][0, 0] = -1e38
+    blocks = [(0, 8), (8, 16)]
+    golden: Any = get_backend("golden", dtype=dtype)
+    expected = golden.global_local_attention(*arrays.values(), None, blocks)[1]
+    ops = backend_on_cpu(backend, dtype)
+    found = ops.to_numpy(ops.global_local_attention(*map(ops.asarray, arrays.values()), None, blocks)[1])
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -3,11 +3,12 @@
 import numpy as np
 
 from pegasusx_numpy.thread_pool import balanced_chunks, parallel_for
+from pegasusx_numpy.workspace import empty
 
 MAX_QUERIES = 512  # of a chunk: bounds its scores where blocks are large
 MAX_GROUPED_SCORES = 2**16  # of heads that are computed together: with fewer, Python takes longer than the products
 FEW_QUERIES = 32  # as in decoding: up to here reading the keys takes longer than multiplying with them
-MIN_PARALLEL_MACS = 2**24  # multiply-adds with few queries: less work is done before another thread has started
+MIN_PARALLEL_KEYS = 2**20  # numbers, with few queries: fewer are read before another thread has started
 KEYS_PER_GEMM = 128  # with few queries: see `linear.gemm_few_rows`
 
 
@@ -27,7 +28,7 @@ def attention(
 
     if L > FEW_QUERIES:
         groups = head_groups(H, L * k_BHXF.shape[2])
-    elif B * L == 1 or H * L * k_BHXF.shape[2] * F <= MIN_PARALLEL_MACS:
+    elif H * k_BHXF.shape[2] * F <= MIN_PARALLEL_KEYS:
         groups = [slice(None)]
     else:
         groups = balanced_chunks(H, H)
@@ -121,11 +122,11 @@ def exp_in_place(scores: np.ndarray, masked: np.ndarray | None = None) -> np.nda
         largest[(largest == lowest) & ~masked.all(axis=-1, keepdims=True)] = np.nan
     scores -= largest
     np.exp(scores, out=scores)
-    sums: np.ndarray = scores.sum(axis=-1, keepdims=True)
+    sums: np.ndarray = scores @ np.ones((scores.shape[-1], 1), scores.dtype)  # takes a quarter of the time of sum()
     return sums
 
 
 def empty_context(q_BHTF: np.ndarray) -> np.ndarray:
     """Allocate attended values (B, H, T, F) as (B, T, H, F) in memory, so that merging the heads copies nothing."""
     B, H, T, F = q_BHTF.shape
-    return np.empty((B, T, H, F), dtype=q_BHTF.dtype).swapaxes(1, 2)
+    return empty((B, T, H, F), q_BHTF.dtype).swapaxes(1, 2)

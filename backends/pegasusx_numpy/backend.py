@@ -11,6 +11,7 @@ from pegasusx_numpy.global_local import global_local_attention
 from pegasusx_numpy.linear import linear
 from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, parallel_for
 from pegasusx_numpy.top_k import stable_top_k
+from pegasusx_numpy.workspace import empty, workspace
 from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
 from pegasusx_ref.golden import embedding, feed_forward, normalization
 from pegasusx_ref.golden.global_local import Blocks
@@ -28,7 +29,7 @@ def apply_in_chunks(function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndar
     if max_tokens >= B * T:
         return function(x_BTD)
     x_rows = x_BTD.reshape(1, B * T, D)
-    y_rows = np.empty_like(x_rows)
+    y_rows = empty(x_rows.shape, x_rows.dtype)
 
     def work(chunk: slice) -> None:
         y_rows[:, chunk] = function(x_rows[:, chunk])
@@ -91,7 +92,7 @@ class NumpyBackend(GoldenBackend):
         """Compute chunks on all cores."""
         if x.size <= MIN_CHUNKED_ACTIVATIONS:
             return feed_forward.activation(x, name)
-        x_flat, y_flat = x.reshape(-1), np.empty(x.size, dtype=x.dtype)
+        x_flat, y_flat = x.reshape(-1), empty((x.size,), x.dtype)
 
         def work(start: int) -> None:
             chunk = slice(start, start + MAX_CACHED_NUMBERS)
@@ -100,9 +101,16 @@ class NumpyBackend(GoldenBackend):
         parallel_for(range(0, x.size, MAX_CACHED_NUMBERS), work)
         return y_flat.reshape(x.shape)
 
-    def contiguous(self, array: np.ndarray) -> np.ndarray:
-        """Copy an array that is not contiguous."""
-        return np.ascontiguousarray(array)
+    workspace = staticmethod(workspace)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Add, into memory of the workspace."""
+        total: np.ndarray = np.add(x, y, out=empty(x.shape, np.result_type(x, y)))
+        return total
+
+    def lay_out(self, k_BHXF: np.ndarray, v_BHXF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copy them head by head, and the keys of a head feature by feature: BLAS reads both products row by row."""
+        return np.ascontiguousarray(k_BHXF.swapaxes(2, 3)).swapaxes(2, 3), np.ascontiguousarray(v_BHXF)
 
     def attention(
         self, q_BHLF: np.ndarray, k_BHXF: np.ndarray, v_BHXF: np.ndarray, visible: np.ndarray | None = None

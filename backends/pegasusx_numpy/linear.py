@@ -3,6 +3,7 @@
 import numpy as np
 
 from pegasusx_numpy.thread_pool import MIN_PARALLEL_MACS, balanced_chunks, parallel_for
+from pegasusx_numpy.workspace import empty
 
 FEW_ROWS = 32  # up to here reading the weights takes longer than multiplying with them
 SMALL_GEMM_MACS = 2**19  # multiply-adds of a product that OpenBLAS computes without packing its operands
@@ -15,7 +16,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     """Compute `golden.feed_forward.linear` over the rows of the whole batch at once, so that weights are read once."""
     x_rows, num_out = x.reshape(-1, x.shape[-1]), weight.shape[0]
     num_rows = len(x_rows)
-    y_rows = np.empty((num_rows, num_out), dtype=x.dtype)
+    y_rows = empty((num_rows, num_out), x.dtype)
     multiply = gemm_few_rows if 1 < num_rows <= FEW_ROWS else gemm
 
     def work(part: tuple[slice, slice]) -> None:

@@ -1,6 +1,7 @@
 """Dense attention: torch's fused kernel, or on a CPU the fastest implementation for the number of queries and dtype."""
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pegasusx_ref.tracing import tap, wanted
 from pegasusx_torch.linear import HAS_BFLOAT16_WITHOUT_AMX, IS_MKL_SLOW, onednn_linear
+from pegasusx_torch.workspace import empty
 
 MAX_CACHED_NUMBERS = 2**21  # scores, or numbers of keys, of the heads that are computed together: they fit the cache
 MIN_SCORES_PER_GEMM = 2**14  # scores of a head: from here on a product for each head is faster than a batched one
@@ -22,6 +24,8 @@ def attention(q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | 
     is_few = q_BHLF.device.type == "cpu" and q_BHLF.shape[2] <= FEW_QUERIES
     if is_few and q_BHLF.dtype.itemsize >= 4:
         return attention_unfused(q_BHLF, k_BHXF, v_BHXF, visible)
+    if k_BHXF.stride(3) != 1:  # as `reads_keys_by_feature`, which the fused kernel does not take
+        k_BHXF = k_BHXF.contiguous()
     if visible is None:
         context_BHLF = attention_unmasked(q_BHLF, k_BHXF, v_BHXF)
     elif is_faster_by_heads(q_BHLF):
@@ -90,9 +94,23 @@ def overflowed(context_BHLF: Tensor) -> bool:
     return may_read(context_BHLF) and not bool((context_BHLF[..., 0].abs() > 0).all())
 
 
+def reads_keys_by_feature(k_BHXF: Tensor) -> bool:
+    """Return whether decode steps are faster if the keys of a head are stored feature by feature: as MKL's products."""
+    return k_BHXF.device.type == "cpu" and k_BHXF.dtype.itemsize >= 4 and not IS_MKL_SLOW
+
+
 def may_read(tensor: Tensor) -> bool:
     """Return whether Python may read a result: on CUDA it would wait, and a graph could not record it."""
     return bool(tensor.device.type == "cpu")
+
+
+# torch's fused attention on a CPU, with the logarithm of each sum of exponentials; None if this torch has none.
+context_and_log_sums: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def is_fused_on_cpu(q_BHLF: Tensor) -> bool:
+    """Return whether `attention_unmasked` takes the CPU's fused kernel."""
+    return q_BHLF.device.type == "cpu" and not is_faster_by_heads(q_BHLF)
 
 
 def is_faster_by_heads(q_BHLF: Tensor) -> bool:
@@ -178,4 +196,4 @@ def runs_flash_attention(device: torch.device) -> bool:
 def empty_context(q_BHTF: Tensor) -> Tensor:
     """Allocate attended values (B, H, T, F) as (B, T, H, F) in memory, so that merging the heads copies nothing."""
     B, H, T, F = q_BHTF.shape
-    return q_BHTF.new_empty(B, T, H, F).transpose(1, 2)
+    return empty((B, T, H, F), q_BHTF).transpose(1, 2)

@@ -1,12 +1,14 @@
 """The model's operations on torch tensors."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from pegasusx_numpy.workspace import workspace
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +17,7 @@ from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden import embedding
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_torch import quantized
-from pegasusx_torch.attention import attention
+from pegasusx_torch.attention import attention, reads_keys_by_feature
 from pegasusx_torch.cuda_graph import CudaGraphStep
 from pegasusx_torch.global_local import QKV, global_local_attention
 from pegasusx_torch.linear import PackedWeights, linear
@@ -23,10 +25,11 @@ from pegasusx_torch.normalization import layer_norm
 from pegasusx_torch.padding import SourceLengths
 from pegasusx_torch.precision import allow_tf32, linear_full_precision
 from pegasusx_torch.top_k import stable_top_k
+from pegasusx_torch.workspace import empty
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": lambda x: F.relu(x) if x.requires_grad else torch.clamp_min(x, 0, out=empty(x.shape, x)),
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -71,6 +74,14 @@ def as_tensor(array: np.ndarray) -> Tensor:
     is_bfloat16 = array.dtype == ml_dtypes.bfloat16
     tensor = torch.from_numpy(np.asarray(WritableView(array.view(np.int16) if is_bfloat16 else array)))
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+
+
+def in_large_pages(tensor: Tensor) -> Tensor:
+    """Return a tensor that is contiguous: on a CPU in memory of NumPy's, which asks the system for large pages."""
+    if tensor.device.type != "cpu" or tensor.is_contiguous():
+        return tensor.contiguous()
+    memory = torch.from_numpy(np.empty(tensor.numel() * tensor.itemsize, np.uint8))
+    return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class TorchBackend:
@@ -154,19 +165,20 @@ class TorchBackend:
             return quantized.take(ids_BT, table_VD, self._code_pairs).to(self._residual_dtype) * scale
         return F.embedding(ids_BT, table_VD).to(self._residual_dtype) * scale
 
-    def contiguous(self, array: Tensor) -> Tensor:
-        if self._device.type != "cpu" or array.is_contiguous():
-            return array.contiguous()
-        # NumPy asks the system for large pages, from which keys and values are read faster at each decode step.
-        memory = torch.from_numpy(np.empty(array.numel() * array.itemsize, np.uint8))
-        return memory.view(array.dtype).view(array.shape).copy_(array)
+    def workspace(self) -> AbstractContextManager[None]:
+        return workspace()
+
+    def lay_out(self, k_BHXF: Tensor, v_BHXF: Tensor) -> tuple[Tensor, Tensor]:
+        if reads_keys_by_feature(k_BHXF):
+            return in_large_pages(k_BHXF.mT).mT, in_large_pages(v_BHXF)
+        return in_large_pages(k_BHXF), in_large_pages(v_BHXF)
 
     def apply_in_chunks(self, function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
         num_rows = x_BTD.numel() // x_BTD.shape[-1]
         if x_BTD.device.type != "cpu" or num_rows <= MAX_CHUNK_TOKENS:
             return function(x_BTD)
         x_rows = x_BTD.reshape(1, num_rows, x_BTD.shape[-1])
-        y_rows = torch.empty_like(x_rows)
+        y_rows = empty(x_rows.shape, x_rows)
         for x, y in zip(x_rows.split(MAX_CHUNK_TOKENS, dim=1), y_rows.split(MAX_CHUNK_TOKENS, dim=1), strict=True):
             y[:] = function(x)
         return y_rows.reshape(x_BTD.shape)
@@ -205,7 +217,8 @@ class TorchBackend:
         return ACTIVATIONS[name](x)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x.to(self._residual_dtype) + y
+        x = x.to(self._residual_dtype)
+        return torch.add(x, y, out=empty(x.shape, x))
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         with allow_tf32(self.tf32, self._device):

@@ -13,8 +13,16 @@ from torch import Tensor
 from pegasusx_ref.backend import is_core_traced
 from pegasusx_ref.golden.global_local import Blocks
 from pegasusx_ref.tracing import scope
-from pegasusx_torch.attention import attention, attention_unmasked, empty_context
+from pegasusx_torch.attention import (
+    attention,
+    attention_unmasked,
+    context_and_log_sums,
+    empty_context,
+    is_fused_on_cpu,
+    overflowed,
+)
 from pegasusx_torch.linear import IS_MKL_SLOW
+from pegasusx_torch.workspace import empty
 
 MAX_BATCHED_BLOCKS = 4  # on a CPU, computed in one call: bounds the memory of their keys joined with the global ones
 # On CUDA launching the kernels of few blocks takes longer than running them, so these are the limits there: the largest
@@ -51,7 +59,9 @@ def concatenate_tokens(of_globals: Tensor, of_tokens: Tensor) -> Tensor:
         of_tokens: of the tokens (..., H, T, F).
     """
     if of_tokens.device.type == "cpu":
-        return torch.cat([of_globals, of_tokens], dim=-2)
+        *lead, num_globals, F = of_globals.shape
+        joined = empty((*lead, num_globals + of_tokens.shape[-2], F), of_tokens)
+        return torch.cat([of_globals, of_tokens], dim=-2, out=joined)
     return torch.cat([of_globals.transpose(-3, -2), of_tokens.transpose(-3, -2)], dim=-3).transpose(-3, -2)
 
 
@@ -115,7 +125,19 @@ def _attend_equal_lengths(qkv: QKV, length: int, blocks: Blocks, context_BHTF: T
         keys_and_values = qkv.keys_and_values(start, keys_stop)
         context_BHTF[:, :, start:stop] = attention_unmasked(qkv.q_BHTF[:, :, start:stop], *keys_and_values)
 
-    context_BHGF[:] = attention_unmasked(qkv.global_q_BHGF, *qkv.keys_and_values(0, length))
+    context_BHGF[:] = _attention_of_globals(qkv, length)
+
+
+def _attention_of_globals(qkv: QKV, length: int) -> Tensor:
+    """Let the global tokens attend to each other and to all tokens; on a CPU without copying keys and values."""
+    if context_and_log_sums is not None and length > 0 and is_fused_on_cpu(qkv.global_q_BHGF):
+        keys, values = qkv.k_BHTF[:, :, :length], qkv.v_BHTF[:, :, :length]
+        own, own_log_sums = context_and_log_sums(qkv.global_q_BHGF, qkv.global_k_BHGF, qkv.global_v_BHGF)
+        others, log_sums = context_and_log_sums(qkv.global_q_BHGF, keys, values)
+        if not overflowed(own) and not overflowed(others):
+            share = torch.sigmoid(log_sums - own_log_sums)[..., None]  # of the tokens, in all probabilities
+            return own.lerp(others, share.to(own.dtype))
+    return attention_unmasked(qkv.global_q_BHGF, *qkv.keys_and_values(0, length))
 
 
 def _attend_equal_blocks(qkv: QKV, start: int, stop: int, num_blocks: int, context_BHTF: Tensor) -> None:

@@ -9,12 +9,13 @@ depend on earlier calls: with few rows oneDNN multiplies both. Measured: benchma
 from threading import Lock
 
 import torch
+from pegasusx_numpy.workspace import MIN_BYTES
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Numbers of rows for which packing pays; a single float32 row is as fast without.
-FEW_ROWS = {torch.float32: range(2, 33), torch.bfloat16: range(1, 33)}
+from pegasusx_torch.workspace import empty
+
 MIN_ONEDNN_WEIGHT_SIZE = 2**16  # numbers in a weight: smaller ones stay in the cache
 GEMV_CHUNK_ROWS = 16  # rows of the weight in each of the products that `gemv` computes
 CALLS_BEFORE_PACKING = 4  # with few rows: packing takes as long as some products
@@ -24,6 +25,12 @@ CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # empty
 IS_MKL_SLOW = bool(CPU.get("avx512_f")) and "Intel" not in str(CPU.get("cpu_name", "Intel"))
 # Without AMX, torch's fused attention converts bfloat16 to float32.
 HAS_BFLOAT16_WITHOUT_AMX = HAS_ONEDNN and bool(CPU.get("avx512_bf16")) and not CPU.get("amx_bf16")
+# Without instructions for bfloat16, oneDNN converts each operand when it is used, with AVX-512; else torch multiplies
+# number by number. Only few rows take less time than converting the weight first.
+IS_BFLOAT16_EMULATED = bool(CPU.get("avx2")) and not (CPU.get("avx512_bf16") or CPU.get("amx_bf16"))
+MAX_BFLOAT16_ROWS = 32 if not IS_BFLOAT16_EMULATED else 8 if CPU.get("avx512_bw") else 0
+# Numbers of rows for which packing pays; a single float32 row is as fast without.
+FEW_ROWS = {torch.float32: range(2, 33), torch.bfloat16: range(1, MAX_BFLOAT16_ROWS + 1)}
 
 
 class PackedWeights:
@@ -64,18 +71,45 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: Packe
         bias: (out,), or None.
         packed_weights: the backend's.
     """
-    is_small = weight.numel() < MIN_ONEDNN_WEIGHT_SIZE
-    if x.device.type != "cpu" or x.dtype not in FEW_ROWS or is_small or not HAS_ONEDNN:
+    if x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    if is_faster_in_float32(x):
+        return float32_linear(x, weight, bias).to(torch.bfloat16)
     num_rows = x.numel() // x.shape[-1]
+    if x.dtype not in FEW_ROWS or weight.numel() < MIN_ONEDNN_WEIGHT_SIZE or not HAS_ONEDNN:
+        return mkl_linear(x, weight, bias)
     is_slow = IS_MKL_SLOW and x.dtype == torch.float32
     if num_rows == 1 and is_slow:
         return gemv(x, weight, bias)
     if num_rows in FEW_ROWS[x.dtype]:
         weight = packed_weights.get(weight, num_rows)
     elif not is_slow:
-        return F.linear(x, weight, bias)
+        return mkl_linear(x, weight, bias)
     return onednn_linear(x, weight, bias)
+
+
+def is_faster_in_float32(x: Tensor) -> bool:
+    """Return whether a CPU multiplies these rows faster after a conversion: bfloat16 without instructions for it."""
+    is_emulated = IS_BFLOAT16_EMULATED and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return is_emulated and x.numel() // x.shape[-1] not in FEW_ROWS[x.dtype]
+
+
+def mkl_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `torch.nn.functional.linear`, a large result in the workspace."""
+    x_rows = x.reshape(-1, x.shape[-1])
+    if len(x_rows) * len(weight) * x.itemsize < MIN_BYTES:
+        return F.linear(x, weight, bias)
+    y_rows = empty((len(x_rows), len(weight)), x)
+    if bias is None:
+        torch.mm(x_rows, weight.T, out=y_rows)
+    else:
+        torch.addmm(bias, x_rows, weight.T, out=y_rows)
+    return y_rows.view(*x.shape[:-1], len(weight))
+
+
+def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `torch.nn.functional.linear` of half-precision operands in float32, and return it so."""
+    return mkl_linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

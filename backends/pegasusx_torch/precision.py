@@ -7,9 +7,8 @@ from threading import RLock
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pegasusx_torch.linear import PackedWeights, linear
+from pegasusx_torch.linear import PackedWeights, float32_linear, is_faster_in_float32, linear
 
 # Held where a setting of CUDA's that belongs to the process is changed. A listener inside may run another model.
 process_settings = RLock()
@@ -59,8 +58,8 @@ def linear_full_precision(x: Tensor, weight: Tensor, bias: Tensor | None, packed
         rows = x.reshape(-1, x.shape[-1])
         product = torch.mm if bias is None else partial(torch.addmm, bias)
         return product(rows, weight.T, out_dtype=torch.float32).reshape(*x.shape[:-1], weight.shape[0])
-    if x.dtype == torch.bfloat16:  # it cannot overflow, and CPUs are fast only if the result is bfloat16 too
+    if x.dtype == torch.bfloat16 and not is_faster_in_float32(x):
+        # It cannot overflow, and CPUs are fast only if the result is bfloat16 too.
         y = linear(x, weight, None, packed_weights).float()
-    else:
-        y = F.linear(x.float(), weight.float())
-    return y if bias is None else y + bias
+        return y if bias is None else y + bias
+    return float32_linear(x, weight, bias)

@@ -1,6 +1,7 @@
 """The backend whose operations are the golden functions themselves. [spec 15]"""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,13 @@ class GoldenBackend:
         """Call the function once, with all tokens."""
         return function(x_BTD)
 
-    def contiguous(self, array: np.ndarray) -> np.ndarray:
-        """Return the array itself."""
-        return array
+    def workspace(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def lay_out(self, k_BHXF: np.ndarray, v_BHXF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the arrays themselves."""
+        return k_BHXF, v_BHXF
 
     def to_float32(self, array: np.ndarray) -> np.ndarray:
         """Copy an array to float32. Backends with half precision must override this, because their `asarray` rounds."""

@@ -1,6 +1,7 @@
 """The operations that the model is written over. [spec 15]"""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,8 +73,11 @@ class Backend(Protocol):
         Intermediate results of a chunk stay in the cache, and never need memory for all tokens at once.
         """
 
-    def contiguous(self, array: Array) -> Array:
-        """Lay out an array that is read repeatedly in the order of its axes."""
+    def workspace(self) -> AbstractContextManager[None]:
+        """Return a context in which the memory of large arrays may be used again, as soon as nothing refers to them."""
+
+    def lay_out(self, k_BHXF: Array, v_BHXF: Array) -> tuple[Array, Array]:
+        """Copy keys and values that every decode step reads, if `attention` reads them faster in another layout."""
 
     def to_float32(self, array: Array) -> Array:
         """Copy an array of the device or of the host to the device in float32, whatever the compute dtype.

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pegasusx_ref.benchmarking.cases import MACHINE, Case
+from pegasusx_ref.benchmarking.cases import COMPILED, MACHINE, Case
 from pegasusx_ref.benchmarking.facts import code_digest
 from pegasusx_ref.benchmarking.memory import NO_METER, memory_meter
 from pegasusx_ref.benchmarking.results import CaseResult, Results, Run
@@ -130,8 +130,9 @@ def prepare_repetition(
     # From here on memory counts: a second copy of the weights that a library makes at its first use is included.
     is_elsewhere = implementation == MACHINE or case.kind == "start"
     meter = NO_METER if is_elsewhere else memory_meter(implementation, device)
-    # On a GPU what is set up depends on the length, and a full run is quick.
-    task(case.tokens if device.startswith("cuda") else min(case.tokens, WARM_UP_TOKENS))
+    # On a GPU what is set up depends on the length, and a full run is quick; torch.compile compiles for a length.
+    depends_on_length = device.startswith("cuda") or implementation == COMPILED
+    task(case.tokens if depends_on_length else min(case.tokens, WARM_UP_TOKENS))
 
     def repetition() -> tuple[float, int | None]:
         meter.reset()

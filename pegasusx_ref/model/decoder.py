@@ -74,9 +74,9 @@ def decoder_cross_attention(
     H = config.decoder_attention_heads
     q_BHLF = project_heads(ops, weights, "q_proj", H, x_BLD)
     if past is None:
-        # Every later step reads all of them, head by head.
-        k_BHTF = ops.contiguous(project_heads(ops, weights, "k_proj", H, encoded_BTD))
-        v_BHTF = ops.contiguous(project_heads(ops, weights, "v_proj", H, encoded_BTD))
+        k_BHTF = project_heads(ops, weights, "k_proj", H, encoded_BTD)
+        v_BHTF = project_heads(ops, weights, "v_proj", H, encoded_BTD)
+        k_BHTF, v_BHTF = ops.lay_out(k_BHTF, v_BHTF)  # every later step reads all of them
     else:
         k_BHTF, v_BHTF = past.cross_k_BHTF, past.cross_v_BHTF
     visible = None if key_mask_BT is None else key_mask_BT[:, None]

@@ -168,7 +168,7 @@ def encoder(
     Source: HF `PegasusXEncoder.forward`.
     """
     B, T, _ = tokens_BTD.shape
-    with scope("encoder"):
+    with scope("encoder"), ops.workspace():
         global_ids_BG = ops.asarray(np.tile(np.arange(config.num_global_tokens), (B, 1)))
         globals_BGD = tap("embed_global", ops.embed_tokens(global_ids_BG, weights["embed_global.weight"], scale=1.0))
         for i in range(config.encoder_layers):

@@ -1,6 +1,7 @@
 """The model's operations under autograd."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -144,6 +145,12 @@ class TrainingBackend(TorchBackend):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + dropped(y, self.rates.dropout)
+
+    def workspace(self) -> AbstractContextManager[None]:
+        return nullcontext()  # autograd keeps what it needs
+
+    def lay_out(self, k_BHXF: Tensor, v_BHXF: Tensor) -> tuple[Tensor, Tensor]:
+        return k_BHXF, v_BHXF  # read once
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         (B, _, L, _), X, rate = q_BHLF.shape, k_BHXF.shape[2], self.rates.attention_dropout
