@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import signal
@@ -440,6 +441,16 @@ def test_version_is_the_packages() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
     assert result.stdout == f"pegasusx-ref, version {pegasusx_ref.__version__}\n"
+
+
+@pytest.mark.parametrize("own", [None, "26"])
+def test_threads_of_blas_sleep_early_unless_the_user_decided(own: str | None) -> None:
+    code = "import sys; from pegasusx_ref.__main__ import main; sys.argv[1:] = ['--version']; main()"
+    after = "import atexit, os; atexit.register(lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])); "
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    environment |= {} if own is None else {"OPENBLAS_THREAD_TIMEOUT": own}
+    run = subprocess.run((sys.executable, "-c", after + code), env=environment, capture_output=True, text=True)
+    assert run.stdout.split()[-1] == (own or "18")
 
 
 def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -39,6 +39,19 @@ def test_arrays_in_use_do_not_overlap(actions: list[int]) -> None:
     assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
 
 
+@given(st.lists(st.one_of(st.sampled_from(SIZES), st.integers(0, 5)), min_size=1, max_size=30))
+def test_hardly_more_is_kept_than_was_in_use_at_once(actions: list[int]) -> None:
+    live: list[np.ndarray] = []
+    buffers, most = workspaces.Buffers(), 0
+    for action in actions:
+        if action >= SIZES[0]:
+            live.append(buffers.take(action))
+            most = max(most, sum(len(memory) + workspaces.ALIGNMENT for memory in live))
+        elif live:
+            live.pop(action % len(live))
+        assert sum(map(len, buffers._buffers)) <= most * workspaces.MAX_HELD
+
+
 def test_memory_is_used_again_inside_the_block_only() -> None:
     shape, dtype = (3, 2**18), np.float32
     with workspace():

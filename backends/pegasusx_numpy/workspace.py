@@ -16,6 +16,7 @@ import numpy as np
 
 MIN_BYTES = 2**20  # of an array: the C library keeps smaller ones
 ALIGNMENT = 64  # bytes: a line of the cache
+MAX_HELD = 1.15  # times what was in use at once: with 1 a large buffer is dropped and allocated again in each layer
 
 
 def references(buffers: list[np.ndarray], i: int) -> int:
@@ -27,22 +28,32 @@ REFERENCES_TO_FREE = references([np.empty(1)], 0)  # Python's versions count the
 
 
 class Buffers:
-    """The memory of large arrays. A buffer is free when no array refers to it any more."""
+    """The memory of large arrays. A buffer is free when no array refers to it any more.
+
+    Free buffers are kept as long as all buffers together take hardly more memory than those that were in use at once.
+    """
 
     def __init__(self) -> None:
-        self._by_size: dict[int, list[np.ndarray]] = {}
+        self._buffers: list[np.ndarray] = []
+        self._most = 0  # bytes in use at once so far
         self._lock = Lock()  # threads of a pool share the buffers of their caller
 
     def take(self, size: int) -> np.ndarray:
         """Return `size` bytes that nothing else refers to."""
         with self._lock:
-            buffers = self._by_size.setdefault(size, [])
-            free = next((i for i in range(len(buffers)) if references(buffers, i) == REFERENCES_TO_FREE), None)
-            if free is None:
-                free = len(buffers)
-                buffers.append(np.empty(size + ALIGNMENT, np.uint8))
-            start = -buffers[free].ctypes.data % ALIGNMENT
-            return buffers[free][start : start + size]
+            buffers, length = self._buffers, size + ALIGNMENT
+            free = [i for i in range(len(buffers)) if references(buffers, i) == REFERENCES_TO_FREE]
+            held = sum(map(len, buffers))
+            self._most = max(self._most, held - sum(len(buffers[i]) for i in free) + length)
+            place = next((i for i in free if len(buffers[i]) == length), None)
+            if place is None:
+                for i in reversed(free):
+                    if held + length > self._most * MAX_HELD:
+                        held -= len(buffers.pop(i))
+                place = len(buffers)
+                buffers.append(np.empty(length, np.uint8))
+            start = -buffers[place].ctypes.data % ALIGNMENT
+            return buffers[place][start : start + size]
 
 
 _current: ContextVar[Buffers | None] = ContextVar("buffers", default=None)
