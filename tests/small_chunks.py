@@ -38,7 +38,7 @@ THRESHOLDS = {
     "pegasusx_torch.attention": {"MAX_CACHED_NUMBERS": 50, "MIN_SCORES_PER_GEMM": 60},
     "pegasusx_torch.backend": {"MAX_CHUNK_TOKENS": 5},
     "pegasusx_torch.global_local": {"MAX_BATCHED_BLOCKS": 2},
-    "pegasusx_torch.linear": {"MIN_ONEDNN_WEIGHT_SIZE": 0, "CALLS_BEFORE_PACKING": 1, "MIN_BYTES": 0},
+    "pegasusx_torch.linear": {"MIN_ONEDNN_WEIGHT_SIZE": 0, "CALLS_BEFORE_PACKING": 1},
     "pegasusx_torch.quantized": {"CHUNK": 100},
 }
 

@@ -245,13 +245,13 @@ def test_layer_norm_on_torch_without_reading_a_result(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [each for each in EVERYTHING if each.values[1] == "float32"])
-@pytest.mark.parametrize("signs", ["one huge query", "scores of -inf"])
-def test_global_tokens_whose_scores_overflow(backend: str, dtype: str, signs: str) -> None:
+@pytest.mark.parametrize("case", ["one huge query", "scores of -inf"])
+def test_global_tokens_whose_scores_overflow(backend: str, dtype: str, case: str) -> None:
     """A part of the keys may hide the overflow: its kernel gives 0 where all scores are -inf."""
     rng = np.random.default_rng(0)
     lengths = dict.fromkeys(("q", "k", "v"), 16) | dict.fromkeys(("global_q", "global_k", "global_v"), 4)
     arrays = {name: rng.standard_normal((1, 2, length, 8), dtype=np.float32) for name, length in lengths.items()}
-    if signs == "one huge query":
+    if case == "one huge query":
         arrays["global_q"][0, 0, 0] = 1e38
     else:
         arrays["global_q"][0, 0] = 1e3

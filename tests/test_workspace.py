@@ -1,6 +1,5 @@
 """Memory that is used again: never while something refers to it, and only inside a workspace."""
 
-import sys
 from itertools import pairwise
 from threading import Thread
 from typing import Any
@@ -96,8 +95,6 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(workspaces.Buffers, "take", poisoned)
     monkeypatch.setattr(workspaces, "MIN_BYTES", 0)
-    if "pegasusx_torch.linear" in sys.modules:
-        monkeypatch.setattr("pegasusx_torch.linear.MIN_BYTES", 0)
 
 
 @pytest.mark.usefixtures("_poisoned")

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pegasusx_ref.tracing import tap, wanted
 from pegasusx_torch.linear import HAS_BFLOAT16_WITHOUT_AMX, IS_MKL_SLOW, onednn_linear
-from pegasusx_torch.workspace import empty
+from pegasusx_torch.memory import empty
 
 MAX_CACHED_NUMBERS = 2**21  # scores, or numbers of keys, of the heads that are computed together: they fit the cache
 MIN_SCORES_PER_GEMM = 2**14  # scores of a head: from here on a product for each head is faster than a batched one

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from pegasusx_numpy.workspace import workspace
@@ -21,15 +20,15 @@ from pegasusx_torch.attention import attention, reads_keys_by_feature
 from pegasusx_torch.cuda_graph import CudaGraphStep
 from pegasusx_torch.global_local import QKV, global_local_attention
 from pegasusx_torch.linear import PackedWeights, linear
+from pegasusx_torch.memory import WritableView, as_tensor, empty, in_large_pages, take
 from pegasusx_torch.normalization import layer_norm
 from pegasusx_torch.padding import SourceLengths
 from pegasusx_torch.precision import allow_tf32, linear_full_precision
 from pegasusx_torch.top_k import stable_top_k
-from pegasusx_torch.workspace import empty
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": lambda x: F.relu(x) if x.requires_grad else torch.clamp_min(x, 0, out=empty(x.shape, x)),
+    "relu": lambda x: F.relu(x) if (out := take(x.shape, x)) is None else torch.clamp_min(x, 0, out=out),
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -51,37 +50,6 @@ def position_frequencies(width: int, device: torch.device) -> Tensor:
         device: of the result.
     """
     return torch.from_numpy(embedding.position_frequencies(width)).to(device)
-
-
-class WritableView:
-    """A view of an array that NumPy and torch take for writable, without a copy.
-
-    Weights that are mapped from a file are read-only, and torch warns of that, though nothing writes to them.
-    `warnings.catch_warnings` would change the filters of all threads.
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array  # keeps the memory alive
-        interface = array.__array_interface__
-        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """View a floating-point array as a tensor; what torch cannot view, such as big-endian numbers, is copied."""
-    dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)  # not float128
-    if array.dtype != dtype or not array.flags.aligned or min(array.strides, default=0) < 0:
-        array = array.astype(dtype, order="C")
-    is_bfloat16 = array.dtype == ml_dtypes.bfloat16
-    tensor = torch.from_numpy(np.asarray(WritableView(array.view(np.int16) if is_bfloat16 else array)))
-    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
-
-
-def in_large_pages(tensor: Tensor) -> Tensor:
-    """Return a tensor that is contiguous: on a CPU in memory of NumPy's, which asks the system for large pages."""
-    if tensor.device.type != "cpu" or tensor.is_contiguous():
-        return tensor.contiguous()
-    memory = torch.from_numpy(np.empty(tensor.numel() * tensor.itemsize, np.uint8))
-    return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class TorchBackend:
@@ -218,7 +186,7 @@ class TorchBackend:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         x = x.to(self._residual_dtype)
-        return torch.add(x, y, out=empty(x.shape, x))
+        return torch.add(x, y, out=take(x.shape, x))
 
     def attention(self, q_BHLF: Tensor, k_BHXF: Tensor, v_BHXF: Tensor, visible: Tensor | None = None) -> Tensor:
         with allow_tf32(self.tf32, self._device):

@@ -22,7 +22,7 @@ from pegasusx_torch.attention import (
     overflowed,
 )
 from pegasusx_torch.linear import IS_MKL_SLOW
-from pegasusx_torch.workspace import empty
+from pegasusx_torch.memory import take
 
 MAX_BATCHED_BLOCKS = 4  # on a CPU, computed in one call: bounds the memory of their keys joined with the global ones
 # On CUDA launching the kernels of few blocks takes longer than running them, so these are the limits there: the largest
@@ -60,7 +60,7 @@ def concatenate_tokens(of_globals: Tensor, of_tokens: Tensor) -> Tensor:
     """
     if of_tokens.device.type == "cpu":
         *lead, num_globals, F = of_globals.shape
-        joined = empty((*lead, num_globals + of_tokens.shape[-2], F), of_tokens)
+        joined = take((*lead, num_globals + of_tokens.shape[-2], F), of_tokens)
         return torch.cat([of_globals, of_tokens], dim=-2, out=joined)
     return torch.cat([of_globals.transpose(-3, -2), of_tokens.transpose(-3, -2)], dim=-3).transpose(-3, -2)
 

@@ -9,12 +9,11 @@ depend on earlier calls: with few rows oneDNN multiplies both. Measured: benchma
 from threading import Lock
 
 import torch
-from pegasusx_numpy.workspace import MIN_BYTES
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pegasusx_torch.workspace import empty
+from pegasusx_torch.memory import take
 
 MIN_ONEDNN_WEIGHT_SIZE = 2**16  # numbers in a weight: smaller ones stay in the cache
 GEMV_CHUNK_ROWS = 16  # rows of the weight in each of the products that `gemv` computes
@@ -96,15 +95,15 @@ def is_faster_in_float32(x: Tensor) -> bool:
 
 def mkl_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `torch.nn.functional.linear`, a large result in the workspace."""
-    x_rows = x.reshape(-1, x.shape[-1])
-    if len(x_rows) * len(weight) * x.itemsize < MIN_BYTES:
+    y = take((*x.shape[:-1], len(weight)), x)
+    if y is None:
         return F.linear(x, weight, bias)
-    y_rows = empty((len(x_rows), len(weight)), x)
+    x_rows, y_rows = x.reshape(-1, x.shape[-1]), y.view(-1, len(weight))
     if bias is None:
         torch.mm(x_rows, weight.T, out=y_rows)
     else:
         torch.addmm(bias, x_rows, weight.T, out=y_rows)
-    return y_rows.view(*x.shape[:-1], len(weight))
+    return y
 
 
 def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
