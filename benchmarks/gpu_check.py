@@ -35,14 +35,18 @@ def positive(text: str) -> int:
 def run_tests() -> dict[str, Any]:
     """Run tests/gpu without the configuration of the other tests, whose dependencies may be missing.
 
-    In several processes if pytest-xdist is there: most of their time is NVIDIA's compiler.
+    In several processes if pytest-xdist is there: most of their time is NVIDIA's compiler. Each test is printed when it
+    has ended, so that the log of a run that is cut off says how far it came.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
+    command = [sys.executable, "-m", "pytest", "-v", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
     if find_spec("xdist"):
-        command += ["-n", str(min(8, usable_cores())), "--dist", "load", "-p", "no:benchmark"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
-    return {"returncode": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}
+        command += ["-n", str(min(16, usable_cores())), "--dist", "load", "-p", "no:benchmark"]
+    summary = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout or []:
+            print(line, end="", flush=True)
+            summary = [line.strip()]
+    return {"returncode": run.returncode, "summary": summary}
 
 
 def print_progress(case: str, step: str, *_: int) -> None:

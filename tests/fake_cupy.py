@@ -4,14 +4,15 @@ import ctypes
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import emulated
 import numpy as np
 import scipy.special
-from strict_arrays import StrictArray, unwrapped
+import strict_arrays
+from strict_arrays import FakeGraph, StrictArray, unwrapped
 
 from pegasusx_ref.backend.arrays import numpy_dtype
 
@@ -23,8 +24,13 @@ class RawModule:
         self.code, self.options = code, options
 
     def get_function(self, name: str) -> Any:
+        strict_arrays.not_during_capture("loading a kernel")
+
         def kernel(grid: tuple[int, int, int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-            emulated.launch(self.code, self.options, name, grid, block[0], tuple(map(unwrapped, arguments)), backwards)
+            host_arguments = tuple(map(unwrapped, arguments))
+            strict_arrays.noted(
+                lambda: emulated.launch(self.code, self.options, name, grid, block[0], host_arguments, backwards)
+            )
 
         return kernel
 
@@ -37,6 +43,8 @@ def in_memory(address: int, size: int, dtype: Any) -> np.ndarray:
 
 def gemm_strided_batched(handle: int, *arguments: int) -> None:
     """Multiply stacks of column-major matrices in memory, as cublasGemmStridedBatchedEx is documented."""
+    if strict_arrays.capturing is not None:  # as CuPy does
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     a_is_transposed, b_is_transposed, m, n, k, alpha, *operands = arguments
     a, a_type, a_step, a_stride, b, b_type, b_step, b_stride, beta, *result = operands
     c, c_type, c_step, c_stride, count, compute, _ = result
@@ -81,24 +89,87 @@ class Device:
     def use(self) -> None:
         self.current.id = self.id
 
+    def synchronize(self) -> None:
+        strict_arrays.not_during_capture("a synchronization")
+
+
+class Stream:
+    """A stream; without a handle, the default one of a thread."""
+
+    stack = threading.local()
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.non_blocking = non_blocking
+
+    def __enter__(self) -> "Stream":
+        self.stack.current = self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        del self.stack.current
+
+    def synchronize(self) -> None:
+        strict_arrays.not_during_capture("a synchronization")
+
+    def begin_capture(self) -> None:
+        assert self.non_blocking, "cannot capture on the default (legacy) stream"
+        assert current_stream() is self, "operations go to another stream"
+        strict_arrays.capturing = FakeGraph()
+
+    def end_capture(self) -> FakeGraph:
+        graph, strict_arrays.capturing = strict_arrays.capturing, None
+        assert graph is not None
+        graph.finish()
+        return graph
+
+
+def current_stream() -> Stream:
+    return getattr(Stream.stack, "current", None) or Stream()
+
+
+class MemoryPool:
+    def malloc(self, size: int) -> None:
+        """Replaces an allocator, which strict arrays do not need."""
+
 
 def fake_modules(num_devices: int) -> dict[str, ModuleType]:
+    def array(array: Any, dtype: Any) -> StrictArray:
+        if not isinstance(array, StrictArray):
+            return asarray(np.array(array, dtype))
+        on_host = unwrapped(array)
+        return StrictArray(strict_arrays.noted(lambda: np.array(on_host, dtype), on_host))
+
     def asarray(array: Any) -> StrictArray:
-        return array if isinstance(array, StrictArray) else StrictArray(np.array(array))
+        if isinstance(array, StrictArray):
+            return array
+        strict_arrays.not_during_capture("a copy from the host")
+        return StrictArray(np.array(array))
+
+    def asnumpy(array: StrictArray) -> np.ndarray:
+        strict_arrays.not_during_capture("a copy to the host")
+        return np.array(unwrapped(array))
 
     def ascontiguousarray(array: StrictArray) -> StrictArray:
-        return StrictArray(np.ascontiguousarray(unwrapped(array)))
+        on_host = unwrapped(array)
+        return StrictArray(strict_arrays.noted(lambda: np.ascontiguousarray(on_host), on_host))
 
     def empty(shape: tuple[int, ...], dtype: Any) -> StrictArray:
-        return StrictArray(np.full(shape, np.nan, dtype=dtype))
+        new = np.full(shape, np.nan, dtype=dtype)
+        if strict_arrays.capturing is not None:
+            strict_arrays.capturing.new.append(new)
+        return StrictArray(new)
+
+    def erf(x: StrictArray) -> StrictArray:
+        on_host = unwrapped(x)
+        return StrictArray(strict_arrays.noted(lambda: scipy.special.erf(on_host), on_host))
 
     cupy: Any = ModuleType("cupy")
     vars(cupy).update(
         __version__="0.0 (fake)",
-        array=lambda array, dtype: StrictArray(np.array(getattr(array, "_array", array), dtype)),
+        array=array,
         asarray=asarray,
         ascontiguousarray=ascontiguousarray,
-        asnumpy=lambda array: np.array(unwrapped(array)),
+        asnumpy=asnumpy,
         empty=empty,
         uint8=np.uint8,
         RawModule=RawModule,
@@ -106,6 +177,9 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     cupy.cuda = ModuleType("cupy.cuda")
     cupy.cuda.is_available = lambda: True
     cupy.cuda.Device = Device
+    cupy.cuda.Stream = Stream
+    cupy.cuda.MemoryPool = MemoryPool
+    cupy.cuda.using_allocator = nullcontext
     cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")
     cupy.cuda.runtime.getDeviceCount = lambda: num_devices
     cupy.cuda.cublas = ModuleType("cupy.cuda.cublas")
@@ -113,7 +187,7 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     cupy.cuda.device = ModuleType("cupy.cuda.device")
     cupy.cuda.device.get_cublas_handle = lambda: 0
     special: Any = ModuleType("cupyx.scipy.special")
-    special.erf = lambda x: StrictArray(scipy.special.erf(unwrapped(x)))
+    special.erf = erf
     names = ("cupyx", "cupyx.scipy")
     submodules = {"cupy.cuda": cupy.cuda, "cupy.cuda.cublas": cupy.cuda.cublas, "cupy.cuda.device": cupy.cuda.device}
     return submodules | {"cupy": cupy, "cupyx.scipy.special": special, **{name: ModuleType(name) for name in names}}

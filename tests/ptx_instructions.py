@@ -40,10 +40,12 @@ extern "C" __global__ void products(const half_bits* a, const half_bits* b, cons
     }
 }
 
-extern "C" __global__ void conversions(const float* x, unsigned* pairs, float* powers, half_bits* copied) {
+extern "C" __global__ void conversions(const float* x, unsigned* pairs, float* powers, half_bits* copied,
+                                       float* numbers) {
     __shared__ Shared tile;
     pairs[threadIdx.x] = rounded_pair(x[2 * threadIdx.x], x[2 * threadIdx.x + 1]);
     powers[threadIdx.x] = exp2_of(x[threadIdx.x]);
+    numbers[threadIdx.x] = number_of_half((half_bits)pairs[threadIdx.x]);
     if (threadIdx.x < 2) begin_copy(tile.a[threadIdx.x], x, threadIdx.x == 1);
     finish_copies();
     __syncthreads();
@@ -83,7 +85,12 @@ def numbers() -> np.ndarray:
     return np.concatenate([SPECIAL, rest]).astype(np.float32)
 
 
-def check_conversions(dtype: str, x: np.ndarray, pairs: Any, powers: Any, copied: Any) -> None:
+def converted() -> list[np.ndarray]:
+    """Return arrays for the results of `conversions`: pairs, powers, copied and numbers."""
+    return [np.zeros(32, np.uint32), np.zeros(32, np.float32), np.zeros(16, np.uint16), np.zeros(32, np.float32)]
+
+
+def check_conversions(dtype: str, x: np.ndarray, pairs: Any, powers: Any, copied: Any, numbers: Any) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = x.astype(numpy_dtype(dtype))
         expected = np.exp2(x[:32].astype(np.float64)).astype(np.float32)
@@ -91,5 +98,6 @@ def check_conversions(dtype: str, x: np.ndarray, pairs: Any, powers: Any, copied
     bits = np.asarray(pairs).view(np.uint16)
     np.testing.assert_array_equal(bits[is_number], rounded.view(np.uint16)[is_number])
     assert np.isnan(bits.view(rounded.dtype)[~is_number].astype(np.float32)).all()
+    np.testing.assert_array_equal(np.asarray(numbers), rounded[::2].astype(np.float32))
     np.testing.assert_allclose(np.asarray(powers), expected, rtol=2**-21, atol=2**-126)
     np.testing.assert_array_equal(np.asarray(copied), [*np.zeros(8, np.uint16), *x.view(np.uint16)[:8]])

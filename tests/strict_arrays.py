@@ -5,11 +5,12 @@ does not list. So code that runs on strict arrays runs on CuPy without a hidden 
 """
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.exceptions import AxisError
@@ -29,6 +30,7 @@ class Call(NamedTuple):
 
 
 _recorded: dict[str, Call] | None = None
+capturing: "FakeGraph | None" = None  # notes what is computed
 
 
 @contextmanager
@@ -58,12 +60,65 @@ def compute(name: str, function: Callable[..., Any], args: tuple[Any, ...], opti
     host_args, host_options = unwrapped(args), {key: unwrapped(value) for key, value in options.items()}
     check(f"{name}({described_arguments(args, options)})", Call(function, args, options))
     try:
-        return wrapped(function(*host_args, **host_options))
+        return wrapped(noted(lambda: function(*host_args, **host_options), (*host_args, *host_options.values())))
     except IndexError as error:
         if isinstance(error, AxisError) or "out of bounds" not in str(error):
             raise
         # No IndexError, which code may handle: CuPy raises none for indices in arrays.
         raise AssertionError("an index is out of bounds, which CuPy takes modulo the size") from error
+
+
+class FakeGraph:
+    """A CUDA graph: operations that were noted during capture, and are repeated on the same memory by each launch.
+
+    As on CUDA, Python does not run again: Python numbers become constants, and copies from or to the host are errors.
+    """
+
+    graphs: ClassVar[deque["FakeGraph"]] = deque(maxlen=20)  # the last ones
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Callable[[], Any], list[np.ndarray]]] = []
+        self.new: list[np.ndarray] = []  # arrays that were allocated
+        self.num_kernels = self.launches = 0
+        self.graphs.append(self)
+
+    def finish(self) -> None:
+        """Make all results NaN, because a capture computes nothing."""
+        for array in self.new:
+            if array.dtype.kind not in "biu":
+                array.fill(np.nan)
+
+    def launch(self) -> None:
+        self.launches += 1
+        for operation, results in self.operations:
+            for old, new in zip(results, arrays_in(operation()), strict=True):
+                if not np.shares_memory(old, new):
+                    old[...] = new
+
+
+def noted(operation: Callable[[], Any], inputs: Any = ()) -> Any:
+    """Run an operation on host arrays; during a capture, also note it."""
+    result = operation()
+    if capturing is not None:
+        results, given = arrays_in(result), arrays_in(inputs)
+        new = [x for x in results if not any(np.shares_memory(x, y) for y in given)]
+        capturing.operations.append((operation, results))
+        capturing.new += new
+        capturing.num_kernels += bool(new) or not results  # the others are views
+    return result
+
+
+def not_during_capture(what: str) -> None:
+    """Raise an error as CUDA does during a capture."""
+    if capturing is not None:
+        raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+
+
+def arrays_in(tree: Any) -> list[np.ndarray]:
+    """Return the arrays among results or arguments."""
+    if isinstance(tree, list | tuple):
+        return [array for item in tree for array in arrays_in(item)]
+    return [tree] if isinstance(tree, np.ndarray) else []
 
 
 class StrictArray(NDArrayOperatorsMixin):
@@ -90,7 +145,10 @@ class StrictArray(NDArrayOperatorsMixin):
                 f"{name}({described_arguments(args, options)}, like=array)",
                 Call(function, args, {**options, "like": self}),
             )
-            return array if isinstance(array, StrictArray) else StrictArray(np.array(array, **options))
+            if isinstance(array, StrictArray):
+                return array
+            not_during_capture("a copy from the host")
+            return StrictArray(np.array(array, **options))
         return compute(name, function, args, options)
 
     def __getitem__(self, key: Any) -> Any:
@@ -110,6 +168,7 @@ class StrictArray(NDArrayOperatorsMixin):
         raise TypeError("iteration over the elements of an array on the device")
 
     def __float__(self) -> float:
+        not_during_capture("a copy to the host")
         return float(self._array)
 
     def __getattr__(self, name: str) -> Any:

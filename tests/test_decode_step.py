@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_parameters import IN_FLOAT64, random_model
+from backend_parameters import DTYPES, IN_FLOAT64, MARKS, backend_on_cpu, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, configs, seeds
+from strict_arrays import FakeGraph, StrictArray
 
-from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
-from pegasusx_ref.backend import GoldenBackend, Step
+from pegasusx_ref import BackendError, InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
+from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, Step
 from pegasusx_ref.model import decode_step
 from pegasusx_ref.model.kv_cache import StaticKV, padded
 from pegasusx_ref.model.weights import random_weights
@@ -188,3 +189,94 @@ def test_a_recorded_step_keeps_its_shapes(graphs: list[Any]) -> None:
     assert step(torch.zeros(3)).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=r"called with shape \(1,\): the graph was captured with \(3,\)"):
         step(torch.zeros(1))
+
+
+# --- CuPy's CUDA graphs, pretended -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cupy_graphs() -> Iterator[Any]:
+    FakeGraph.graphs.clear()
+    yield FakeGraph.graphs
+    FakeGraph.graphs.clear()
+
+
+needs_emulator: pytest.MarkDecorator = MARKS["cupy"]
+
+
+@needs_emulator
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_capacity")
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES["cupy"])
+def test_steps_that_cupy_captured_write_the_same(cupy_graphs: Any, dtype: str, how: dict[str, Any]) -> None:
+    model = random_model(PegasusXConfig.preset("tiny", init_std=0.5), 3, "cupy", dtype)
+    ids = np.random.default_rng(0).integers(106, 256, (2, 21))
+    mask = np.arange(21) < np.array([[21], [13]])
+    growing = written(model, ids, mask, cache_implementation="dynamic", **how)
+    assert not cupy_graphs
+    assert written(model, ids, mask, **how) == growing
+    assert [graph.launches for graph in cupy_graphs] == [1, 2, 4, 1]
+
+
+@needs_emulator
+@pytest.mark.parametrize("kind", ["nf4-double", "int8"])
+def test_cupy_captures_steps_of_quantized_matrices(cupy_graphs: Any, kind: str) -> None:
+    config = PegasusXConfig.preset("tiny", d_model=64, init_std=0.3)
+    weights = {
+        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
+        for name, tensor in random_weights(config).items()
+    }
+    model = PegasusXForConditionalGeneration(config, weights, backend_on_cpu("cupy", "float32"))
+    assert written(model, [[7, 8, 9]]) == written(model, [[7, 8, 9]], cache_implementation="dynamic")
+    assert [graph.launches for graph in cupy_graphs] == [8]
+
+
+@needs_emulator
+def test_cupy_launches_few_kernels_in_a_step(cupy_graphs: Any) -> None:
+    """A layer: 3 LayerNorms, 8 linear maps, 2 new entries of the caches, 2 attentions, 3 additions, 1 relu."""
+    for layers in (1, 2):
+        model = random_model(PegasusXConfig.preset("tiny", decoder_layers=layers), 3, "cupy", "bfloat16")
+        model.generate([[7, 8, 9]], [[1, 1, 0]], num_beams=2, max_new_tokens=4, min_new_tokens=4)
+    first, second = (graph.num_kernels for graph in cupy_graphs)
+    assert second - first == 19
+    assert first == 19 + 2  # the last LayerNorm, and the head
+
+
+@needs_emulator
+def test_more_rows_than_cupy_captures_are_computed_too(cupy_graphs: Any) -> None:
+    model = random_model(PegasusXConfig.preset("tiny", init_std=0.5), 3, "cupy")
+    ids = np.random.default_rng(0).integers(106, 256, (22, 5))
+    dynamic, static = (
+        model.generate(ids, num_beams=3, max_new_tokens=4, min_new_tokens=4, cache_implementation=cache).tolist()
+        for cache in ("dynamic", "static")
+    )
+    assert dynamic == static
+    assert not cupy_graphs
+
+
+@needs_emulator
+def test_a_step_that_cupy_cannot_capture_has_a_remedy(cupy_graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(PegasusXConfig.preset("tiny", init_std=0.5), 3, "cupy")
+    append = StaticKV.append
+
+    def asks_the_device(rows: StaticKV, ops: Any, new: Any) -> StaticKV:
+        ops.to_numpy(rows.slots_L)
+        return append(rows, ops, new)
+
+    monkeypatch.setattr(StaticKV, "append", asks_the_device)
+    with pytest.raises(BackendError, match=r"\(operation not permitted .*\): pass cache_implementation='dynamic'"):
+        written(model, [[7, 8, 9]])
+    assert len(written(model, [[7, 8, 9]], cache_implementation="dynamic")[0]) == 10
+
+
+@needs_emulator
+def test_a_step_that_cupy_captured_keeps_its_shapes(cupy_graphs: Any) -> None:
+    ops = random_model(PegasusXConfig.preset("tiny"), 0, "cupy").ops
+    step = ops.compile(lambda x: ops.activation(ops.add(x, x), "relu"))  # a kernel that is not loaded yet
+    first = StrictArray(np.ones((1, 2, 3)))
+    assert ops.to_numpy(step(first)).tolist() == [[[2, 2, 2], [2, 2, 2]]]
+    assert ops.to_numpy(step(StrictArray(np.full((1, 2, 3), 2.0)))).tolist() == [[[4, 4, 4], [4, 4, 4]]]
+    assert ops.to_numpy(first).tolist() == [[[1, 1, 1], [1, 1, 1]]]
+    with pytest.raises(ValueError, match=r"called with shape \(1, 1, 3\): the graph was captured with \(1, 2, 3\)"):
+        step(StrictArray(np.zeros((1, 1, 3))))

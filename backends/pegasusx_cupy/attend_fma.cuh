@@ -12,26 +12,9 @@
 #define ROWS (THREADS / COLUMNS)
 #define QUERIES_PER_THREAD (QUERIES / ROWS)
 #define KEYS_PER_THREAD (KEYS / COLUMNS)
-#define VECTOR (16 / (int)sizeof(REAL))                             // numbers of a vector
 #define VECTORS ((HEAD_DIM + VECTOR - 1) / VECTOR)                  // of a row's features; zeros fill the last one
 #define VECTORS_PER_THREAD ((VECTORS + COLUMNS - 1) / COLUMNS)
 #define STRIDE (VECTORS + 1 - VECTORS % 2)                          // odd: rows begin in different banks
-
-struct alignas(16) Vector {
-    REAL at[VECTOR];
-};
-
-// A vector of features; zeros beyond the last one, and where there are none.
-__device__ Vector load(const ELEMENT* features, int vector) {
-    if (!features) return Vector{};
-    if (HEAD_DIM % VECTOR == 0) return ((const Vector*)features)[vector];
-    Vector loaded = {};
-    for (int c = 0; c < VECTOR; ++c)
-        if (vector * VECTOR + c < HEAD_DIM) loaded.at[c] = features[vector * VECTOR + c];
-    return loaded;
-}
-
-__device__ ELEMENT rounded(REAL value) { return value; }
 
 __device__ REAL exp_of(REAL difference) { return exp(difference); }
 
@@ -60,7 +43,7 @@ __device__ void attend(const Rows& rows, const KeysAndValues& source) {
     for (int i = thread; i < QUERIES * VECTORS; i += THREADS) {
         int query = rows.first + i / VECTORS;
         long long at = place(rows.length, source.num_heads, blockIdx.z, blockIdx.y, query) * HEAD_DIM;
-        Vector q = load(query < rows.stop ? rows.queries + at : nullptr, i % VECTORS);
+        Vector q = load(query < rows.stop ? rows.queries + at : nullptr, i % VECTORS, HEAD_DIM);
         for (int c = 0; c < VECTOR; ++c) q.at[c] *= scale;  // [scale]
         query_tile[i / VECTORS][i % VECTORS] = q;
     }
@@ -79,8 +62,8 @@ __device__ void attend(const Rows& rows, const KeysAndValues& source) {
             int key = tile + i / VECTORS;
             const ELEMENT* k = features_of(source.keys, source.global_keys, source, rows, key);
             const ELEMENT* v = features_of(source.values, source.global_values, source, rows, key);  // [values]
-            key_tile[i / VECTORS][i % VECTORS] = load(k, i % VECTORS);
-            value_tile[i / VECTORS][i % VECTORS] = load(v, i % VECTORS);
+            key_tile[i / VECTORS][i % VECTORS] = load(k, i % VECTORS, HEAD_DIM);
+            value_tile[i / VECTORS][i % VECTORS] = load(v, i % VECTORS, HEAD_DIM);
         }
         if (thread < KEYS) visible[thread] = is_visible(source, rows, tile + thread);
         __syncthreads();  // [barrier after loading] the tiles are complete

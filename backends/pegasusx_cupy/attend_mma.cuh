@@ -6,8 +6,6 @@
 // l / 4 + 8 of each 16, of the keys and features 2 (l % 4), 2 (l % 4) + 1 of each 8. The four lanes of a row are
 // adjacent. The scores of a product are, rounded, the first operand of the next one: no lane needs another's.
 
-#include "ptx.cuh"
-
 #define ROW_TILES (QUERIES / (THREADS / 32 * 16))    // of 16 queries for each warp
 #define FEATURES ((HEAD_DIM + 15) / 16 * 16)         // zeros fill the last 16
 #define STRIDE (FEATURES + 8)                        // 16 bytes more: eight rows lie in different banks
@@ -19,8 +17,6 @@ __device__ float exp_of(float difference) {
     const float scale = LOG2_E / sqrt((float)HEAD_DIM);  // [scale] of the scores, for powers of two
     return exp2_of(difference * scale);
 }
-
-__device__ half_bits rounded(float value) { return rounded_half(value); }
 
 // A tile of keys and values, and which of the keys are visible.
 struct Tile {

@@ -1,6 +1,6 @@
 // The attention core of PEGASUS-X: softmax(q k^T / sqrt(F)) v over the global tokens and one block of the tokens.
 //
-// This file says which queries and keys a thread block takes, and merges the parts of long rows. How a thread block
+// This file says which queries and keys a thread block takes. How a thread block
 // attends from a tile of queries to a range of keys is in attend_fma.cuh, for float32 and float64, and in
 // attend_mma.cuh, on tensor cores, for float16 and bfloat16. Padding and staggering are index arithmetic: nothing is
 // moved, padded or masked in memory.
@@ -55,6 +55,8 @@ __device__ bool is_visible(const KeysAndValues& source, const Rows& rows, int ke
     return source.is_real[(long long)blockIdx.z * source.num_tokens + token];  // [padding mask]
 }
 
+#include "vectors.cuh"
+
 #ifdef HALF_PRECISION
 #include "attend_mma.cuh"
 #else
@@ -101,25 +103,4 @@ extern "C" __global__ void global_attention(const ELEMENT* queries, const ELEMEN
     attend(rows, source);
 }
 
-// Merge the parts of each row: a part's sums are relative to its own largest score. Grid: (rows); a thread computes
-// some of the features.
-extern "C" __global__ void merge_parts(const REAL* sums, const REAL* largest, const REAL* totals, ELEMENT* context,
-                                       int num_parts) {
-    REAL row_largest = -LARGEST, total = 0;
-    for (int part = 0; part < num_parts; ++part) {
-        REAL other = largest[(long long)part * gridDim.x + blockIdx.x];
-        row_largest = other > row_largest ? other : row_largest;
-    }
-    for (int part = 0; part < num_parts; ++part) {
-        long long row = (long long)part * gridDim.x + blockIdx.x;
-        total += totals[row] * exp_of(largest[row] - row_largest);  // [total of all parts]
-    }
-    for (int feature = threadIdx.x; feature < HEAD_DIM; feature += THREADS) {
-        REAL sum = 0;
-        for (int part = 0; part < num_parts; ++part) {
-            long long row = (long long)part * gridDim.x + blockIdx.x;
-            sum += sums[row * HEAD_DIM + feature] * exp_of(largest[row] - row_largest);  // [sum of all parts]
-        }
-        context[(long long)blockIdx.x * HEAD_DIM + feature] = rounded(sum / total);
-    }
-}
+#include "merge_parts.cuh"

@@ -8,11 +8,12 @@ import numpy as np
 from cupyx.scipy.special import erf
 
 from pegasusx_cupy import kernels
+from pegasusx_cupy.compilation import HALF_PRECISION, MIN_CAPABILITY, sum_dtype, tile_for
+from pegasusx_cupy.cuda_graph import CudaGraphStep
 from pegasusx_cupy.products import load_cublas, product
 from pegasusx_cupy.top_k import stable_top_k
-from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, is_core_traced
+from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, Step, is_core_traced
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.backend.quantized import dense
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.attention import mask_scores, softmax
 from pegasusx_ref.golden.embedding import position_frequencies
@@ -22,7 +23,7 @@ from pegasusx_ref.tracing import scope, tap, wanted
 
 def without_half_precision(array: Any) -> Any:
     """Return an array in its own dtype, half precision as float32."""
-    return array.astype(np.float32) if str(array.dtype) in kernels.HALF_PRECISION else array
+    return array.astype(np.float32) if str(array.dtype) in HALF_PRECISION else array
 
 
 class CupyBackend(GoldenBackend):
@@ -47,6 +48,7 @@ class CupyBackend(GoldenBackend):
     name = "cupy"
     version = str(cupy.__version__)
     dtypes = ("float32", "float64", "bfloat16", "float16")
+    compiles = True
 
     def __init__(self, device: str | int | None = None, dtype: str = "float32", tf32: bool = False) -> None:
         available = self.devices()
@@ -60,13 +62,13 @@ class CupyBackend(GoldenBackend):
         self.tf32 = tf32
         self._device = cupy.cuda.Device(int(self.device.removeprefix("cuda:")))
         capability = int(self._device.compute_capability)
-        if dtype in kernels.HALF_PRECISION and capability < kernels.MIN_CAPABILITY:
+        if dtype in HALF_PRECISION and capability < MIN_CAPABILITY:
             raise BackendError(
                 f"backend 'cupy' computes in {dtype!r} from compute capability 8.0 on, and {self.device} has "
                 f"{capability / 10}: use dtype='float32', or the torch backend"
             )
         self._compute_dtype = numpy_dtype(dtype)
-        self._residual_dtype = numpy_dtype(kernels.sum_dtype(dtype))
+        self._residual_dtype = numpy_dtype(sum_dtype(dtype))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.device, self.dtype, self.tf32)
@@ -81,6 +83,10 @@ class CupyBackend(GoldenBackend):
         if not cupy.cuda.is_available():
             raise BackendError("CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver")
         return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
+
+    def compile(self, step: Step) -> Step:
+        """Return a step that is captured as a CUDA graph."""
+        return CudaGraphStep(step, self._device)
 
     # --- arrays
 
@@ -137,7 +143,7 @@ class CupyBackend(GoldenBackend):
         return kernels.layer_norm(x_BTD, weight_D, bias_D, eps, self.dtype)
 
     def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
-        """Multiply with the matrix; a quantized one is dequantized first."""
+        """Multiply by cuBLAS, or few rows by a kernel; a quantized matrix is dequantized first."""
         return self._linear(x, weight, bias, self._compute_dtype)
 
     def linear_full_precision(self, x: Any, weight: Any, bias: Any = None) -> Any:
@@ -145,9 +151,12 @@ class CupyBackend(GoldenBackend):
         return self._linear(x, weight, bias, self._residual_dtype)
 
     def _linear(self, x: Any, weight: Any, bias: Any, dtype: Any) -> Any:
-        matrix = dense(weight, self._compute_dtype)
+        matrix = kernels.dequantized(weight, self._compute_dtype) if isinstance(weight, QuantizedMatrix) else weight
         rows = x.astype(self._compute_dtype, copy=False).reshape(-1, x.shape[-1])
-        y = product(rows, matrix, dtype, transposed=True, bias=bias, tf32=self.tf32)
+        if rows.shape[0] <= kernels.FEW:
+            y = kernels.few_rows(rows, matrix, bias, dtype)
+        else:
+            y = product(rows, matrix, dtype, transposed=True, bias=bias, tf32=self.tf32)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def add(self, x: Any, y: Any) -> Any:
@@ -165,11 +174,14 @@ class CupyBackend(GoldenBackend):
         return super().activation(x, name)
 
     def attention(self, q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: Any = None) -> Any:
-        """Multiply by cuBLAS, with a kernel for the softmax, unless a listener wants scores or probabilities."""
+        """Multiply by cuBLAS, with a kernel for the softmax; few queries, and untraced ones only, are one kernel."""
         q_BHLF, k_BHXF, v_BHXF = self._in_compute_dtype(q_BHLF, k_BHXF, v_BHXF)
+        is_traced = wanted("scores") or wanted("probs")
+        if q_BHLF.shape[2] <= kernels.FEW and not is_traced:
+            return tap("context", kernels.few_queries(q_BHLF, k_BHXF, v_BHXF, visible))
         scale = q_BHLF.shape[3] ** -0.5
         scores = product(q_BHLF, k_BHXF, self._residual_dtype, transposed=True, scale=scale, tf32=self.tf32)
-        if wanted("scores") or wanted("probs"):
+        if is_traced:
             scores = tap("scores", scores if visible is None else mask_scores(scores, visible))
             probs = tap("probs", softmax(scores))
             v_BHXF = v_BHXF.astype(self._residual_dtype, copy=False)  # a listener sees the numbers that are multiplied
@@ -193,7 +205,7 @@ class CupyBackend(GoldenBackend):
         q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(
             q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF
         )
-        if not is_core_traced(blocks) and kernels.tile_for(q_BHTF.shape[3], self.dtype) is not None:
+        if not is_core_traced(blocks) and tile_for(q_BHTF.shape[3], self.dtype) is not None:
             keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
             return (
                 kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),

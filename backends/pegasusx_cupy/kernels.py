@@ -1,115 +1,32 @@
-"""The kernels of attention.cu and rows.cu: compiled at their first launch, launched on CuPy arrays."""
+"""The kernels on CuPy arrays."""
 
 import math
-import re
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cupy
 import numpy as np
 
+from pegasusx_cupy.compilation import (
+    FEW_ROWS_FEATURES,
+    FEW_ROWS_WARPS,
+    THREADS,
+    VECTOR_BYTES,
+    WARP,
+    attention_kernel,
+    few_queries_kernel,
+    few_rows_kernel,
+    row_kernel,
+    sum_dtype,
+)
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.golden.quantization import CODES
 
-FOLDER = Path(__file__).parent
-COMPILER_OPTIONS = ("--std=c++14",)
-THREADS = 128
-SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
-VECTOR_BYTES = 16
 PART_SIZE = 1024  # keys of a row of global attention that a thread block takes: a multiple of a tile's
-HALF_PRECISION = ("float16", "bfloat16")
-MIN_CAPABILITY = 80  # compute capability 8.0, for half precision
-C_TYPES = {"float16": "unsigned short", "bfloat16": "unsigned short", "float32": "float", "float64": "double"}
-LARGEST = {"float": "3.402823466e38f", "double": "1.7976931348623157e308"}
-
-
-class Tile(NamedTuple):
-    """The number of queries and of keys whose scores exist at the same time, and of the threads that compute them."""
-
-    queries: int
-    keys: int
-    threads: int = THREADS
-
-
-TILES = (Tile(64, 32), Tile(32, 16), Tile(16, 8))  # for float32 and float64: the largest that fits is used
-# On tensor cores, by the largest F: sums and scores stay in registers.
-TENSOR_CORE_TILES = {64: Tile(128, 64), 128: Tile(64, 32), 256: Tile(64, 16)}
-
-
-def tile_for(head_dim: int, dtype: str) -> Tile | None:
-    """Return the tile of a kernel, or None if heads are too wide.
-
-    Args:
-        head_dim: F.
-        dtype: of queries, keys and values.
-    """
-    if dtype in HALF_PRECISION:
-        return next((tile for largest, tile in TENSOR_CORE_TILES.items() if head_dim <= largest), None)
-    vector = VECTOR_BYTES // np.dtype(dtype).itemsize
-    vectors = -(-head_dim // vector)
-    for tile in TILES:
-        queries, keys, _ = tile
-        used = (queries + 2 * keys) * (vectors + 1 - vectors % 2) + queries * (keys // vector + 1)
-        if used * VECTOR_BYTES + keys <= SHARED_MEMORY:
-            return tile
-    return None
-
-
-def sum_dtype(dtype: str) -> str:
-    """Return the dtype of sums: float32 for half precision."""
-    return "float32" if dtype in HALF_PRECISION else dtype
-
-
-def source(name: str) -> str:
-    """Read a source file with the files that it includes: CuPy's cache of compiled kernels does not look into those."""
-    text = (FOLDER / name).read_text(encoding="utf-8")
-    return re.sub(r'^#include "(.+)"$', lambda found: source(found[1]), text, flags=re.MULTILINE)
-
-
-def type_macros(dtype: str) -> dict[str, str]:
-    """Return the macros that say in which types a kernel computes."""
-    real = C_TYPES[sum_dtype(dtype)]
-    macros = {"ELEMENT": C_TYPES[dtype], "REAL": real, "LARGEST": LARGEST[real]}
-    if dtype in HALF_PRECISION:
-        macros["HALF_PRECISION"] = "1"
-    if dtype == "bfloat16":
-        macros["BFLOAT16"] = "1"
-    return macros
-
-
-def attention_macros(dtype: str, head_dim: int) -> dict[str, str]:
-    """Return the macros that attention.cu is compiled with."""
-    tile = tile_for(head_dim, dtype)
-    assert tile is not None, f"no tile for heads of {head_dim}"
-    sizes = {"HEAD_DIM": head_dim, "QUERIES": tile.queries, "KEYS": tile.keys, "THREADS": tile.threads}
-    return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
-
-
-def row_macros(dtype: str) -> dict[str, str]:
-    """Return the macros that rows.cu is compiled with."""
-    return type_macros(dtype) | {"THREADS": str(THREADS)}
-
-
-@cache
-def compile_kernels(name: str, **macros: str) -> Any:
-    """Compile a source file."""
-    options = tuple(f"-D{macro}={value}" for macro, value in macros.items())
-    return cupy.RawModule(code=source(name), options=(*COMPILER_OPTIONS, *options))
-
-
-@cache
-def attention_kernel(name: str, dtype: str, head_dim: int) -> tuple[Any, Tile]:
-    """Return a kernel of attention.cu, which is called with a grid, the threads and the arguments, and its tile."""
-    tile = tile_for(head_dim, dtype)
-    assert tile is not None
-    return compile_kernels("attention.cu", **attention_macros(dtype, head_dim)).get_function(name), tile
-
-
-@cache
-def row_kernel(name: str, dtype: str) -> Any:
-    """Return a kernel of rows.cu, whose result has the dtype."""
-    return compile_kernels("rows.cu", **row_macros(dtype)).get_function(name)
+FEW = 64  # rows, or queries, up to which the kernels for few of them are used
+MIN_PART_SIZE, MANY_WARPS = 64, 2048  # keys of few queries that a warp takes, and the warps that occupy a GPU
 
 
 def aligned(x: Any) -> Any:
@@ -230,3 +147,84 @@ def relu(x: Any) -> Any:
     num_blocks = -(-x.nbytes // (VECTOR_BYTES * THREADS))
     row_kernel("relu", str(x.dtype))((num_blocks, 1, 1), (THREADS,), (x, y, np.int64(x.size)))
     return y
+
+
+def few_rows(x_LK: Any, weight_NK: Any, bias_N: Any, dtype: Any) -> Any:
+    """Compute `pegasusx_ref.golden.feed_forward.linear` of up to `FEW` rows.
+
+    Args:
+        x_LK: rows.
+        weight_NK: in the dtype of the rows.
+        bias_N: in the dtype of sums, or None.
+        dtype: of the result: that of the rows, or of sums.
+    """
+    (L, K), N = x_LK.shape, weight_NK.shape[0]
+    y_LN = cupy.empty((L, N), dtype=dtype)
+    if not y_LN.size:
+        return y_LN
+    name = "few_rows" if y_LN.dtype == x_LK.dtype else "few_rows_full_precision"
+    kernel, rows = few_rows_kernel(name, str(x_LK.dtype), L)
+    bias = np.intp(0) if bias_N is None else bias_N
+    grid = (-(-N // (FEW_ROWS_WARPS * FEW_ROWS_FEATURES)), -(-L // rows), 1)
+    kernel(grid, (FEW_ROWS_WARPS * WARP,), (aligned(x_LK), aligned(weight_NK), bias, y_LN, *int32(L, K, N)))
+    return y_LN
+
+
+def few_queries(q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: Any) -> Any:
+    """Compute `pegasusx_ref.golden.attention.attention` of up to `FEW` queries: parts of the keys, then the merge."""
+    B, H, L, F = q_BHLF.shape
+    X = k_BHXF.shape[2]
+    dtype = str(q_BHLF.dtype)
+    kernel, rows = few_queries_kernel("few_queries", dtype, L, F)
+    groups = -(-L // rows)
+    part_size = max(MIN_PART_SIZE, -(-X * groups * H * B // MANY_WARPS))
+    num_parts = -(-X // part_size)
+    context_BLHF = cupy.empty((B, L, H, F), dtype=q_BHLF.dtype)
+    if not context_BLHF.size:
+        return context_BLHF.swapaxes(1, 2)
+    sums = cupy.empty((num_parts, B, L, H, F), dtype=sum_dtype(dtype))
+    largest, totals = (cupy.empty((num_parts, B, L, H), dtype=sum_dtype(dtype)) for _ in range(2))
+    k_BHXF, v_BHXF = map(vectors_of_features, (k_BHXF, v_BHXF))
+    steps = [step // x.itemsize for x in (k_BHXF, v_BHXF) for step in x.strides[:3]]
+    if visible is not None:
+        steps += [0 if visible.shape[0] == 1 else visible.shape[1] * X, 0 if visible.shape[1] == 1 else X]
+    addresses = np.intp(k_BHXF.data.ptr), np.intp(v_BHXF.data.ptr)
+    arguments = (contiguous_BTHF(q_BHLF), *addresses, bytes_of(visible), context_BLHF, sums, largest, totals)
+    sizes = (*int32(L, X, part_size, num_parts), *map(np.int64, steps if visible is not None else [*steps, 0, 0]))
+    kernel((num_parts * groups, H, B), (WARP,), (*arguments, *sizes))
+    if num_parts > 1:
+        merge, _ = few_queries_kernel("merge_parts", dtype, L, F)
+        merge((B * L * H, 1, 1), (THREADS,), (sums, largest, totals, context_BLHF, np.int32(num_parts)))
+    return context_BLHF.swapaxes(1, 2)
+
+
+def vectors_of_features(x_BHXF: Any) -> Any:
+    """Return an array whose rows of features are contiguous, and can be read by 16 bytes if their length allows it."""
+    *steps, item = x_BHXF.strides
+    is_aligned = x_BHXF.data.ptr % VECTOR_BYTES == 0 and not any(step % VECTOR_BYTES for step in steps)
+    is_contiguous = item == x_BHXF.itemsize
+    if is_contiguous and (is_aligned or x_BHXF.shape[3] * x_BHXF.itemsize % VECTOR_BYTES):
+        return x_BHXF
+    return aligned(x_BHXF)
+
+
+def dequantized(matrix: QuantizedMatrix, dtype: Any) -> Any:
+    """Compute the numbers that the bits of a matrix stand for, rounded to a dtype."""
+    numbers = cupy.empty(matrix.shape, dtype=dtype)
+    if not numbers.size:
+        return numbers
+    if matrix.kind == "int8":
+        name, tables, share_a_scale = "dequantize_int8", [matrix.absmax], matrix.shape[1]
+    else:
+        code = code_on_device(matrix.kind, cupy.cuda.Device().id)
+        name, tables, share_a_scale = "dequantize_4bit", [matrix.absmax, code], matrix.block_size
+    grid = (-(-numbers.size // THREADS), 1, 1)
+    arguments = (matrix.codes, *tables, numbers, np.int32(share_a_scale), np.int64(numbers.size))
+    row_kernel(name, str(numbers.dtype))(grid, (THREADS,), arguments)
+    return numbers
+
+
+@cache
+def code_on_device(kind: str, device: int) -> Any:
+    """Return the numbers that 4 bits stand for, on a device, which is the current one."""
+    return cupy.asarray(CODES[kind])

@@ -22,6 +22,16 @@ __device__ unsigned rounded_pair(float low, float high) {
 
 __device__ half_bits rounded_half(float value) { return (half_bits)rounded_pair(value, 0); }
 
+__device__ float number_of_half(half_bits bits) {
+    float number;
+#ifdef BFLOAT16
+    number = __int_as_float((int)bits << 16);
+#else
+    asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
+#endif
+    return number;
+}
+
 // 2^x, with a relative error of 2^-22.
 __device__ float exp2_of(float x) {
     float power;

@@ -1,5 +1,5 @@
 // LayerNorm and softmax: a thread block computes a row, so that no intermediate result goes through memory. Also copies of
-// a row and relu, which CuPy's own kernels compute number by number, at a third of the memory's rate.
+// a row, relu and quantized numbers, for which CuPy's own kernels go through memory several times, or number by number.
 //
 // Macros: REAL, float or double, the type of the input and of sums; ELEMENT, that of the result; THREADS, of a thread
 // block; HALF_PRECISION, where ELEMENT is float16 or bfloat16.
@@ -8,20 +8,13 @@
 
 #define WARPS (THREADS / 32)
 
+#include "vectors.cuh"
+
 #ifdef HALF_PRECISION
-#include "ptx.cuh"
-__device__ half_bits rounded(float value) { return rounded_half(value); }
 __device__ half_bits positive(half_bits x) { return x > 0x8000 && x <= 0x8000 + INFINITY_BITS ? 0 : x; }  // [positive]
 #else
-__device__ ELEMENT rounded(REAL value) { return value; }
 __device__ ELEMENT positive(ELEMENT x) { return x < 0 ? (ELEMENT)0 : x; }
 #endif
-
-#define VECTOR (16 / (int)sizeof(ELEMENT))  // numbers that a thread reads or writes at once
-
-struct alignas(16) Vector {
-    ELEMENT at[VECTOR];
-};
 
 enum Operation { SUM, MAX };
 
@@ -112,4 +105,21 @@ extern "C" __global__ void relu(const ELEMENT* x, ELEMENT* y, long long count) {
         *(Vector*)(y + first) = vector;
     } else
         for (long long i = first; i < count; ++i) y[i] = positive(x[i]);
+}
+
+// The numbers that 4 bits stand for: code times scale. Two are in a byte, the first one in the upper bits. Grid: (count /
+// THREADS).
+extern "C" __global__ void dequantize_4bit(const unsigned char* packed, const float* absmax, const float* code,
+                                           ELEMENT* numbers, int block_size, long long count) {
+    const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= count) return;
+    const int bits = i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4;  // [bits]
+    numbers[i] = rounded(code[bits] * absmax[i / block_size]);
+}
+
+// The numbers that 8 bits stand for: multiples of 1/127 of a row's largest magnitude. Grid: (count / THREADS).
+extern "C" __global__ void dequantize_int8(const signed char* codes, const float* absmax, ELEMENT* numbers, int width,
+                                           long long count) {
+    const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) numbers[i] = rounded(codes[i] * absmax[i / width] * (1.0f / 127));  // [scale of a row]
 }

@@ -17,7 +17,8 @@
 #define __global__
 #define __device__ static
 #define __shared__ static __attribute__((section("shared_memory")))
-extern char __start_shared_memory[], __stop_shared_memory[];
+// Weak: null where kernels have no shared memory.
+extern char __start_shared_memory[] __attribute__((weak)), __stop_shared_memory[] __attribute__((weak));
 using std::exp;
 using std::sqrt;
 
@@ -150,6 +151,16 @@ static void __syncthreads() {
     arrival = -1;
 }
 static void __syncwarp() { emulator::warp_barriers[emulator::current / emulator::WARP].wait(); }
+
+static bool __any_sync(unsigned, bool condition) {
+    const int thread = emulator::current, first = thread / emulator::WARP * emulator::WARP;
+    emulator::exchanged[thread] = condition;
+    __syncwarp();
+    bool found = false;
+    for (int i = first; i < first + emulator::WARP; ++i) found = found || emulator::exchanged[i];
+    __syncwarp();
+    return found;
+}
 
 template <typename T>
 static T __shfl_xor_sync(unsigned, T value, int lane_mask) {

@@ -15,7 +15,7 @@
 
 typedef unsigned short half_bits;
 
-static float half_to_float(half_bits bits) {
+static float number_of_half(half_bits bits) {
     float value;
 #ifdef BFLOAT16
     uint32_t word = (uint32_t)bits << 16;
@@ -101,8 +101,8 @@ static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, uns
     using namespace emulator;
     const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     for (int i = 0; i < 6; ++i) {
-        operands[current][i][0] = half_to_float((half_bits)mine[i]);
-        operands[current][i][1] = half_to_float((half_bits)(mine[i] >> 16));
+        operands[current][i][0] = number_of_half((half_bits)mine[i]);
+        operands[current][i][1] = number_of_half((half_bits)(mine[i] >> 16));
     }
     __syncwarp();
     const int first = current / WARP * WARP, lane = current % WARP;

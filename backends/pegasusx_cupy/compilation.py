@@ -1,0 +1,154 @@
+"""The kernels' sources, compiled for a dtype and for sizes when they are first used."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from pegasusx_ref.backend.arrays import numpy_dtype
+
+FOLDER = Path(__file__).parent
+COMPILER_OPTIONS = ("--std=c++14",)
+THREADS = 128
+WARP = 32  # threads
+MAX_ROWS = 8  # that read the same weights, or the same keys: a power of 2
+FEW_ROWS_WARPS, FEW_ROWS_FEATURES = 2, 4  # of a thread block, and of a warp: small, so that few features occupy a GPU
+QUERY_REGISTERS = {"float": 64, "double": 16}  # of a thread, for queries; their results take as many
+SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
+VECTOR_BYTES = 16
+HALF_PRECISION = ("float16", "bfloat16")
+MIN_CAPABILITY = 80  # compute capability 8.0, for half precision
+C_TYPES = {"float16": "unsigned short", "bfloat16": "unsigned short", "float32": "float", "float64": "double"}
+LARGEST = {"float": "3.402823466e38f", "double": "1.7976931348623157e308"}
+
+
+class Tile(NamedTuple):
+    """The number of queries and of keys whose scores exist at the same time, and of the threads that compute them."""
+
+    queries: int
+    keys: int
+    threads: int = THREADS
+
+
+TILES = (Tile(64, 32), Tile(32, 16), Tile(16, 8))  # for float32 and float64: the largest that fits is used
+# On tensor cores, by the largest F: sums and scores stay in registers.
+TENSOR_CORE_TILES = {64: Tile(128, 64), 128: Tile(64, 32), 256: Tile(64, 16)}
+
+
+def tile_for(head_dim: int, dtype: str) -> Tile | None:
+    """Return the tile of a kernel, or None if heads are too wide.
+
+    Args:
+        head_dim: F.
+        dtype: of queries, keys and values.
+    """
+    if dtype in HALF_PRECISION:
+        return next((tile for largest, tile in TENSOR_CORE_TILES.items() if head_dim <= largest), None)
+    vector = VECTOR_BYTES // np.dtype(dtype).itemsize
+    vectors = -(-head_dim // vector)
+    for tile in TILES:
+        queries, keys, _ = tile
+        used = (queries + 2 * keys) * (vectors + 1 - vectors % 2) + queries * (keys // vector + 1)
+        if used * VECTOR_BYTES + keys <= SHARED_MEMORY:
+            return tile
+    return None
+
+
+def sum_dtype(dtype: str) -> str:
+    """Return the dtype of sums: float32 for half precision."""
+    return "float32" if dtype in HALF_PRECISION else dtype
+
+
+def source(name: str) -> str:
+    """Read a source file with the files that it includes: CuPy's cache of compiled kernels does not look into those."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return re.sub(r'^#include "(.+)"$', lambda found: source(found[1]), text, flags=re.MULTILINE)
+
+
+def type_macros(dtype: str) -> dict[str, str]:
+    """Return the macros that say in which types a kernel computes."""
+    real = C_TYPES[sum_dtype(dtype)]
+    macros = {"ELEMENT": C_TYPES[dtype], "REAL": real, "LARGEST": LARGEST[real]}
+    if dtype in HALF_PRECISION:
+        macros["HALF_PRECISION"] = "1"
+    if dtype == "bfloat16":
+        macros["BFLOAT16"] = "1"
+    return macros
+
+
+def attention_macros(dtype: str, head_dim: int) -> dict[str, str]:
+    """Return the macros that attention.cu is compiled with."""
+    tile = tile_for(head_dim, dtype)
+    assert tile is not None, f"no tile for heads of {head_dim}"
+    sizes = {"HEAD_DIM": head_dim, "QUERIES": tile.queries, "KEYS": tile.keys, "THREADS": tile.threads}
+    return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
+
+
+def row_macros(dtype: str) -> dict[str, str]:
+    """Return the macros that rows.cu is compiled with."""
+    return type_macros(dtype) | {"THREADS": str(THREADS)}
+
+
+def few_rows_macros(dtype: str, num_rows: int) -> dict[str, str]:
+    """Return the macros that few_rows.cu is compiled with."""
+    sizes = {"ROWS": rows_at_once(num_rows), "FEATURES": FEW_ROWS_FEATURES, "THREADS": FEW_ROWS_WARPS * WARP}
+    return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
+
+
+def few_queries_macros(dtype: str, num_queries: int, head_dim: int) -> dict[str, str]:
+    """Return the macros that few_queries.cu is compiled with: as many rows as a thread has registers for."""
+    vector = VECTOR_BYTES // np.dtype(numpy_dtype(dtype)).itemsize
+    vectors = -(-head_dim // vector)
+    lanes = min(WARP, power_of_2(vectors))
+    registers = -(-vectors // lanes) * vector * np.dtype(sum_dtype(dtype)).itemsize // 4  # of a row
+    num_rows = max(1, min(rows_at_once(num_queries), QUERY_REGISTERS[C_TYPES[sum_dtype(dtype)]] // registers))
+    sizes = {"HEAD_DIM": head_dim, "ROWS": num_rows, "LANES": lanes, "THREADS": THREADS}
+    return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
+
+
+def rows_at_once(num_rows: int) -> int:
+    """Return the power of 2 of rows that are computed together."""
+    return min(MAX_ROWS, power_of_2(num_rows))
+
+
+def power_of_2(number: int) -> int:
+    """Return the lowest power of 2 that is not less than a number."""
+    return 1 << (number - 1).bit_length()
+
+
+@cache
+def compile_kernels(name: str, **macros: str) -> Any:
+    """Compile a source file."""
+    options = tuple(f"-D{macro}={value}" for macro, value in macros.items())
+    return cupy.RawModule(code=source(name), options=(*COMPILER_OPTIONS, *options))
+
+
+@cache
+def attention_kernel(name: str, dtype: str, head_dim: int) -> tuple[Any, Tile]:
+    """Return a kernel of attention.cu, which is called with a grid, the threads and the arguments, and its tile."""
+    tile = tile_for(head_dim, dtype)
+    assert tile is not None
+    return compile_kernels("attention.cu", **attention_macros(dtype, head_dim)).get_function(name), tile
+
+
+@cache
+def row_kernel(name: str, dtype: str) -> Any:
+    """Return a kernel of rows.cu, whose result has the dtype."""
+    return compile_kernels("rows.cu", **row_macros(dtype)).get_function(name)
+
+
+@cache
+def few_rows_kernel(name: str, dtype: str, num_rows: int) -> tuple[Any, int]:
+    """Return a kernel of few_rows.cu and the number of rows that a thread block takes."""
+    macros = few_rows_macros(dtype, num_rows)
+    return compile_kernels("few_rows.cu", **macros).get_function(name), int(macros["ROWS"])
+
+
+@cache
+def few_queries_kernel(name: str, dtype: str, num_queries: int, head_dim: int) -> tuple[Any, int]:
+    """Return a kernel of few_queries.cu and the number of queries that a warp takes."""
+    macros = few_queries_macros(dtype, num_queries, head_dim)
+    return compile_kernels("few_queries.cu", **macros).get_function(name), int(macros["ROWS"])

@@ -1,0 +1,29 @@
+// Numbers as arrays hold them, ELEMENT, and as kernels compute with them, REAL; 16 bytes are read and written at once.
+//
+// Macros: ELEMENT and REAL; HALF_PRECISION, where ELEMENT is float16 or bfloat16 and REAL float.
+
+#ifdef HALF_PRECISION
+#include "ptx.cuh"
+__device__ REAL number(ELEMENT x) { return number_of_half(x); }
+__device__ ELEMENT rounded(REAL x) { return rounded_half(x); }
+#else
+__device__ REAL number(ELEMENT x) { return x; }
+__device__ ELEMENT rounded(REAL x) { return x; }
+#endif
+
+#define VECTOR (16 / (int)sizeof(ELEMENT))  // numbers of a vector
+
+struct alignas(16) Vector {
+    ELEMENT at[VECTOR];
+};
+
+// A vector of a row of `width` numbers, which begins at a multiple of 16 bytes if VECTOR divides the width. Zeros beyond
+// the last number, and where there is no row.
+__device__ Vector load(const ELEMENT* row, int vector, int width) {
+    Vector loaded = {};
+    if (!row || vector * VECTOR >= width) return loaded;
+    if (width % VECTOR == 0) return ((const Vector*)row)[vector];
+    for (int c = 0; c < VECTOR; ++c)
+        if (vector * VECTOR + c < width) loaded.at[c] = row[vector * VECTOR + c];
+    return loaded;
+}
