@@ -15,12 +15,12 @@ from pegasusx_ref.benchmarking.results import Results, Run
 from pegasusx_ref.benchmarking.runner import run_cases
 from pegasusx_ref.benchmarking.storage import read_results, resume_results
 from pegasusx_ref.benchmarking.suites import DEVICES, SUITES, resize
+from pegasusx_ref.cli.bars import progress_bars
 from pegasusx_ref.cli.commands import OUTPUT_FILE, Command, OutputFile
 from pegasusx_ref.cli.messages import UsageError, message, note
 from pegasusx_ref.cli.options import progress_option
 from pegasusx_ref.cli.output_files import check_format, save_figure
 from pegasusx_ref.cli.printing import print_table, print_text, table_lines
-from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.model.config import PRESETS
 from pegasusx_ref.rendering.canvas import new_figure
 

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from pegasusx_ref.cli import options
+from pegasusx_ref.cli.bars import progress_bars
 from pegasusx_ref.cli.commands import Command, OutputFolder
 from pegasusx_ref.cli.messages import message, note
 from pegasusx_ref.cli.printing import print_text
-from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.cli.signals import deferred_signals
 from pegasusx_ref.corpus import (
     BATCH_SIZE,

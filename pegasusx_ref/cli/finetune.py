@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pegasusx_ref.cli import options
+from pegasusx_ref.cli.bars import progress_bars
 from pegasusx_ref.cli.commands import INPUT_FILE, OUTPUT_FILE, Command, OutputFolder
 from pegasusx_ref.cli.messages import message, note
 from pegasusx_ref.cli.output_files import check_format, save_figure
 from pegasusx_ref.cli.printing import print_text
-from pegasusx_ref.cli.progress import progress_bars
 from pegasusx_ref.cli.signals import deferred_signals
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.rendering.canvas import new_figure

@@ -5,12 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 from pegasusx_ref.cli.messages import message
-from pegasusx_ref.errors import printable
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.tracing import listen
 
@@ -31,6 +26,8 @@ def summary_progress(
     if not shown:
         yield
         return
+    from pegasusx_ref.cli.bars import progress_bars  # rich takes longer to import than a short text to summarize
+
     started, first_token, num_generated = time.perf_counter(), 0.0, 0
 
     with progress_bars() as bars:
@@ -64,7 +61,12 @@ def layer_progress(description: str, *num_layers: int, shown: bool = True, of: t
         shown: False shows nothing.
         of: type of the hidden states to count, where two models run at once.
     """
-    with progress_bars(shown) as bars:
+    if not shown:
+        yield
+        return
+    from pegasusx_ref.cli.bars import progress_bars
+
+    with progress_bars() as bars:
         layers = bars.add_task(description, total=sum(num_layers))
 
         def advance(_: str, tensor: Any) -> None:
@@ -73,22 +75,6 @@ def layer_progress(description: str, *num_layers: int, shown: bool = True, of: t
 
         with listen(advance, *("encoder.layers.*.tokens.output", "decoder.layers.*.output")[: len(num_layers)]):
             yield
-
-
-def progress_bars(shown: bool = True) -> Progress:
-    """Create progress bars that disappear when done; only a terminal shows them."""
-    console = Console(stderr=True, highlight=False)
-    columns = (DescriptionColumn(""), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    hidden = not (shown and console.is_terminal)
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
-
-
-class DescriptionColumn(TextColumn):
-    """The description of a task, which may contain any file name."""
-
-    def render(self, task: Task) -> Text:
-        """Return the description as it is, with control characters escaped."""
-        return Text(printable(task.description))
 
 
 def at_rate(count: int, seconds: float, unit: str = "") -> str:
