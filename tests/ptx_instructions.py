@@ -1,5 +1,6 @@
 """Kernels of single instructions of ptx.cuh, for the emulator and for a GPU, and what they should compute."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,32 @@ extern "C" __global__ void conversions(const float* x, unsigned* pairs, float* p
     if (threadIdx.x < 16) copied[threadIdx.x] = tile.a[threadIdx.x / 8][threadIdx.x % 8];
 }
 """
+# The same in TF32: a (16, 8) with b^T (8, 8), both rounded first.
+TF32_KERNELS = """
+struct Shared {
+    alignas(16) float a[16][8], b[8][8];
+};
+
+extern "C" __global__ void products(const float* a, const float* b, float* ab) {
+    __shared__ Shared tile;
+    const int lane = threadIdx.x, row = lane / 4, pair = lane % 4 * 2;
+    begin_copy(&tile.a[lane / 2][lane % 2 * 4], a + 4 * lane, true);
+    if (lane < 16) begin_copy(&tile.b[lane / 2][lane % 2 * 4], b + 4 * lane, true);
+    finish_copies();
+    __syncthreads();
+    unsigned left[4], right[4];
+    float c[4] = {0, 0, 0, 0};
+    load_matrices(left, &tile.a[lane % 16][lane / 16 * 4]);
+    load_matrices(right, &tile.b[lane % 8][lane / 8 % 2 * 4]);
+    for (int i = 0; i < 4; ++i) left[i] = rounded_tf32(__int_as_float(left[i]));
+    multiply_add(c, left, rounded_tf32(__int_as_float(right[0])), rounded_tf32(__int_as_float(right[1])));
+    for (int i = 0; i < 4; ++i) ab[(row + i / 2 * 8) * 8 + pair + i % 2] = c[i];
+}
+
+extern "C" __global__ void conversions(const float* x, unsigned* rounded) {
+    rounded[threadIdx.x] = rounded_tf32(x[threadIdx.x]);
+}
+"""
 # Ties, numbers that round to infinity, infinities, NaN, subnormal numbers, zeros.
 SPECIAL = [
     *(1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65519.9, 65520, -65520, 3.4e38, 1e-7, -1e-7),
@@ -59,12 +86,53 @@ SPECIAL = [
 ]
 
 
-def source() -> str:
-    return PTX.read_text(encoding="utf-8") + KERNELS
+def source(arithmetic: str) -> str:
+    return PTX.read_text(encoding="utf-8") + (TF32_KERNELS if arithmetic == "tf32" else KERNELS)
 
 
-def options(dtype: str) -> tuple[str, ...]:
-    return ("-DBFLOAT16=1",) if dtype == "bfloat16" else ()
+def options(arithmetic: str) -> tuple[str, ...]:
+    return {"bfloat16": ("-DBFLOAT16=1",), "float16": (), "tf32": ("-DTF32=1",)}[arithmetic]
+
+
+def check(arithmetic: str, launch: Callable[..., list[np.ndarray]]) -> None:
+    """Compare all instructions with what the manual says.
+
+    Args:
+        arithmetic: "bfloat16", "float16" or "tf32".
+        launch: runs a kernel by one warp, with its name, input arrays, and arrays for the results, which it returns.
+    """
+    if arithmetic == "tf32":
+        check_tf32(launch)
+        return
+    for seed in range(20):
+        inputs = matrices(arithmetic, seed)
+        check_products(inputs, launch("products", inputs, *np.full((2, 16, 8), np.nan, np.float32)))
+    x = numbers()
+    results = [np.zeros(32, np.uint32), np.zeros(32, np.float32), np.zeros(16, np.uint16), np.zeros(32, np.float32)]
+    check_conversions(arithmetic, x, *launch("conversions", [x], *results))
+
+
+def check_tf32(launch: Callable[..., list[np.ndarray]]) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        a, b = (rng.standard_normal((rows, 8)).astype(np.float32) for rows in (16, 8))
+        (found,) = launch("products", [a, b], np.full((16, 8), np.nan, np.float32))
+        np.testing.assert_allclose(found, nearest_tf32(a) @ nearest_tf32(b).T, rtol=0, atol=1e-5)
+    x = np.array([*numbers()[:32]])
+    (bits,) = launch("conversions", [x], np.zeros(32, np.uint32))
+    rounded, normal = bits.view(np.float32), np.isfinite(x) & (np.abs(x) > 1e-37) & (np.abs(x) < 3e38)
+    np.testing.assert_array_equal(rounded[normal], nearest_tf32(x[normal]))
+    assert not (bits[~np.isnan(x)] & 0x1FFF).any()
+    np.testing.assert_array_equal(np.isnan(rounded), np.isnan(x))
+    np.testing.assert_array_equal(rounded[np.isinf(x)], x[np.isinf(x)])
+
+
+def nearest_tf32(x: np.ndarray) -> np.ndarray:
+    """Round normal numbers to 11 significant bits in float64: to nearest, ties away from zero."""
+    _, exponents = np.frexp(x.astype(np.float64))
+    units = np.ldexp(1.0, exponents - 11)
+    rounded: np.ndarray = np.sign(x) * np.floor(np.abs(x) / units + 0.5) * units
+    return rounded
 
 
 def matrices(dtype: str, seed: int) -> list[np.ndarray]:
@@ -83,11 +151,6 @@ def numbers() -> np.ndarray:
     """Return 64 numbers, which 32 threads read in pairs."""
     rest = np.random.default_rng(0).standard_normal(64 - len(SPECIAL)) * 10
     return np.concatenate([SPECIAL, rest]).astype(np.float32)
-
-
-def converted() -> list[np.ndarray]:
-    """Return arrays for the results of `conversions`: pairs, powers, copied and numbers."""
-    return [np.zeros(32, np.uint32), np.zeros(32, np.float32), np.zeros(16, np.uint16), np.zeros(32, np.float32)]
 
 
 def check_conversions(dtype: str, x: np.ndarray, pairs: Any, powers: Any, copied: Any, numbers: Any) -> None:

@@ -55,11 +55,12 @@ def heads(rng: np.random.Generator, B: int, L: int, H: int, F: int, dtype: str) 
     return rounded(rng.standard_normal((B, L, H, F)), dtype).swapaxes(1, 2)
 
 
-def core_error(dtype: str, head_dim: int, backwards: bool = False) -> float:
+def core_error(arithmetic: str, head_dim: int, backwards: bool = False) -> float:
     """Run the attention core on several tiles of queries and keys and parts; return its largest error."""
     B, H, T, G, block_size = 2, 2, 300, 5, 160
     rng = np.random.default_rng(0)
-    arrays: list[Any] = [heads(rng, B, length, H, head_dim, dtype) for length in (T, T, T, G, G, G)]
+    options: dict[str, Any] = {"dtype": "float32", "tf32": True} if arithmetic == "tf32" else {"dtype": arithmetic}
+    arrays: list[Any] = [heads(rng, B, length, H, head_dim, options["dtype"]) for length in (T, T, T, G, G, G)]
     mask = rng.random((B, T)) < 0.7
     mask[:, 120:260] = False  # a part of the keys without a visible one
     blocks = block_bounds(T, block_size, staggered=True)
@@ -69,7 +70,7 @@ def core_error(dtype: str, head_dim: int, backwards: bool = False) -> float:
         patch.setattr(fake_cupy, "backwards", backwards)
         patch.setattr(compilation, "FOLDER", FOLDER)
         patch.setattr(kernels, "PART_SIZE", 128)
-        ops: Any = get_backend("cupy", dtype=dtype)
+        ops: Any = get_backend("cupy", **options)
         found = ops.global_local_attention(*[*map(ops.asarray, arrays), ops.asarray(mask), blocks])
         expected = global_local_attention(*[*arrays, mask, blocks])
         return max(largest_error(ops.to_numpy(x), y) for x, y in zip(found, expected, strict=True))
@@ -169,17 +170,28 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 LIMITS = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
+CORE_LIMITS = LIMITS | {"tf32": 2e-3}
 SUMS = {"float64": "float64", "float32": "float32", "bfloat16": "float32", "float16": "float32"}
 
 
 @needs_compiler
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
-@pytest.mark.parametrize("dtype", LIMITS)
-def test_the_order_of_threads_does_not_matter(dtype: str, backwards: bool) -> None:
+@pytest.mark.parametrize("arithmetic", CORE_LIMITS)
+def test_the_order_of_threads_does_not_matter(arithmetic: str, backwards: bool) -> None:
     for head_dim in (24, 3, 2):
-        assert core_error(dtype, head_dim, backwards) < LIMITS[dtype]
-    for error in (rows_error, few_rows_error, few_queries_error):
-        assert error(dtype, backwards) < LIMITS[dtype], error.__name__
+        assert core_error(arithmetic, head_dim, backwards) < CORE_LIMITS[arithmetic]
+    if arithmetic in LIMITS:
+        for error in (rows_error, few_rows_error, few_queries_error):
+            assert error(arithmetic, backwards) < LIMITS[arithmetic], error.__name__
+
+
+@needs_compiler
+def test_tf32_rounds_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its errors are larger than those of float32, but for heads that are too wide for its tiles."""
+    assert core_error("float32", 100) < LIMITS["float32"] < 1e-4 < core_error("tf32", 100) < CORE_LIMITS["tf32"]
+    assert core_error("tf32", 200) < LIMITS["float32"]
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")
+    assert core_error("tf32", 24) < LIMITS["float32"]
 
 
 @needs_compiler
@@ -277,6 +289,7 @@ MUTATIONS = {
     "the maximum is not kept on tensor cores": (MMA, "keep the largest", r"\S+ = \S+;", ";"),
     "global keys as values on tensor cores": (MMA, "values", r"source\.global_values", "source.global_keys"),
     "no normalization on tensor cores": (MMA, "normalization", r" / total\[r\]\[half\]", ""),
+    "weights of other keys in TF32": (MMA, "weights", r"i % 2 \* 2 \+ i / 2", "i"),
     "the last tile is missing on tensor cores": (MMA, "tiles", r"(first_key) < (\S+);", r"\1 + KEYS < \2;"),
     "no barrier before combining": (ROWS, "barrier before combining", r"__syncthreads\(\);", ""),
     "no barrier after combining": (ROWS, "barrier after combining", r"__syncthreads\(\);", ""),
@@ -323,30 +336,30 @@ def mutated(source: str, label: str, pattern: str, replacement: str) -> str:
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutation_of_a_kernel_is_detected(mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *change = MUTATIONS[mutation]
-    dtype = "bfloat16" if name in (MMA, ROWS) else "float64"
+    arithmetic = "tf32" if mutation.endswith("TF32") else "bfloat16" if name in (MMA, ROWS) else "float64"
     for path in [*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")]:
         text = path.read_text(encoding="utf-8")
         (tmp_path / path.name).write_text(mutated(text, *change) if path.name == name else text, encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "FOLDER", tmp_path)
-    assert any(fails(name, dtype, backwards) for backwards in (False, True))
+    assert any(fails(name, arithmetic, backwards) for backwards in (False, True))
 
 
-def fails(name: str, dtype: str, backwards: bool) -> bool:
+def fails(name: str, arithmetic: str, backwards: bool) -> bool:
     """Return whether an error is several times as large as rounding explains, or a check of the results fails."""
     try:
         with np.errstate(all="ignore"):
             match name:
                 case "rows.cu":
-                    error = rows_error(dtype, backwards)
+                    error = rows_error(arithmetic, backwards)
                 case "few_rows.cu":
-                    error = few_rows_error(dtype, backwards)
+                    error = few_rows_error(arithmetic, backwards)
                 case "few_queries.cu":
-                    error = few_queries_error(dtype, backwards)
+                    error = few_queries_error(arithmetic, backwards)
                 case _:
-                    error = core_error(dtype, 24, backwards)
+                    error = core_error(arithmetic, 24, backwards)
     except AssertionError:
         return True
-    return error > 3 * LIMITS[dtype]
+    return error > 3 * CORE_LIMITS[arithmetic]
 
 
 def test_a_mutation_of_a_missing_line_fails() -> None:
@@ -361,20 +374,15 @@ def test_a_mutation_of_a_missing_line_fails() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_emulated_instructions_compute_what_the_manual_says(dtype: str) -> None:
-    def launch(name: str, *arrays: np.ndarray) -> None:
-        emulated.launch(ptx_instructions.source(), ptx_instructions.options(dtype), name, (1, 1, 1), 32, arrays)
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float16", "tf32"])
+def test_emulated_instructions_compute_what_the_manual_says(arithmetic: str) -> None:
+    source, options = ptx_instructions.source(arithmetic), ptx_instructions.options(arithmetic)
 
-    for seed in range(20):
-        a, b, d = ptx_instructions.matrices(dtype, seed)
-        ab, ad = np.full((2, 16, 8), np.nan, np.float32)
-        launch("products", a, b, d, ab, ad)
-        ptx_instructions.check_products([a, b, d], [ab, ad])
-    x = ptx_instructions.numbers()
-    results = ptx_instructions.converted()
-    launch("conversions", x, *results)
-    ptx_instructions.check_conversions(dtype, x, *results)
+    def launch(name: str, inputs: list[np.ndarray], *results: np.ndarray) -> list[np.ndarray]:
+        emulated.launch(source, options, name, (1, 1, 1), 32, (*inputs, *results))
+        return [*results]
+
+    ptx_instructions.check(arithmetic, launch)
 
 
 # --- the kernels for the GPU -----------------------------------------------------------------------------------------
@@ -390,14 +398,14 @@ KERNELS = {
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("dtype", LIMITS)
-def test_kernels_compile_for_gpus_without_spills(compilation: ModuleType, architecture: str, dtype: str) -> None:
-    sources = [("rows.cu", compilation.row_macros(dtype))]
-    sources += [("attention.cu", compilation.attention_macros(dtype, F)) for F in (8, 48, 64, 128)]
-    sources += [("few_rows.cu", compilation.few_rows_macros(dtype, L)) for L in (1, 8)]
-    sources += [
-        ("few_queries.cu", compilation.few_queries_macros(dtype, L, F)) for L, F in ((1, 64), (8, 64), (8, 256))
-    ]
+@pytest.mark.parametrize("arithmetic", CORE_LIMITS)
+def test_kernels_compile_for_gpus_without_spills(compilation: ModuleType, architecture: str, arithmetic: str) -> None:
+    sources = [("attention.cu", compilation.attention_macros(arithmetic, F)) for F in (8, 48, 64, 128)]
+    if arithmetic in LIMITS:
+        sources.append(("rows.cu", compilation.row_macros(arithmetic)))
+        sources += [("few_rows.cu", compilation.few_rows_macros(arithmetic, L)) for L in (1, 8)]
+        for L, F in ((1, 64), (8, 64), (8, 256)):
+            sources.append(("few_queries.cu", compilation.few_queries_macros(arithmetic, L, F)))
     for name, macros in sources:
         options = ["--std=c++14", *(f"-D{macro}={value}" for macro, value in macros.items())]
         cubin = nvrtc.compile_for(compilation.source(name), options, architecture)
@@ -405,7 +413,7 @@ def test_kernels_compile_for_gpus_without_spills(compilation: ModuleType, archit
         assert set(found) == KERNELS[name]
         for kernel, used in found.items():
             assert used.stack == 0, (
-                f"{kernel} of {name} for {dtype}, {macros.get('HEAD_DIM')}, spills {used.stack} bytes"
+                f"{kernel} of {name} for {arithmetic}, {macros.get('HEAD_DIM')}, spills {used.stack} bytes"
             )
             assert used.shared <= compilation.SHARED_MEMORY
             assert 0 < used.registers <= 255
@@ -427,6 +435,8 @@ def test_tiles_fit_into_shared_memory_and_registers(compilation: ModuleType) -> 
     assert compilation.tile_for(64, "bfloat16") == (128, 64, 128)
     assert compilation.tile_for(65, "float16") == (64, 32, 128)
     assert compilation.tile_for(257, "bfloat16") is None
+    assert compilation.tile_for(64, "tf32") == (128, 32, 128)
+    assert compilation.tile_for(129, "tf32") is None
 
 
 @needs_compiler

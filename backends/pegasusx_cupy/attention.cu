@@ -1,15 +1,14 @@
 // The attention core of PEGASUS-X: softmax(q k^T / sqrt(F)) v over the global tokens and one block of the tokens.
 //
-// This file says which queries and keys a thread block takes. How a thread block
-// attends from a tile of queries to a range of keys is in attend_fma.cuh, for float32 and float64, and in
-// attend_mma.cuh, on tensor cores, for float16 and bfloat16. Padding and staggering are index arithmetic: nothing is
-// moved, padded or masked in memory.
+// This file says which queries and keys a thread block takes. How a thread block attends from a tile of queries to a range
+// of keys is in attend_fma.cuh, for float32 and float64, and in attend_mma.cuh, on tensor cores, for float16, bfloat16 and
+// TF32. Padding and staggering are index arithmetic: nothing is moved, padded or masked in memory.
 //
 // Arrays have the layout that projections produce: (B, T, H, F) for the tokens and (B, G, H, F) for the global tokens.
 //
 // Macros: ELEMENT, the type of the arrays' numbers, and REAL, that of sums; LARGEST, the largest number of REAL;
 // HEAD_DIM, F; QUERIES and KEYS, the size of a tile; THREADS, of a thread block; HALF_PRECISION, where ELEMENT is
-// float16 or bfloat16.
+// float16 or bfloat16; TF32, where products round float32 numbers to it.
 //
 // A name in [brackets] labels a line for tests/test_cupy.py, which breaks each of these lines in turn.
 
@@ -57,7 +56,7 @@ __device__ bool is_visible(const KeysAndValues& source, const Rows& rows, int ke
 
 #include "vectors.cuh"
 
-#ifdef HALF_PRECISION
+#ifdef TENSOR_CORES
 #include "attend_mma.cuh"
 #else
 #include "attend_fma.cuh"

@@ -39,7 +39,7 @@ class CupyBackend(GoldenBackend):
     Args:
         device: "cuda:0", …, or a number; None and "auto" mean the first one.
         dtype: one of `dtypes`.
-        tf32: let cuBLAS round the operands of float32 products to TF32; the attention core does not.
+        tf32: let the operands of float32 products be rounded to TF32, by cuBLAS and in the attention core.
 
     Raises:
         BackendError: the device is not available, or cuBLAS cannot be loaded.
@@ -67,6 +67,7 @@ class CupyBackend(GoldenBackend):
                 f"backend 'cupy' computes in {dtype!r} from compute capability 8.0 on, and {self.device} has "
                 f"{capability / 10}: use dtype='float32', or the torch backend"
             )
+        self._in_tf32 = tf32 and dtype == "float32" and capability >= MIN_CAPABILITY
         self._compute_dtype = numpy_dtype(dtype)
         self._residual_dtype = numpy_dtype(sum_dtype(dtype))
 
@@ -205,11 +206,13 @@ class CupyBackend(GoldenBackend):
         q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(
             q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF
         )
-        if not is_core_traced(blocks) and tile_for(q_BHTF.shape[3], self.dtype) is not None:
+        F = q_BHTF.shape[3]
+        arithmetic = "tf32" if self._in_tf32 and tile_for(F, "tf32") is not None else self.dtype
+        if not is_core_traced(blocks) and tile_for(F, arithmetic) is not None:
             keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
             return (
-                kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
-                kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+                kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks, arithmetic),
+                kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT, arithmetic),
             )
 
         def attend(queries: Any, start: int, stop: int) -> Any:

@@ -20,8 +20,15 @@ QUERY_REGISTERS = {"float": 64, "double": 16}  # of a thread, for queries; their
 SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
 VECTOR_BYTES = 16
 HALF_PRECISION = ("float16", "bfloat16")
-MIN_CAPABILITY = 80  # compute capability 8.0, for half precision
-C_TYPES = {"float16": "unsigned short", "bfloat16": "unsigned short", "float32": "float", "float64": "double"}
+MIN_CAPABILITY = 80  # compute capability 8.0, for half precision and TF32
+# By arithmetic: the dtypes, and float32 whose products round their operands to TF32.
+C_TYPES = {
+    "float16": "unsigned short",
+    "bfloat16": "unsigned short",
+    "tf32": "float",
+    "float32": "float",
+    "float64": "double",
+}
 LARGEST = {"float": "3.402823466e38f", "double": "1.7976931348623157e308"}
 
 
@@ -35,19 +42,21 @@ class Tile(NamedTuple):
 
 TILES = (Tile(64, 32), Tile(32, 16), Tile(16, 8))  # for float32 and float64: the largest that fits is used
 # On tensor cores, by the largest F: sums and scores stay in registers.
-TENSOR_CORE_TILES = {64: Tile(128, 64), 128: Tile(64, 32), 256: Tile(64, 16)}
+TILES_OF_HALF_PRECISION = {64: Tile(128, 64), 128: Tile(64, 32), 256: Tile(64, 16)}
+TENSOR_CORE_TILES = dict.fromkeys(HALF_PRECISION, TILES_OF_HALF_PRECISION)
+TENSOR_CORE_TILES["tf32"] = {64: Tile(128, 32), 128: Tile(64, 16)}
 
 
-def tile_for(head_dim: int, dtype: str) -> Tile | None:
+def tile_for(head_dim: int, arithmetic: str) -> Tile | None:
     """Return the tile of a kernel, or None if heads are too wide.
 
     Args:
         head_dim: F.
-        dtype: of queries, keys and values.
+        arithmetic: the dtype of queries, keys and values, or "tf32".
     """
-    if dtype in HALF_PRECISION:
-        return next((tile for largest, tile in TENSOR_CORE_TILES.items() if head_dim <= largest), None)
-    vector = VECTOR_BYTES // np.dtype(dtype).itemsize
+    if arithmetic in TENSOR_CORE_TILES:
+        return next((tile for largest, tile in TENSOR_CORE_TILES[arithmetic].items() if head_dim <= largest), None)
+    vector = VECTOR_BYTES // np.dtype(arithmetic).itemsize
     vectors = -(-head_dim // vector)
     for tile in TILES:
         queries, keys, _ = tile
@@ -57,9 +66,9 @@ def tile_for(head_dim: int, dtype: str) -> Tile | None:
     return None
 
 
-def sum_dtype(dtype: str) -> str:
-    """Return the dtype of sums: float32 for half precision."""
-    return "float32" if dtype in HALF_PRECISION else dtype
+def sum_dtype(arithmetic: str) -> str:
+    """Return the dtype of sums: float32 for half precision and TF32."""
+    return "float32" if arithmetic in TENSOR_CORE_TILES else arithmetic
 
 
 def source(name: str) -> str:
@@ -68,23 +77,23 @@ def source(name: str) -> str:
     return re.sub(r'^#include "(.+)"$', lambda found: source(found[1]), text, flags=re.MULTILINE)
 
 
-def type_macros(dtype: str) -> dict[str, str]:
+def type_macros(arithmetic: str) -> dict[str, str]:
     """Return the macros that say in which types a kernel computes."""
-    real = C_TYPES[sum_dtype(dtype)]
-    macros = {"ELEMENT": C_TYPES[dtype], "REAL": real, "LARGEST": LARGEST[real]}
-    if dtype in HALF_PRECISION:
+    real = C_TYPES[sum_dtype(arithmetic)]
+    macros = {"ELEMENT": C_TYPES[arithmetic], "REAL": real, "LARGEST": LARGEST[real]}
+    if arithmetic in HALF_PRECISION:
         macros["HALF_PRECISION"] = "1"
-    if dtype == "bfloat16":
-        macros["BFLOAT16"] = "1"
+    if arithmetic in ("bfloat16", "tf32"):
+        macros[arithmetic.upper()] = "1"
     return macros
 
 
-def attention_macros(dtype: str, head_dim: int) -> dict[str, str]:
+def attention_macros(arithmetic: str, head_dim: int) -> dict[str, str]:
     """Return the macros that attention.cu is compiled with."""
-    tile = tile_for(head_dim, dtype)
+    tile = tile_for(head_dim, arithmetic)
     assert tile is not None, f"no tile for heads of {head_dim}"
     sizes = {"HEAD_DIM": head_dim, "QUERIES": tile.queries, "KEYS": tile.keys, "THREADS": tile.threads}
-    return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
+    return type_macros(arithmetic) | {name: str(size) for name, size in sizes.items()}
 
 
 def row_macros(dtype: str) -> dict[str, str]:
@@ -127,11 +136,11 @@ def compile_kernels(name: str, **macros: str) -> Any:
 
 
 @cache
-def attention_kernel(name: str, dtype: str, head_dim: int) -> tuple[Any, Tile]:
+def attention_kernel(name: str, arithmetic: str, head_dim: int) -> tuple[Any, Tile]:
     """Return a kernel of attention.cu, which is called with a grid, the threads and the arguments, and its tile."""
-    tile = tile_for(head_dim, dtype)
+    tile = tile_for(head_dim, arithmetic)
     assert tile is not None
-    return compile_kernels("attention.cu", **attention_macros(dtype, head_dim)).get_function(name), tile
+    return compile_kernels("attention.cu", **attention_macros(arithmetic, head_dim)).get_function(name), tile
 
 
 @cache

@@ -51,14 +51,20 @@ def int32(*sizes: int) -> tuple[np.int32, ...]:
 
 
 def local_attention(
-    q_BHTF: Any, k_BHTF: Any, v_BHTF: Any, global_k_BHGF: Any, global_v_BHGF: Any, key_mask_BT: Any, blocks: Blocks
+    q_BHTF: Any,
+    k_BHTF: Any,
+    v_BHTF: Any,
+    global_k_BHGF: Any,
+    global_v_BHGF: Any,
+    key_mask_BT: Any,
+    blocks: Blocks,
+    arithmetic: str,
 ) -> Any:
-    """Compute `pegasusx_ref.golden.global_local.local_attention`."""
+    """Compute `pegasusx_ref.golden.global_local.local_attention`; for `arithmetic` see `tile_for`."""
     B, H, T, F = q_BHTF.shape
-    dtype = str(q_BHTF.dtype)
     first_stop = blocks[0][1]
     block_size = blocks[1][1] - blocks[1][0] if len(blocks) > 1 else first_stop
-    kernel, tile = attention_kernel("local_attention", dtype, F)
+    kernel, tile = attention_kernel("local_attention", arithmetic, F)
     tiles = -(-max(stop - start for start, stop in blocks) // tile.queries)
     inputs = map(contiguous_BTHF, (q_BHTF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF))
     context_BTHF = cupy.empty((B, T, H, F), dtype=q_BHTF.dtype)
@@ -68,22 +74,27 @@ def local_attention(
 
 
 def global_attention(
-    global_q_BHGF: Any, k_BHTF: Any, v_BHTF: Any, global_k_BHGF: Any, global_v_BHGF: Any, key_mask_BT: Any
+    global_q_BHGF: Any,
+    k_BHTF: Any,
+    v_BHTF: Any,
+    global_k_BHGF: Any,
+    global_v_BHGF: Any,
+    key_mask_BT: Any,
+    arithmetic: str,
 ) -> Any:
     """Compute `pegasusx_ref.golden.global_local.global_attention`: parts of the keys, then their merged results."""
     B, H, G, F = global_q_BHGF.shape
     T = k_BHTF.shape[2]
-    dtype = str(k_BHTF.dtype)
-    kernel, tile = attention_kernel("global_attention", dtype, F)
+    kernel, tile = attention_kernel("global_attention", arithmetic, F)
     tiles = -(-G // tile.queries)
     num_parts = -(-(G + T) // PART_SIZE)
     inputs = map(contiguous_BTHF, (global_q_BHGF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF))
-    sums = cupy.empty((num_parts, B, G, H, F), dtype=sum_dtype(dtype))
-    largest, totals = (cupy.empty((num_parts, B, G, H), dtype=sum_dtype(dtype)) for _ in range(2))
+    sums = cupy.empty((num_parts, B, G, H, F), dtype=sum_dtype(arithmetic))
+    largest, totals = (cupy.empty((num_parts, B, G, H), dtype=sum_dtype(arithmetic)) for _ in range(2))
     arguments = (*inputs, bytes_of(key_mask_BT), sums, largest, totals, *int32(T, G, PART_SIZE, num_parts))
     kernel((tiles * num_parts, H, B), (tile.threads,), arguments)
     context_BGHF = cupy.empty((B, G, H, F), dtype=k_BHTF.dtype)
-    merge, _ = attention_kernel("merge_parts", dtype, F)
+    merge, _ = attention_kernel("merge_parts", arithmetic, F)
     merge((B * G * H, 1, 1), (tile.threads,), (sums, largest, totals, context_BGHF, np.int32(num_parts)))
     return context_BGHF.swapaxes(1, 2)
 

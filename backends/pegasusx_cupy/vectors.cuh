@@ -1,9 +1,14 @@
 // Numbers as arrays hold them, ELEMENT, and as kernels compute with them, REAL; 16 bytes are read and written at once.
 //
-// Macros: ELEMENT and REAL; HALF_PRECISION, where ELEMENT is float16 or bfloat16 and REAL float.
+// Macros: ELEMENT and REAL; HALF_PRECISION, where ELEMENT is float16 or bfloat16 and REAL float; TF32, where both are float
+// and products of matrices round their operands.
+
+#if defined(HALF_PRECISION) || defined(TF32)
+#define TENSOR_CORES
+#include "ptx.cuh"
+#endif
 
 #ifdef HALF_PRECISION
-#include "ptx.cuh"
 __device__ REAL number(ELEMENT x) { return number_of_half(x); }
 __device__ ELEMENT rounded(REAL x) { return rounded_half(x); }
 #else

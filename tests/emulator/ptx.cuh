@@ -53,7 +53,7 @@ struct Copy {
 };
 static std::vector<Copy> copies[MAX_THREADS];
 static float operands[MAX_THREADS][6][2];  // pairs of numbers
-static const half_bits* row_addresses[MAX_THREADS];
+static const void* row_addresses[MAX_THREADS];
 
 static void check_aligned(const void* address, int bytes) {
     if ((uintptr_t)address % bytes) {
@@ -76,7 +76,17 @@ static void finish_copies() {
     emulator::copies[emulator::current].clear();
 }
 
-static void load_matrices(unsigned (&matrices)[4], const half_bits* row, bool transposed = false) {
+static void load_matrices(unsigned (&matrices)[4], const void* row) {
+    using namespace emulator;
+    check_aligned(row, 16);
+    row_addresses[current] = row;
+    __syncwarp();
+    const int first = current / WARP * WARP, lane = current % WARP;
+    for (int m = 0; m < 4; ++m) matrices[m] = ((const unsigned*)row_addresses[first + 8 * m + lane / 4])[lane % 4];
+    __syncwarp();
+}
+
+static void load_transposed_matrices(unsigned (&matrices)[4], const half_bits* row) {
     using namespace emulator;
     check_aligned(row, 16);
     row_addresses[current] = row;
@@ -85,18 +95,42 @@ static void load_matrices(unsigned (&matrices)[4], const half_bits* row, bool tr
     for (int m = 0; m < 4; ++m) {
         half_bits pair[2];
         for (int i = 0; i < 2; ++i) {
-            int r = lane / 4, column = 2 * (lane % 4) + i;
-            pair[i] = row_addresses[first + 8 * m + (transposed ? column : r)][transposed ? r : column];
+            int r = 2 * (lane % 4) + i, column = lane / 4;
+            pair[i] = ((const half_bits*)row_addresses[first + 8 * m + r])[column];
         }
         matrices[m] = pair[0] | (unsigned)pair[1] << 16;
     }
     __syncwarp();
 }
 
-static void load_transposed_matrices(unsigned (&matrices)[4], const half_bits* row) {
-    load_matrices(matrices, row, true);
+#ifdef TF32
+static unsigned rounded_tf32(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return value != value ? bits : (bits + 0x1000) & ~0x1fffu;  // to nearest, ties away from zero
 }
 
+static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    using namespace emulator;
+    const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    for (int i = 0; i < 6; ++i) {
+        if (mine[i] & 0x1fff && (mine[i] & 0x7f800000) != 0x7f800000) {
+            fprintf(stderr, "an operand is not rounded to TF32\n");
+            abort();
+        }
+        memcpy(&operands[current][i][0], &mine[i], 4);
+    }
+    __syncwarp();
+    const int first = current / WARP * WARP, lane = current % WARP;
+    for (int i = 0; i < 4; ++i) {
+        int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
+        for (int k = 0; k < 8; ++k)
+            c[i] += operands[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2][0] *
+                    operands[first + column * 4 + k % 4][4 + k / 4][0];
+    }
+    __syncwarp();
+}
+#else
 static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     using namespace emulator;
     const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -114,3 +148,4 @@ static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, uns
     }
     __syncwarp();
 }
+#endif

@@ -14,7 +14,7 @@ from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
 from pegasusx_ref.backend import QuantizedMatrix
-from pegasusx_ref.golden.global_local import block_bounds
+from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
 from pegasusx_ref.model.weights import random_weights
 
 some = settings(max_examples=15, phases=(Phase.explicit, Phase.generate))  # shrinking takes minutes of a rented device
@@ -158,13 +158,15 @@ def test_quantized_models_agree_and_their_steps_can_be_captured(backend: str, dt
     assert dynamic == static
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [on_cuda("cupy", dtype) for dtype in ("bfloat16", "float16")])
-def test_instructions_compute_what_the_manual_says(backend: str, dtype: str) -> None:
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize(("backend", "dtype"), [on_cuda("cupy", "float32")])
+def test_instructions_compute_what_the_manual_says(backend: str, dtype: str, arithmetic: str) -> None:
     """The checks of the emulated instructions in tests/test_cupy.py."""
     import cupy
 
     assert get_backend(backend, "cuda:0", dtype).name == "cupy"
-    module = cupy.RawModule(code=ptx_instructions.source(), options=("--std=c++14", *ptx_instructions.options(dtype)))
+    options = ("--std=c++14", *ptx_instructions.options(arithmetic))
+    module = cupy.RawModule(code=ptx_instructions.source(arithmetic), options=options)
 
     def launch(name: str, inputs: list[np.ndarray], *results: np.ndarray) -> list[np.ndarray]:
         """Launch one warp with arrays of bits, which every dtype has."""
@@ -172,12 +174,19 @@ def test_instructions_compute_what_the_manual_says(backend: str, dtype: str) -> 
         module.get_function(name)((1,), (32,), tuple(on_device))
         return [cupy.asnumpy(y).view(x.dtype) for x, y in zip(results, on_device[len(inputs) :], strict=True)]
 
-    for seed in range(20):
-        inputs = ptx_instructions.matrices(dtype, seed)
-        products = launch("products", inputs, *np.full((2, 16, 8), np.nan, np.float32))
-        ptx_instructions.check_products(inputs, products)
-    x = ptx_instructions.numbers()
-    ptx_instructions.check_conversions(dtype, x, *launch("conversions", [x], *ptx_instructions.converted()))
+    ptx_instructions.check(arithmetic, launch)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [on_cuda("cupy", "float32")])
+def test_the_attention_core_agrees_in_tf32(backend: str, dtype: str) -> None:
+    B, H, T, F, G = 1, 2, 3000, 64, 128
+    rng = np.random.default_rng(0)
+    arrays: list[Any] = [rng.standard_normal((B, length, H, F)).swapaxes(1, 2) for length in (T, T, T, G, G, G)]
+    ops: Any = get_backend(backend, "cuda:0", dtype, tf32=True)
+    blocks = block_bounds(T, 512, staggered=True)
+    found = ops.global_local_attention(*[*map(ops.asarray, arrays), None, blocks])
+    for x, y in zip(found, global_local_attention(*[*arrays, None, blocks]), strict=True):
+        assert 1e-5 < np.abs(ops.to_numpy(x) - y).max() < 2e-3
 
 
 @pytest.mark.parametrize(("backend", "dtype"), IN_FLOAT64)
