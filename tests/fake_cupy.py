@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import emulated
 import numpy as np
@@ -89,8 +89,12 @@ class Device:
     def use(self) -> None:
         self.current.id = self.id
 
-    def synchronize(self) -> None:
-        strict_arrays.not_during_capture("a synchronization")
+    def __enter__(self) -> None:
+        self.entered = Device()
+        self.use()
+
+    def __exit__(self, *_: Any) -> None:
+        self.entered.use()
 
 
 class Stream:
@@ -128,8 +132,19 @@ def current_stream() -> Stream:
 
 
 class MemoryPool:
+    """Allocates nothing, because strict arrays need no memory of a device."""
+
+    num_freed: ClassVar[int] = 0
+
+    def __init__(self, allocator: Any = None) -> None:
+        pass
+
     def malloc(self, size: int) -> None:
-        """Replaces an allocator, which strict arrays do not need."""
+        pass
+
+    def free_all_blocks(self) -> None:
+        strict_arrays.not_during_capture("freeing memory")
+        MemoryPool.num_freed += 1
 
 
 def fake_modules(num_devices: int) -> dict[str, ModuleType]:
@@ -173,11 +188,13 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
         empty=empty,
         uint8=np.uint8,
         RawModule=RawModule,
+        get_default_memory_pool=MemoryPool,
     )
     cupy.cuda = ModuleType("cupy.cuda")
     cupy.cuda.is_available = lambda: True
     cupy.cuda.Device = Device
     cupy.cuda.Stream = Stream
+    cupy.cuda.get_current_stream = current_stream
     cupy.cuda.MemoryPool = MemoryPool
     cupy.cuda.using_allocator = nullcontext
     cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")

@@ -1,8 +1,11 @@
 """Static caches and recorded decode steps generate the same tokens as dynamic caches."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import fake_cupy
 import numpy as np
 import pytest
 from backend_parameters import DTYPES, IN_FLOAT64, MARKS, backend_on_cpu, random_model
@@ -43,6 +46,30 @@ def test_static_caches_generate_the_same_tokens(backend: str, how: dict[str, Any
     model = random_model(config, data.draw(seeds), backend)
     static, dynamic = (written(model, *batch[:2], cache_implementation=cache, **how) for cache in ("static", "dynamic"))
     assert static == dynamic
+
+
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+def test_caches_are_freed_without_the_garbage_collector(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they are large, and nothing there tells Python to collect."""
+    alive: list[weakref.ref[Any]] = []
+    initialize = decode_step.DynamicDecodeStep.__init__
+
+    def noted(step: Any, *args: Any) -> None:
+        initialize(step, *args)
+        alive.append(weakref.ref(step))
+
+    monkeypatch.setattr(decode_step.DynamicDecodeStep, "__init__", noted)
+    model = random_model(PegasusXConfig.preset("tiny"), 0, backend)
+    freed = fake_cupy.MemoryPool.num_freed
+    gc.collect()
+    gc.disable()
+    try:
+        for cache in ("dynamic", "static"):
+            written(model, [[7, 8]], cache_implementation=cache)
+        assert [step() for step in alive] == [None, None]
+        assert fake_cupy.MemoryPool.num_freed - freed == (backend == "cupy")  # the graph's memory too
+    finally:
+        gc.enable()
 
 
 def test_capacity_is_doubled_and_never_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +267,7 @@ def test_cupy_launches_few_kernels_in_a_step(cupy_graphs: Any) -> None:
         model.generate([[7, 8, 9]], [[1, 1, 0]], num_beams=2, max_new_tokens=4, min_new_tokens=4)
     first, second = (graph.num_kernels for graph in cupy_graphs)
     assert second - first == 19
-    assert first == 19 + 2  # the last LayerNorm, and the head
+    assert first == 19 + 3  # the last LayerNorm, the head, and a copy of its result
 
 
 @needs_emulator

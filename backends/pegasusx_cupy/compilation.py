@@ -14,8 +14,9 @@ FOLDER = Path(__file__).parent
 COMPILER_OPTIONS = ("--std=c++14",)
 THREADS = 128
 WARP = 32  # threads
-MAX_ROWS = 8  # that read the same weights, or the same keys: a power of 2
-FEW_ROWS_WARPS, FEW_ROWS_FEATURES = 2, 4  # of a thread block, and of a warp: small, so that few features occupy a GPU
+ROWS_AT_ONCE = (1, 4, 8)  # that read the same weights, or the same keys: powers of 2
+FEW_ROWS_FEATURES = 4  # of a warp of few_rows.cu
+MANY_WARPS = 2048  # that occupy a GPU
 QUERY_REGISTERS = {"float": 64, "double": 16}  # of a thread, for queries; their results take as many
 SHARED_MEMORY = 48 * 1024  # bytes per thread block that every CUDA device allows by default
 VECTOR_BYTES = 16
@@ -101,9 +102,10 @@ def row_macros(dtype: str) -> dict[str, str]:
     return type_macros(dtype) | {"THREADS": str(THREADS)}
 
 
-def few_rows_macros(dtype: str, num_rows: int) -> dict[str, str]:
+def few_rows_macros(dtype: str, num_rows: int, num_features: int) -> dict[str, str]:
     """Return the macros that few_rows.cu is compiled with."""
-    sizes = {"ROWS": rows_at_once(num_rows), "FEATURES": FEW_ROWS_FEATURES, "THREADS": FEW_ROWS_WARPS * WARP}
+    split = 1 if num_features // FEW_ROWS_FEATURES >= MANY_WARPS else THREADS // WARP
+    sizes = {"ROWS": rows_at_once(num_rows), "FEATURES": FEW_ROWS_FEATURES, "SPLIT": split, "THREADS": THREADS}
     return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
 
 
@@ -111,7 +113,7 @@ def few_queries_macros(dtype: str, num_queries: int, head_dim: int) -> dict[str,
     """Return the macros that few_queries.cu is compiled with: as many rows as a thread has registers for."""
     vector = VECTOR_BYTES // np.dtype(numpy_dtype(dtype)).itemsize
     vectors = -(-head_dim // vector)
-    lanes = min(WARP, power_of_2(vectors))
+    lanes = min(WARP, 1 << (vectors - 1).bit_length())  # a power of 2
     registers = -(-vectors // lanes) * vector * np.dtype(sum_dtype(dtype)).itemsize // 4  # of a row
     num_rows = max(1, min(rows_at_once(num_queries), QUERY_REGISTERS[C_TYPES[sum_dtype(dtype)]] // registers))
     sizes = {"HEAD_DIM": head_dim, "ROWS": num_rows, "LANES": lanes, "THREADS": THREADS}
@@ -119,13 +121,8 @@ def few_queries_macros(dtype: str, num_queries: int, head_dim: int) -> dict[str,
 
 
 def rows_at_once(num_rows: int) -> int:
-    """Return the power of 2 of rows that are computed together."""
-    return min(MAX_ROWS, power_of_2(num_rows))
-
-
-def power_of_2(number: int) -> int:
-    """Return the lowest power of 2 that is not less than a number."""
-    return 1 << (number - 1).bit_length()
+    """Return how many rows are computed together."""
+    return next((rows for rows in ROWS_AT_ONCE if rows >= num_rows), ROWS_AT_ONCE[-1])
 
 
 @cache
@@ -150,10 +147,11 @@ def row_kernel(name: str, dtype: str) -> Any:
 
 
 @cache
-def few_rows_kernel(name: str, dtype: str, num_rows: int) -> tuple[Any, int]:
-    """Return a kernel of few_rows.cu and the number of rows that a thread block takes."""
-    macros = few_rows_macros(dtype, num_rows)
-    return compile_kernels("few_rows.cu", **macros).get_function(name), int(macros["ROWS"])
+def few_rows_kernel(name: str, dtype: str, num_rows: int, num_features: int) -> tuple[Any, int, int]:
+    """Return a kernel of few_rows.cu and the numbers of rows and features that a thread block takes."""
+    macros = few_rows_macros(dtype, num_rows, num_features)
+    features = THREADS // WARP // int(macros["SPLIT"]) * FEW_ROWS_FEATURES
+    return compile_kernels("few_rows.cu", **macros).get_function(name), int(macros["ROWS"]), features
 
 
 @cache

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import cupy
 
 from pegasusx_cupy.kernels import FEW
 from pegasusx_ref.errors import BackendError, reason
+
+_capturing = Lock()  # one thread at a time: all captures of a device share a stream
 
 
 class CudaGraphStep:
@@ -24,13 +29,22 @@ class CudaGraphStep:
         self._step, self._device = step, device
         self._inputs: list[Any] = []
         self._captured: tuple[Any, Any] | None = None
-        self._memory = cupy.cuda.MemoryPool()  # the graph's own: blocks that are free in CuPy's may leave the process
+        # The graph's own memory, from CuPy's pool: blocks that are free there may leave the process at any time.
+        self._memory = cupy.cuda.MemoryPool(cupy.get_default_memory_pool().malloc)
+
+    def __del__(self) -> None:
+        # CuPy 14 does not free the memory of a pool that is gone. When Python ends, CuPy may be gone too.
+        with suppress(Exception):
+            self._captured = None
+            with self._device:
+                self._memory.free_all_blocks()
 
     def __call__(self, *arguments: Any) -> Any:
         """Copy the arguments to the graph's inputs and launch it; the next call overwrites the result.
 
         Raises:
             BackendError: CuPy cannot capture the step.
+            MemoryError: it needs more memory than the device has.
         """
         self._device.use()
         if math.prod(arguments[0].shape[:-1]) > FEW:
@@ -38,7 +52,10 @@ class CudaGraphStep:
         if self._captured is None:
             self._inputs = [argument.copy() for argument in arguments]
             try:
-                self._captured = self._capture()
+                with _capturing:
+                    self._captured = self._capture()
+            except MemoryError:
+                raise
             except Exception as error:
                 remedy = "pass cache_implementation='dynamic', whose steps are not captured"
                 raise BackendError(f"CuPy cannot capture a step as a CUDA graph ({reason(error)}): {remedy}") from error
@@ -54,14 +71,26 @@ class CudaGraphStep:
         return result
 
     def _capture(self) -> tuple[Any, Any]:
-        self._device.synchronize()  # another stream begins
-        stream = cupy.cuda.Stream(non_blocking=True)
+        current, stream = cupy.cuda.get_current_stream(), capture_stream(self._device.id)
+        current.synchronize()
         with stream, cupy.cuda.using_allocator(self._memory.malloc):
-            self._step(*self._inputs)  # compiles kernels, and copies tables to the device: neither can be captured
+            # Compiles kernels, and copies tables to the device: neither can be captured.
+            first = self._step(*self._inputs)
             stream.synchronize()
+        result = cupy.empty(first.shape, first.dtype)  # not in the graph's memory, which is freed as a whole
+        del first
+        with stream, cupy.cuda.using_allocator(self._memory.malloc):
             stream.begin_capture()
             try:
-                result = self._step(*self._inputs)
-            finally:
-                graph = stream.end_capture()
-        return graph, result
+                result[...] = self._step(*self._inputs)
+            except BaseException:
+                with suppress(Exception):
+                    stream.end_capture()
+                raise
+            return stream.end_capture(), result
+
+
+@cache
+def capture_stream(device: int) -> Any:
+    """Return the stream that graphs of the current device are captured on: free memory stays with its stream."""
+    return cupy.cuda.Stream(non_blocking=True)

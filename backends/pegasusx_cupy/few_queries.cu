@@ -28,15 +28,22 @@ __device__ REAL exp_of(REAL difference) {
 
 #include "merge_parts.cuh"
 
-// The features of a lane; zeros beyond the last one, and where there is no row.
-__device__ void load_features(REAL (&features)[WIDTH], const ELEMENT* row) {
-    const int lane = threadIdx.x % LANES;
+// The features of a lane.
+struct Features {
+    Vector vectors[WIDTH / VECTOR];
+};
+
+__device__ REAL feature_of(const Features& features, int i) {
+    return number(features.vectors[i / VECTOR].at[i % VECTOR]);
+}
+
+// Zeros beyond the last feature, and where there is no row.
+__device__ Features load_features(const ELEMENT* row) {
+    Features features;
 #pragma unroll
-    for (int i = 0; i < WIDTH; i += VECTOR) {
-        const Vector loaded = load(row, lane + i / VECTOR * LANES, HEAD_DIM);
-#pragma unroll
-        for (int c = 0; c < VECTOR; ++c) features[i + c] = number(loaded.at[c]);
-    }
+    for (int v = 0; v < WIDTH / VECTOR; ++v)
+        features.vectors[v] = load(row, threadIdx.x % LANES + v * LANES, HEAD_DIM);
+    return features;
 }
 
 // Add up the values of the lanes of a key.
@@ -47,9 +54,9 @@ __device__ REAL over_key(REAL value) {
     return value;
 }
 
-// Whether any key of a row is visible.
-__device__ bool sees_any(const unsigned char* visible, int num_keys) {
-    for (int first = 0; first < num_keys; first += 32) {
+// Whether any key of a row is visible, from a key on.
+__device__ bool sees_any(const unsigned char* visible, int num_keys, int first) {
+    for (; first < num_keys; first += 32) {
         const int key = first + threadIdx.x;
         if (__any_sync(0xffffffffu, key < num_keys && visible[key])) return true;
     }
@@ -67,7 +74,8 @@ extern "C" __global__ void few_queries(const ELEMENT* queries, const ELEMENT* ke
                                        long long key_batch, long long key_head, long long key_step,
                                        long long value_batch, long long value_head, long long value_step,
                                        long long visible_batch, long long visible_query) {
-    const int part = blockIdx.x % num_parts, first_query = blockIdx.x / num_parts * ROWS;
+    const int num_groups = (num_queries + ROWS - 1) / ROWS;  // thread blocks with the same keys run at the same time
+    const int part = blockIdx.x / num_groups, first_query = blockIdx.x % num_groups * ROWS;
     const int head = blockIdx.y, num_heads = gridDim.y, group = threadIdx.x / LANES;
     const int stop_key = (part + 1) * part_size < num_keys ? (part + 1) * part_size : num_keys;
     const long long first_row = (long long)blockIdx.z * num_queries;  // of the batch row's queries
@@ -81,35 +89,45 @@ extern "C" __global__ void few_queries(const ELEMENT* queries, const ELEMENT* ke
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         const int query = first_query + r < num_queries ? first_query + r : num_queries - 1;  // one twice, not stored twice
-        load_features(q[r], queries + ((first_row + query) * num_heads + head) * HEAD_DIM);
+        const Features features = load_features(queries + ((first_row + query) * num_heads + head) * HEAD_DIM);
         shown[r] = visible ? visible + blockIdx.z * visible_batch + query * visible_query : nullptr;  // [row of the mask]
-        sees_none[r] = visible && !sees_any(shown[r], num_keys);
-        if (sees_none[r]) shown[r] = nullptr;
         largest_score[r] = -LARGEST;
         total[r] = 0;
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) {
-            q[r][i] *= scale;  // [scale]
+            q[r][i] = feature_of(features, i) * scale;  // [scale]
             context_sums[r][i] = 0;
         }
     }
+    // Most queries see one of the first keys, which are read for all queries at once.
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+        sees_none[r] = visible && !__any_sync(0xffffffffu, threadIdx.x < num_keys && shown[r][threadIdx.x]);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        if (sees_none[r]) sees_none[r] = !sees_any(shown[r], num_keys, 32);  // [later keys]
+        if (sees_none[r]) shown[r] = nullptr;
+    }
 
     for (int first = part * part_size + group; first - group < stop_key; first += KEYS * GROUPS) {  // [tiles of keys]
-        REAL scores[ROWS][KEYS];
+        Features k_features[KEYS], v_features[KEYS];  // all are read before the first one is used
 #pragma unroll
         for (int k = 0; k < KEYS; ++k) {
             const int key = first + k * GROUPS;
-            REAL features[WIDTH];
-            load_features(features, key < stop_key ? keys + key * key_step : nullptr);
+            k_features[k] = load_features(key < stop_key ? keys + key * key_step : nullptr);
+            v_features[k] = load_features(key < stop_key ? values + key * value_step : nullptr);
+        }
+        REAL scores[ROWS][KEYS];
+#pragma unroll
+        for (int k = 0; k < KEYS; ++k)
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 REAL score = 0;
 #pragma unroll
-                for (int i = 0; i < WIDTH; ++i) score += q[r][i] * features[i];
+                for (int i = 0; i < WIDTH; ++i) score += q[r][i] * feature_of(k_features[k], i);
                 score = over_key(score);
                 scores[r][k] = sees_none[r] ? 0 : score;  // [nothing is visible]
             }
-        }
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             REAL new_largest = largest_score[r];
@@ -132,15 +150,11 @@ extern "C" __global__ void few_queries(const ELEMENT* queries, const ELEMENT* ke
             largest_score[r] = new_largest;
         }
 #pragma unroll
-        for (int k = 0; k < KEYS; ++k) {
-            const int key = first + k * GROUPS;
-            REAL features[WIDTH];
-            load_features(features, key < stop_key ? values + key * value_step : nullptr);
+        for (int k = 0; k < KEYS; ++k)
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-                for (int i = 0; i < WIDTH; ++i) context_sums[r][i] += scores[r][k] * features[i];
-        }
+                for (int i = 0; i < WIDTH; ++i) context_sums[r][i] += scores[r][k] * feature_of(v_features[k], i);
     }
 
 #pragma unroll

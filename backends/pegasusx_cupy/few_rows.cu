@@ -1,20 +1,21 @@
 // Linear maps of few rows, as in decoding: the weights are read once for ROWS rows, at the speed of the memory.
 //
-// Each warp takes FEATURES of the output. Its lanes divide the inputs, so that neighbours read adjacent vectors, and add
-// up their sums at the end.
+// A warp takes FEATURES of the output. Its lanes divide the inputs, so that neighbours read adjacent vectors, and add up
+// their sums at the end. Where there are few features, SPLIT warps divide the inputs, so that there is enough to read.
 //
 // Macros: ELEMENT, the type of rows and weights, and REAL, that of sums and biases; ROWS and FEATURES, powers of 2;
-// THREADS, of a thread block; HALF_PRECISION, where ELEMENT is float16 or bfloat16.
+// THREADS, of a thread block, and SPLIT, of whose warps; HALF_PRECISION, where ELEMENT is float16 or bfloat16.
 //
 // A name in [brackets] labels a line for tests/test_cupy.py, which breaks each of these lines in turn.
 
 #include "vectors.cuh"
 
+#define WARPS (THREADS / 32)
 #define SUMS (ROWS * FEATURES)  // at most 32
 
-__device__ void store(REAL* to, REAL sum) { *to = sum; }
+__device__ void write(REAL* to, REAL sum) { *to = sum; }
 #ifdef HALF_PRECISION
-__device__ void store(ELEMENT* to, REAL sum) { *to = rounded(sum); }
+__device__ void write(ELEMENT* to, REAL sum) { *to = rounded(sum); }
 #endif
 
 // Add up the sums of all lanes: lane i gets that of number i % SUMS. In each round a lane keeps one half of its sums, and
@@ -41,8 +42,11 @@ __device__ REAL over_lanes(REAL (&sums)[SUMS]) {
 template <typename Result>
 __device__ void multiply(const ELEMENT* x, const ELEMENT* weight, const REAL* bias, Result* y, int num_rows,
                          int num_inputs, int num_features) {
-    const int lane = threadIdx.x % 32, first_row = blockIdx.y * ROWS;
-    const int first_feature = (blockIdx.x * (THREADS / 32) + threadIdx.x / 32) * FEATURES;
+    __shared__ REAL of_warps[WARPS][SUMS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % SPLIT;
+    const int num_groups = (num_rows + ROWS - 1) / ROWS;  // thread blocks with the same weights run at the same time
+    const int first_row = blockIdx.x % num_groups * ROWS;
+    const int first_feature = (blockIdx.x / num_groups * (WARPS / SPLIT) + warp / SPLIT) * FEATURES;
     const ELEMENT *rows[ROWS], *weights[FEATURES];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
@@ -53,7 +57,7 @@ __device__ void multiply(const ELEMENT* x, const ELEMENT* weight, const REAL* bi
 
     REAL sums[SUMS] = {};
 #pragma unroll 2
-    for (int vector = lane; vector < (num_inputs + VECTOR - 1) / VECTOR; vector += 32) {  // [inputs]
+    for (int vector = part * 32 + lane; vector < (num_inputs + VECTOR - 1) / VECTOR; vector += 32 * SPLIT) {  // [inputs]
         Vector w[FEATURES];
 #pragma unroll
         for (int f = 0; f < FEATURES; ++f) w[f] = load(weights[f], vector, num_inputs);
@@ -69,14 +73,20 @@ __device__ void multiply(const ELEMENT* x, const ELEMENT* weight, const REAL* bi
     }
 
     REAL sum = over_lanes(sums);
+    if (SPLIT > 1) {
+        if (lane < SUMS) of_warps[warp][lane] = sum;
+        __syncthreads();  // [barrier before adding] the sums of the warps are complete
+        if (part > 0 || lane >= SUMS) return;
+        for (int other = 1; other < SPLIT; ++other) sum += of_warps[warp + other][lane];  // [parts of the inputs]
+    }
     const int row = first_row + lane / FEATURES, feature = first_feature + lane % FEATURES;
     if (lane >= SUMS || row >= num_rows || feature >= num_features) return;
     if (bias) sum += bias[feature];  // [bias]
-    store(y + (long long)row * num_features + feature, sum);
+    write(y + (long long)row * num_features + feature, sum);
 }
 
 // y = x weight^T + bias, where x is (rows, inputs) and the weight (features, inputs); bias may be null.
-// Grid: (features / FEATURES of each warp, rows / ROWS).
+// Grid: (groups of rows x thread blocks of WARPS / SPLIT x FEATURES features).
 extern "C" __global__ void few_rows(const ELEMENT* x, const ELEMENT* weight, const REAL* bias, ELEMENT* y, int num_rows,
                                     int num_inputs, int num_features) {
     multiply(x, weight, bias, y, num_rows, num_inputs, num_features);

@@ -8,8 +8,7 @@ import cupy
 import numpy as np
 
 from pegasusx_cupy.compilation import (
-    FEW_ROWS_FEATURES,
-    FEW_ROWS_WARPS,
+    MANY_WARPS,
     THREADS,
     VECTOR_BYTES,
     WARP,
@@ -26,7 +25,7 @@ from pegasusx_ref.golden.quantization import CODES
 
 PART_SIZE = 1024  # keys of a row of global attention that a thread block takes: a multiple of a tile's
 FEW = 64  # rows, or queries, up to which the kernels for few of them are used
-MIN_PART_SIZE, MANY_WARPS = 64, 2048  # keys of few queries that a warp takes, and the warps that occupy a GPU
+MIN_PART_SIZE = 64  # keys of few queries that a warp takes
 
 
 def aligned(x: Any) -> Any:
@@ -174,10 +173,10 @@ def few_rows(x_LK: Any, weight_NK: Any, bias_N: Any, dtype: Any) -> Any:
     if not y_LN.size:
         return y_LN
     name = "few_rows" if y_LN.dtype == x_LK.dtype else "few_rows_full_precision"
-    kernel, rows = few_rows_kernel(name, str(x_LK.dtype), L)
+    kernel, rows, features = few_rows_kernel(name, str(x_LK.dtype), L, N)
     bias = np.intp(0) if bias_N is None else bias_N
-    grid = (-(-N // (FEW_ROWS_WARPS * FEW_ROWS_FEATURES)), -(-L // rows), 1)
-    kernel(grid, (FEW_ROWS_WARPS * WARP,), (aligned(x_LK), aligned(weight_NK), bias, y_LN, *int32(L, K, N)))
+    grid = (-(-L // rows) * -(-N // features), 1, 1)
+    kernel(grid, (THREADS,), (aligned(x_LK), aligned(weight_NK), bias, y_LN, *int32(L, K, N)))
     return y_LN
 
 
@@ -229,7 +228,7 @@ def dequantized(matrix: QuantizedMatrix, dtype: Any) -> Any:
     else:
         code = code_on_device(matrix.kind, cupy.cuda.Device().id)
         name, tables, share_a_scale = "dequantize_4bit", [matrix.absmax, code], matrix.block_size
-    grid = (-(-numbers.size // THREADS), 1, 1)
+    grid = (-(-numbers.nbytes // (VECTOR_BYTES * THREADS)), 1, 1)
     arguments = (matrix.codes, *tables, numbers, np.int32(share_a_scale), np.int64(numbers.size))
     row_kernel(name, str(numbers.dtype))(grid, (THREADS,), arguments)
     return numbers

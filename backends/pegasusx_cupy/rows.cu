@@ -6,8 +6,7 @@
 //
 // A name in [brackets] labels a line for tests/test_cupy.py, which breaks each of these lines in turn.
 
-#define WARPS (THREADS / 32)
-
+#include "reduction.cuh"
 #include "vectors.cuh"
 
 #ifdef HALF_PRECISION
@@ -16,26 +15,6 @@ __device__ half_bits positive(half_bits x) { return x > 0x8000 && x <= 0x8000 + 
 __device__ ELEMENT positive(ELEMENT x) { return x < 0 ? (ELEMENT)0 : x; }
 #endif
 
-enum Operation { SUM, MAX };
-
-__device__ REAL combined(Operation operation, REAL a, REAL b) {
-    if (operation == SUM) return a + b;
-    return b > a ? b : a;
-}
-
-// Combine the values of all threads; every thread gets the result.
-__device__ REAL over_row(Operation operation, REAL value) {
-    __shared__ REAL of_warps[WARPS];
-    for (int lane = 16; lane > 0; lane /= 2)
-        value = combined(operation, value, __shfl_xor_sync(0xffffffffu, value, lane));
-    __syncthreads();  // [barrier before combining] the previous results are no longer read
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-    __syncthreads();  // [barrier after combining] the results of the warps are complete
-    value = of_warps[0];
-    for (int warp = 1; warp < WARPS; ++warp) value = combined(operation, value, of_warps[warp]);
-    return value;
-}
-
 // Normalize rows of `width` numbers. Grid: (rows).
 extern "C" __global__ void layer_norm(const REAL* x, const REAL* weight, const REAL* bias, ELEMENT* y, int width,
                                       REAL eps) {
@@ -43,9 +22,9 @@ extern "C" __global__ void layer_norm(const REAL* x, const REAL* weight, const R
     y += (long long)blockIdx.x * width;
     REAL sum = 0, squares = 0;
     for (int i = threadIdx.x; i < width; i += THREADS) sum += x[i];
-    const REAL mean = over_row(SUM, sum) / width;
+    const REAL mean = over_block(SUM, sum) / width;
     for (int i = threadIdx.x; i < width; i += THREADS) squares += (x[i] - mean) * (x[i] - mean);
-    REAL variance = over_row(SUM, squares) / width;
+    REAL variance = over_block(SUM, squares) / width;
     variance += variance - variance;  // [overflow] infinity becomes NaN, which x / infinity = 0 would hide
     const REAL deviation = sqrt(variance + eps);  // [deviation]
     for (int i = threadIdx.x; i < width; i += THREADS)
@@ -69,8 +48,8 @@ extern "C" __global__ void softmax(REAL* scores, const unsigned char* visible, E
             largest = combined(MAX, largest, scores[i]);
             if (visible) num_visible += 1;
         }
-    largest = over_row(MAX, largest);
-    num_visible = over_row(SUM, num_visible);
+    largest = over_block(MAX, largest);
+    num_visible = over_block(SUM, num_visible);
 
     REAL sum = 0;
     for (int i = threadIdx.x; i < width; i += THREADS) {
@@ -79,7 +58,7 @@ extern "C" __global__ void softmax(REAL* scores, const unsigned char* visible, E
         scores[i] = weight;
         sum += weight;
     }
-    sum = over_row(SUM, sum);
+    sum = over_block(SUM, sum);
     for (int i = threadIdx.x; i < width; i += THREADS) weights[i] = rounded(scores[i] / sum);
 }
 
@@ -98,28 +77,45 @@ extern "C" __global__ void repeat_row(const REAL* row, ELEMENT* y, int width) {
 
 // Replace negative numbers by 0; NaN stays. Grid: (vectors / THREADS).
 extern "C" __global__ void relu(const ELEMENT* x, ELEMENT* y, long long count) {
-    long long first = ((long long)blockIdx.x * THREADS + threadIdx.x) * VECTOR;
-    if (first + VECTOR <= count) {
-        Vector vector = *(const Vector*)(x + first);
-        for (int c = 0; c < VECTOR; ++c) vector.at[c] = positive(vector.at[c]);
-        *(Vector*)(y + first) = vector;
-    } else
-        for (long long i = first; i < count; ++i) y[i] = positive(x[i]);
+    const long long first = ((long long)blockIdx.x * THREADS + threadIdx.x) * VECTOR;
+    if (first >= count) return;
+    Vector vector = load(x + first, 0, first + VECTOR <= count ? VECTOR : count - first);
+    for (int c = 0; c < VECTOR; ++c) vector.at[c] = positive(vector.at[c]);
+    store(vector, y, first, count);
 }
 
-// The numbers that 4 bits stand for: code times scale. Two are in a byte, the first one in the upper bits. Grid: (count /
-// THREADS).
+// The numbers that 4 bits stand for: code times scale. Two are in a byte, the first one in the upper bits. A thread computes
+// a vector, whose numbers share a scale. Grid: (vectors / THREADS).
 extern "C" __global__ void dequantize_4bit(const unsigned char* packed, const float* absmax, const float* code,
                                            ELEMENT* numbers, int block_size, long long count) {
-    const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= count) return;
-    const int bits = i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4;  // [bits]
-    numbers[i] = rounded(code[bits] * absmax[i / block_size]);
+    const long long first = ((long long)blockIdx.x * THREADS + threadIdx.x) * VECTOR;
+    if (first >= count) return;
+    const float scale = absmax[first / block_size];
+    Vector vector;
+#pragma unroll
+    for (int c = 0; c < VECTOR; ++c) {
+        if (first + c >= count) break;
+        const int byte = packed[(first + c) / 2], bits = c % 2 ? byte & 15 : byte >> 4;  // [bits]
+        vector.at[c] = rounded(code[bits] * scale);
+    }
+    store(vector, numbers, first, count);
 }
 
-// The numbers that 8 bits stand for: multiples of 1/127 of a row's largest magnitude. Grid: (count / THREADS).
+// The numbers that 8 bits stand for: multiples of 1/127 of a row's largest magnitude. Grid: (vectors / THREADS).
 extern "C" __global__ void dequantize_int8(const signed char* codes, const float* absmax, ELEMENT* numbers, int width,
                                            long long count) {
-    const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (i < count) numbers[i] = rounded(codes[i] * absmax[i / width] * (1.0f / 127));  // [scale of a row]
+    const long long first = ((long long)blockIdx.x * THREADS + threadIdx.x) * VECTOR;
+    if (first >= count) return;
+    long long row = first / width;
+    int column = first % width;
+    Vector vector;
+#pragma unroll
+    for (int c = 0; c < VECTOR; ++c) {
+        if (first + c >= count) break;
+        vector.at[c] = rounded(codes[first + c] * absmax[row] * (1.0f / 127));
+        if (++column < width) continue;
+        ++row;  // [the next row]
+        column = 0;
+    }
+    store(vector, numbers, first, count);
 }

@@ -32,3 +32,13 @@ __device__ Vector load(const ELEMENT* row, int vector, int width) {
         if (vector * VECTOR + c < width) loaded.at[c] = row[vector * VECTOR + c];
     return loaded;
 }
+
+// Write a vector, or what of it is before `count`, to numbers from `first` on, which is a multiple of VECTOR.
+__device__ void store(const Vector& vector, ELEMENT* numbers, long long first, long long count) {
+    if (first + VECTOR <= count)
+        *(Vector*)(numbers + first) = vector;
+    else
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c)
+            if (first + c < count) numbers[first + c] = vector.at[c];
+}

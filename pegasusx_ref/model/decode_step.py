@@ -1,6 +1,7 @@
 """One step of decoding, as a search calls it: newest ids in, logits of the next token out. [spec 10]"""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -58,15 +59,28 @@ class DynamicDecodeStep:
 
     def _logits(self, x_BLD: Array, visible: np.ndarray | None) -> Array:
         mask = None if visible is None else self._ops.asarray(visible)
-        logits_BLV, self._cache = self._decode(x_BLD, mask, self._cache)
+        logits_BLV, self._cache = self._decode()(x_BLD, mask, self._cache)
         return logits_BLV
 
-    def _decode(self, x_BLD: Array, visible: Array | None, past: DecoderCache | None) -> tuple[Array, DecoderCache]:
-        ops, weights, source = self._ops, self._weights, self._source
-        hidden_BLD, cache = decoder(
-            ops, weights.at("decoder"), self._config, x_BLD, visible, source.tokens_BTD, source.mask_BT, past
-        )
-        return lm_head(ops, weights, hidden_BLD), cache
+    def _decode(self) -> Callable[[Array, Array | None, DecoderCache | None], tuple[Array, DecoderCache]]:
+        """Return the decoder over the present source, which does not refer to this object."""
+        return partial(decode, self._ops, self._weights, self._config, self._source)
+
+
+def decode(
+    ops: Backend,
+    weights: Weights,
+    config: PegasusXConfig,
+    source: Encoded,
+    x_BLD: Array,
+    visible: Array | None,
+    past: DecoderCache | None,
+) -> tuple[Array, DecoderCache]:
+    """Compute the logits (B, L, V) of new target tokens, and the cache with them; arguments as for `decoder`."""
+    hidden_BLD, cache = decoder(
+        ops, weights.at("decoder"), config, x_BLD, visible, source.tokens_BTD, source.mask_BT, past
+    )
+    return lm_head(ops, weights, hidden_BLD), cache
 
 
 class StaticDecodeStep(DynamicDecodeStep):
@@ -128,13 +142,17 @@ class StaticDecodeStep(DynamicDecodeStep):
         return DecoderCache(layers, cache.length)
 
     def _new_step(self, cache: DecoderCache) -> Callable[[Array, Array, Array], Array]:
-        """Make a step that writes into a cache."""
+        """Make a step that writes into a cache.
+
+        It does not refer to this object, which refers to it: caches and graphs are freed without the garbage collector.
+        """
+        decode = self._decode()
 
         def step(x_BLD: Array, slots_L: Array, visible: Array) -> Array:
             def at_slots(kv: DynamicKV | StaticKV) -> StaticKV:
                 return StaticKV(kv.array, slots_L)
 
             static = tuple(c._replace(self_k=at_slots(c.self_k), self_v=at_slots(c.self_v)) for c in cache.layers)
-            return self._decode(x_BLD, visible, DecoderCache(static, cache.length))[0]
+            return decode(x_BLD, visible, DecoderCache(static, cache.length))[0]
 
         return self._ops.compile(step) if self._compiled else step
