@@ -188,7 +188,7 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
         empty=empty,
         uint8=np.uint8,
         RawModule=RawModule,
-        get_default_memory_pool=MemoryPool,
+        get_default_memory_pool=lambda: MemoryPool(),
     )
     cupy.cuda = ModuleType("cupy.cuda")
     cupy.cuda.is_available = lambda: True

@@ -5,7 +5,9 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -55,8 +57,8 @@ def heads(rng: np.random.Generator, B: int, L: int, H: int, F: int, dtype: str) 
     return rounded(rng.standard_normal((B, L, H, F)), dtype).swapaxes(1, 2)
 
 
-def core_error(arithmetic: str, head_dim: int, backwards: bool = False) -> float:
-    """Run the attention core on several tiles of queries and keys and parts; return its largest error."""
+def core_errors(arithmetic: str, head_dim: int, backwards: bool = False) -> Generator[float]:
+    """Run the attention core on several tiles of queries and keys and parts."""
     B, H, T, G, block_size = 2, 2, 300, 5, 160
     rng = np.random.default_rng(0)
     options: dict[str, Any] = {"dtype": "float32", "tf32": True} if arithmetic == "tf32" else {"dtype": arithmetic}
@@ -73,13 +75,12 @@ def core_error(arithmetic: str, head_dim: int, backwards: bool = False) -> float
         ops: Any = get_backend("cupy", **options)
         found = ops.global_local_attention(*[*map(ops.asarray, arrays), ops.asarray(mask), blocks])
         expected = global_local_attention(*[*arrays, mask, blocks])
-        return max(largest_error(ops.to_numpy(x), y) for x, y in zip(found, expected, strict=True))
+        yield from (largest_error(ops.to_numpy(x), y) for x, y in zip(found, expected, strict=True))
 
 
-def few_rows_error(dtype: str, backwards: bool = False) -> float:
-    """Run the kernels of few_rows.cu, for rows that end inside of a vector and others; return the largest error."""
+def few_rows_errors(dtype: str, backwards: bool = False) -> Generator[float]:
+    """Run the kernels of few_rows.cu, for rows that end inside of a vector and others."""
     rng = np.random.default_rng(0)
-    errors = []
     with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
         from pegasusx_cupy import compilation, kernels
 
@@ -95,14 +96,12 @@ def few_rows_error(dtype: str, backwards: bool = False) -> float:
                     on_device = (ops.asarray(x), ops.asarray(weight), ops.asarray(bias) if with_bias else None)
                     found = kernels.few_rows(*on_device, result_dtype)
                     assert found.dtype == result_dtype
-                    errors.append(largest_error(ops.to_numpy(found), expected) / float(np.abs(expected).max()))
-    return max(errors)
+                    yield largest_error(ops.to_numpy(found), expected) / float(np.abs(expected).max())
 
 
-def few_queries_error(dtype: str, backwards: bool = False) -> float:
-    """Run few_queries.cu on caches of both layouts and heads of several widths; return the largest error."""
+def few_queries_errors(dtype: str, backwards: bool = False) -> Generator[float]:
+    """Run few_queries.cu on caches of both layouts and heads of several widths."""
     rng = np.random.default_rng(0)
-    errors = []
     with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
         from pegasusx_cupy import compilation
 
@@ -118,12 +117,11 @@ def few_queries_error(dtype: str, backwards: bool = False) -> float:
             visible[-1, -1] = False
             for mask in (visible, visible[:1], visible[:, :1], None):
                 found = ops.attention(*map(ops.asarray, (q, k, v)), None if mask is None else ops.asarray(mask))
-                errors.append(largest_error(ops.to_numpy(found), attention(q, k, v, mask)))
-    return max(errors)
+                yield largest_error(ops.to_numpy(found), attention(q, k, v, mask))
 
 
-def rows_error(dtype: str, backwards: bool = False) -> float:
-    """Run the kernels of rows.cu; return the largest error."""
+def rows_errors(dtype: str, backwards: bool = False) -> Generator[float]:
+    """Run the kernels of rows.cu."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 3, 200))
     x[0, 1] *= 1e30  # its variance overflows float32
@@ -142,23 +140,22 @@ def rows_error(dtype: str, backwards: bool = False) -> float:
         copy = on_device(ops)
         normed = ops.to_numpy(kernels.layer_norm(copy(x), copy(weight), copy(bias), 1e-5, dtype))
         assert np.isnan(normed[0, 1]).all() == (dtype != "float64")
-        errors = [largest_error(normed[:, [0, 2]], layer_norm(x, weight, bias, 1e-5)[:, [0, 2]])]
+        yield largest_error(normed[:, [0, 2]], layer_norm(x, weight, bias, 1e-5)[:, [0, 2]])
         for mask in (visible, visible[:1], visible[:, :1], None):
             visible_on_device = None if mask is None else ops.asarray(mask)
             found = ops.attention(ops.asarray(q), ops.asarray(k), ops.asarray(v), visible_on_device)
-            errors.append(largest_error(ops.to_numpy(found), attention(q, k, v, mask)))
+            yield largest_error(ops.to_numpy(found), attention(q, k, v, mask))
         special = np.array([-np.inf, -1.5, -0.0, 0.0, 2.5, np.inf, np.copysign(np.nan, -1)] * 3)
         found = ops.to_numpy(ops.activation(ops.asarray(special[None]), "relu"))[0]
-        errors.append(largest_error(np.nan_to_num(found), np.nan_to_num(np.maximum(special, 0).astype(found.dtype))))
+        yield largest_error(np.nan_to_num(found), np.nan_to_num(np.maximum(special, 0).astype(found.dtype)))
         assert np.isnan(found).sum() == 3
         for width in (16, 13):
             repeated = kernels.repeated_row(copy(weight[:width]), 3, numpy_dtype(dtype))
-            errors.append(largest_error(ops.to_numpy(repeated), np.tile(rounded(weight[:width], dtype), (3, 1))))
+            yield largest_error(ops.to_numpy(repeated), np.tile(rounded(weight[:width], dtype), (3, 1)))
         for kind in ("nf4", "fp4", "int8"):
             quantized = QuantizedMatrix.quantize(rng.standard_normal((5, 53)), kind)
             found = ops.to_numpy(kernels.dequantized(ops.quantized(quantized), numpy_dtype(dtype)))
-            errors.append(largest_error(found, rounded(quantized.dequantized(), dtype)))
-    return max(errors)
+            yield largest_error(found, rounded(quantized.dequantized(), dtype))
 
 
 def on_device(ops: Any) -> Callable[[np.ndarray], Any]:
@@ -181,19 +178,20 @@ SUMS = {"float64": "float64", "float32": "float32", "bfloat16": "float32", "floa
 @pytest.mark.parametrize("arithmetic", CORE_LIMITS)
 def test_the_order_of_threads_does_not_matter(arithmetic: str, backwards: bool) -> None:
     for head_dim in (24, 3, 2):
-        assert core_error(arithmetic, head_dim, backwards) < CORE_LIMITS[arithmetic]
+        assert max(core_errors(arithmetic, head_dim, backwards)) < CORE_LIMITS[arithmetic]
     if arithmetic in LIMITS:
-        for error in (rows_error, few_rows_error, few_queries_error):
-            assert error(arithmetic, backwards) < LIMITS[arithmetic], error.__name__
+        for errors in (rows_errors, few_rows_errors, few_queries_errors):
+            assert max(errors(arithmetic, backwards)) < LIMITS[arithmetic], errors.__name__
 
 
 @needs_compiler
 def test_tf32_rounds_operands(monkeypatch: pytest.MonkeyPatch) -> None:
     """So its errors are larger than those of float32, but for heads that are too wide for its tiles."""
-    assert core_error("float32", 100) < LIMITS["float32"] < 1e-4 < core_error("tf32", 100) < CORE_LIMITS["tf32"]
-    assert core_error("tf32", 200) < LIMITS["float32"]
+    assert max(core_errors("float32", 100)) < LIMITS["float32"]
+    assert 1e-4 < max(core_errors("tf32", 100)) < CORE_LIMITS["tf32"]
+    assert max(core_errors("tf32", 200)) < LIMITS["float32"]
     monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")
-    assert core_error("tf32", 24) < LIMITS["float32"]
+    assert max(core_errors("tf32", 24)) < LIMITS["float32"]
 
 
 @needs_compiler
@@ -353,20 +351,14 @@ def test_a_mutation_of_a_kernel_is_detected(mutation: str, tmp_path: Path, monke
 
 def fails(name: str, arithmetic: str, backwards: bool) -> bool:
     """Return whether an error is several times as large as rounding explains, or a check of the results fails."""
+    of_files = {ROWS: rows_errors, FEW_ROWS: few_rows_errors, FEW_QUERIES: few_queries_errors}
+    of_core = partial(core_errors, head_dim=40 if name == MERGE else 24)
+    limit = 3 * CORE_LIMITS[arithmetic]
     try:
-        with np.errstate(all="ignore"):
-            match name:
-                case "rows.cu":
-                    error = rows_error(arithmetic, backwards)
-                case "few_rows.cu":
-                    error = few_rows_error(arithmetic, backwards)
-                case "few_queries.cu":
-                    error = few_queries_error(arithmetic, backwards)
-                case _:
-                    error = core_error(arithmetic, 40 if name == MERGE else 24, backwards)
+        with np.errstate(all="ignore"), closing(of_files.get(name, of_core)(arithmetic, backwards=backwards)) as errors:
+            return any(error > limit for error in errors)
     except AssertionError:
         return True
-    return error > 3 * CORE_LIMITS[arithmetic]
 
 
 def test_a_mutation_of_a_missing_line_fails() -> None:

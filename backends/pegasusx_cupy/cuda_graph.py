@@ -30,7 +30,8 @@ class CudaGraphStep:
         self._inputs: list[Any] = []
         self._captured: tuple[Any, Any] | None = None
         # The graph's own memory, from CuPy's pool: blocks that are free there may leave the process at any time.
-        self._memory = cupy.cuda.MemoryPool(cupy.get_default_memory_pool().malloc)
+        pool = cupy.get_default_memory_pool()
+        self._memory = cupy.cuda.MemoryPool(pool.malloc)
 
     def __del__(self) -> None:
         # CuPy 14 does not free the memory of a pool that is gone. When Python ends, CuPy may be gone too.
