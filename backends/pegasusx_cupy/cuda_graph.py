@@ -35,10 +35,11 @@ class CudaGraphStep:
 
     def __del__(self) -> None:
         # CuPy 14 does not free the memory of a pool that is gone. When Python ends, CuPy may be gone too.
-        with suppress(Exception):
+        with suppress(Exception), self._device:
+            current = cupy.cuda.get_current_stream()
+            current.synchronize()  # a launch may still use the memory, which other captures can have next
             self._captured = None
-            with self._device:
-                self._memory.free_all_blocks()
+            self._memory.free_all_blocks()
 
     def __call__(self, *arguments: Any) -> Any:
         """Copy the arguments to the graph's inputs and launch it; the next call overwrites the result.
