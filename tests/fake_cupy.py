@@ -131,6 +131,17 @@ def current_stream() -> Stream:
     return getattr(Stream.stack, "current", None) or Stream()
 
 
+class Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        pass
+
+    def record(self) -> None:
+        strict_arrays.not_during_capture("recording an event")
+
+    def synchronize(self) -> None:
+        strict_arrays.not_during_capture("a synchronization")
+
+
 class MemoryPool:
     """Allocates nothing, because strict arrays need no memory of a device."""
 
@@ -140,6 +151,9 @@ class MemoryPool:
         pass
 
     def malloc(self, size: int) -> None:
+        pass
+
+    def set_limit(self, size: int) -> None:
         pass
 
     def free_all_blocks(self) -> None:
@@ -195,6 +209,7 @@ def fake_modules(num_devices: int) -> dict[str, ModuleType]:
     cupy.cuda.Device = Device
     cupy.cuda.Stream = Stream
     cupy.cuda.get_current_stream = current_stream
+    cupy.cuda.Event = Event
     cupy.cuda.MemoryPool = MemoryPool
     cupy.cuda.using_allocator = nullcontext
     cupy.cuda.runtime = ModuleType("cupy.cuda.runtime")

@@ -29,15 +29,18 @@ class CudaGraphStep:
         self._step, self._device = step, device
         self._inputs: list[Any] = []
         self._captured: tuple[Any, Any] | None = None
-        # The graph's own memory, from CuPy's pool: blocks that are free there may leave the process at any time.
-        pool = cupy.get_default_memory_pool()
-        self._memory = cupy.cuda.MemoryPool(pool.malloc)
+        with device:
+            self._launched = cupy.cuda.Event(disable_timing=True)
+            # The graph's own memory, from CuPy's pool: blocks that are free there may leave the process at any time.
+            pool = cupy.get_default_memory_pool()
+            self._memory = cupy.cuda.MemoryPool(pool.malloc)
+            self._memory.set_limit(size=0)  # none: at a limit of its own it would give away what is captured
 
     def __del__(self) -> None:
         # CuPy 14 does not free the memory of a pool that is gone. When Python ends, CuPy may be gone too.
         with suppress(Exception), self._device:
-            current = cupy.cuda.get_current_stream()
-            current.synchronize()  # a launch may still use the memory, which other captures can have next
+            if self._captured is not None:
+                self._launched.synchronize()  # other captures can have the memory next
             self._captured = None
             self._memory.free_all_blocks()
 
@@ -70,6 +73,7 @@ class CudaGraphStep:
                 )
             graph_input[...] = argument
         graph.launch()
+        self._launched.record()
         return result
 
     def _capture(self) -> tuple[Any, Any]:
@@ -77,8 +81,10 @@ class CudaGraphStep:
         current.synchronize()
         with stream, cupy.cuda.using_allocator(self._memory.malloc):
             # Compiles kernels, and copies tables to the device: neither can be captured.
-            first = self._step(*self._inputs)
-            stream.synchronize()
+            try:
+                first = self._step(*self._inputs)
+            finally:  # the caches may be freed next, in the order of another stream
+                stream.synchronize()
         result = cupy.empty(first.shape, first.dtype)  # not in the graph's memory, which is freed as a whole
         del first
         with stream, cupy.cuda.using_allocator(self._memory.malloc):
