@@ -402,7 +402,7 @@ def test_kernels_compile_for_gpus_without_spills(compilation: ModuleType, archit
     sources = [("attention.cu", compilation.attention_macros(arithmetic, F)) for F in (48, 64, 128)]
     if arithmetic in LIMITS:
         sources.append(("rows.cu", compilation.row_macros(arithmetic)))
-        sources += [("few_rows.cu", compilation.few_rows_macros(arithmetic, 8, N)) for N in (1000, 96103)]
+        sources += [("few_rows.cu", compilation.few_rows_macros(arithmetic, 8, 1000, N)) for N in (1000, 96103)]
         sources += [("few_queries.cu", compilation.few_queries_macros(arithmetic, 8, F)) for F in (64, 256)]
     for name, macros in sources:
         options = ["--std=c++14", *(f"-D{macro}={value}" for macro, value in macros.items())]

@@ -102,9 +102,10 @@ def row_macros(dtype: str) -> dict[str, str]:
     return type_macros(dtype) | {"THREADS": str(THREADS)}
 
 
-def few_rows_macros(dtype: str, num_rows: int, num_features: int) -> dict[str, str]:
-    """Return the macros that few_rows.cu is compiled with."""
-    split = 1 if num_features // FEW_ROWS_FEATURES >= MANY_WARPS else THREADS // WARP
+def few_rows_macros(dtype: str, num_rows: int, num_inputs: int, num_features: int) -> dict[str, str]:
+    """Return the macros that few_rows.cu is compiled with: few features divide their inputs, if there are many, too."""
+    has_many_inputs = num_inputs * np.dtype(numpy_dtype(dtype)).itemsize > WARP * VECTOR_BYTES
+    split = THREADS // WARP if has_many_inputs and num_features // FEW_ROWS_FEATURES < MANY_WARPS else 1
     sizes = {"ROWS": rows_at_once(num_rows), "FEATURES": FEW_ROWS_FEATURES, "SPLIT": split, "THREADS": THREADS}
     return type_macros(dtype) | {name: str(size) for name, size in sizes.items()}
 
@@ -147,9 +148,9 @@ def row_kernel(name: str, dtype: str) -> Any:
 
 
 @cache
-def few_rows_kernel(name: str, dtype: str, num_rows: int, num_features: int) -> tuple[Any, int, int]:
+def few_rows_kernel(name: str, dtype: str, num_rows: int, num_inputs: int, num_features: int) -> tuple[Any, int, int]:
     """Return a kernel of few_rows.cu and the numbers of rows and features that a thread block takes."""
-    macros = few_rows_macros(dtype, num_rows, num_features)
+    macros = few_rows_macros(dtype, num_rows, num_inputs, num_features)
     features = THREADS // WARP // int(macros["SPLIT"]) * FEW_ROWS_FEATURES
     return compile_kernels("few_rows.cu", **macros).get_function(name), int(macros["ROWS"]), features
 

@@ -173,7 +173,7 @@ def few_rows(x_LK: Any, weight_NK: Any, bias_N: Any, dtype: Any) -> Any:
     if not y_LN.size:
         return y_LN
     name = "few_rows" if y_LN.dtype == x_LK.dtype else "few_rows_full_precision"
-    kernel, rows, features = few_rows_kernel(name, str(x_LK.dtype), L, N)
+    kernel, rows, features = few_rows_kernel(name, str(x_LK.dtype), L, K, N)
     bias = np.intp(0) if bias_N is None else bias_N
     grid = (-(-L // rows) * -(-N // features), 1, 1)
     kernel(grid, (THREADS,), (aligned(x_LK), aligned(weight_NK), bias, y_LN, *int32(L, K, N)))

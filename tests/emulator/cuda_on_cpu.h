@@ -77,7 +77,9 @@ struct Barrier {
     }
 };
 static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP];
-static double exchanged[MAX_THREADS];
+// What the threads of a warp show each other, in turns at two places: nobody writes to one that another still reads.
+static double exchanged[2][MAX_THREADS];
+static bool turns[MAX_THREADS];
 
 static void run_fiber() {
     for (;;) {
@@ -152,22 +154,24 @@ static void __syncthreads() {
 }
 static void __syncwarp() { emulator::warp_barriers[emulator::current / emulator::WARP].wait(); }
 
+// Show a value to the warp; return where those of all threads are.
+static const double* exchange(double value) {
+    const int thread = emulator::current;
+    double* const shown = emulator::exchanged[emulator::turns[thread] = !emulator::turns[thread]];
+    shown[thread] = value;
+    __syncwarp();
+    return shown;
+}
+
 static bool __any_sync(unsigned, bool condition) {
-    const int thread = emulator::current, first = thread / emulator::WARP * emulator::WARP;
-    emulator::exchanged[thread] = condition;
-    __syncwarp();
+    const int first = emulator::current / emulator::WARP * emulator::WARP;
+    const double* conditions = exchange(condition);
     bool found = false;
-    for (int i = first; i < first + emulator::WARP; ++i) found = found || emulator::exchanged[i];
-    __syncwarp();
+    for (int i = first; i < first + emulator::WARP; ++i) found = found || conditions[i];
     return found;
 }
 
 template <typename T>
 static T __shfl_xor_sync(unsigned, T value, int lane_mask) {
-    int thread = emulator::current;
-    emulator::exchanged[thread] = value;
-    __syncwarp();
-    T other = (T)emulator::exchanged[thread ^ lane_mask];
-    __syncwarp();
-    return other;
+    return (T)exchange(value)[emulator::current ^ lane_mask];
 }
