@@ -175,7 +175,7 @@ class CupyBackend(GoldenBackend):
         return super().activation(x, name)
 
     def attention(self, q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: Any = None) -> Any:
-        """Multiply by cuBLAS, with a kernel for the softmax; few queries, and untraced ones only, are one kernel."""
+        """Multiply by cuBLAS, with a kernel for the softmax; few queries are one kernel, unless scores are traced."""
         q_BHLF, k_BHXF, v_BHXF = self._in_compute_dtype(q_BHLF, k_BHXF, v_BHXF)
         is_traced = wanted("scores") or wanted("probs")
         if q_BHLF.shape[2] <= kernels.FEW and not is_traced:
