@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, get_backend
+from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.model.weights import random_weights
 
@@ -53,6 +54,14 @@ def reference(config: PegasusXConfig, seed: int, dtype: str) -> PegasusXForCondi
     """Create the golden model in float64 with the weights that `random_model` has in a dtype."""
     weights = {name: rounded(w, dtype) for name, w in random_weights(config, seed, head=True).items()}
     return PegasusXForConditionalGeneration(config, weights, get_backend("golden", dtype="float64"))
+
+
+def quantized_weights(config: PegasusXConfig, seed: int, kind: str) -> dict[str, Any]:
+    """Return random weights whose matrices are quantized, but for the global tokens'."""
+    return {
+        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
+        for name, tensor in random_weights(config, seed).items()
+    }
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -5,8 +5,8 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,22 +57,31 @@ def heads(rng: np.random.Generator, B: int, L: int, H: int, F: int, dtype: str) 
     return rounded(rng.standard_normal((B, L, H, F)), dtype).swapaxes(1, 2)
 
 
+@contextmanager
+def emulated_backend(arithmetic: str, backwards: bool) -> Iterator[tuple[Any, pytest.MonkeyPatch]]:
+    """Yield a backend whose kernels come from FOLDER, and what can change settings while it is used."""
+    options: dict[str, Any] = {"dtype": "float32", "tf32": True} if arithmetic == "tf32" else {"dtype": arithmetic}
+    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
+        from pegasusx_cupy import compilation
+
+        patch.setattr(fake_cupy, "backwards", backwards)
+        patch.setattr(compilation, "FOLDER", FOLDER)
+        yield get_backend("cupy", **options), patch
+
+
 def core_errors(arithmetic: str, head_dim: int, backwards: bool = False) -> Generator[float]:
     """Run the attention core on several tiles of queries and keys and parts."""
     B, H, T, G, block_size = 2, 2, 300, 5, 160
     rng = np.random.default_rng(0)
-    options: dict[str, Any] = {"dtype": "float32", "tf32": True} if arithmetic == "tf32" else {"dtype": arithmetic}
-    arrays: list[Any] = [heads(rng, B, length, H, head_dim, options["dtype"]) for length in (T, T, T, G, G, G)]
+    dtype = "float32" if arithmetic == "tf32" else arithmetic
+    arrays: list[Any] = [heads(rng, B, length, H, head_dim, dtype) for length in (T, T, T, G, G, G)]
     mask = rng.random((B, T)) < 0.7
     mask[:, 55:190] = False  # parts of the keys without a visible one
     blocks = block_bounds(T, block_size, staggered=True)
-    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
-        from pegasusx_cupy import compilation, kernels
+    with emulated_backend(arithmetic, backwards) as (ops, patch):
+        from pegasusx_cupy import kernels
 
-        patch.setattr(fake_cupy, "backwards", backwards)
-        patch.setattr(compilation, "FOLDER", FOLDER)
         patch.setattr(kernels, "PART_SIZE", 64)
-        ops: Any = get_backend("cupy", **options)
         found = ops.global_local_attention(*[*map(ops.asarray, arrays), ops.asarray(mask), blocks])
         expected = global_local_attention(*[*arrays, mask, blocks])
         yield from (largest_error(ops.to_numpy(x), y) for x, y in zip(found, expected, strict=True))
@@ -81,12 +90,9 @@ def core_errors(arithmetic: str, head_dim: int, backwards: bool = False) -> Gene
 def few_rows_errors(dtype: str, backwards: bool = False) -> Generator[float]:
     """Run the kernels of few_rows.cu, for rows that end inside of a vector and others."""
     rng = np.random.default_rng(0)
-    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
+    with emulated_backend(dtype, backwards) as (ops, patch):
         from pegasusx_cupy import compilation, kernels
 
-        patch.setattr(fake_cupy, "backwards", backwards)
-        patch.setattr(compilation, "FOLDER", FOLDER)
-        ops: Any = get_backend("cupy", dtype=dtype)
         for L, K, N, many_warps in ((1, 600, 13, 1), (3, 21, 9, 2048), (11, 70, 37, 1), (4, 300, 37, 2048)):
             patch.setattr(compilation, "MANY_WARPS", many_warps)  # which divides the inputs among warps, or not
             x, weight, bias = (rounded(rng.standard_normal(shape), dtype) for shape in ((L, K), (N, K), (N,)))
@@ -102,12 +108,7 @@ def few_rows_errors(dtype: str, backwards: bool = False) -> Generator[float]:
 def few_queries_errors(dtype: str, backwards: bool = False) -> Generator[float]:
     """Run few_queries.cu on caches of both layouts and heads of several widths."""
     rng = np.random.default_rng(0)
-    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
-        from pegasusx_cupy import compilation
-
-        patch.setattr(fake_cupy, "backwards", backwards)
-        patch.setattr(compilation, "FOLDER", FOLDER)
-        ops: Any = get_backend("cupy", dtype=dtype)
+    with emulated_backend(dtype, backwards) as (ops, _):
         for B, L, X, F in ((2, 3, 300, 24), (2, 11, 40, 3), (1, 1, 5, 300)):
             q, k, v = (heads(rng, B, length, 2, F, dtype) for length in (L, X, X))
             v = np.ascontiguousarray(v)  # as a cache
@@ -129,13 +130,10 @@ def rows_errors(dtype: str, backwards: bool = False) -> Generator[float]:
     visible = rng.random((2, 3, 300)) < 0.5
     visible[1, 2] = False
     q, k, v = (heads(rng, 2, length, 2, 4, dtype) for length in (3, 300, 300))
-    with pytest.MonkeyPatch.context() as patch, fake_cupy.installed():
-        from pegasusx_cupy import compilation, kernels
+    with emulated_backend(dtype, backwards) as (ops, patch):
+        from pegasusx_cupy import kernels
 
-        patch.setattr(fake_cupy, "backwards", backwards)
-        patch.setattr(compilation, "FOLDER", FOLDER)
         patch.setattr(kernels, "FEW", 0)
-        ops = get_backend("cupy", dtype=dtype)
         x, weight, bias = (array.astype(np.float32).astype(np.float64) for array in (x, weight, bias))
         copy = on_device(ops)
         normed = ops.to_numpy(kernels.layer_norm(copy(x), copy(weight), copy(bias), 1e-5, dtype))

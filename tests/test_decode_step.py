@@ -8,14 +8,14 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from backend_parameters import DTYPES, IN_FLOAT64, MARKS, backend_on_cpu, random_model
+from backend_parameters import DTYPES, IN_FLOAT64, MARKS, backend_on_cpu, quantized_weights, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, configs, seeds
 from strict_arrays import FakeGraph, StrictArray
 
 from pegasusx_ref import BackendError, InputError, PegasusXConfig, PegasusXForConditionalGeneration, listen, record
-from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix, Step
+from pegasusx_ref.backend import GoldenBackend, Step
 from pegasusx_ref.model import decode_step
 from pegasusx_ref.model.kv_cache import StaticKV, padded
 from pegasusx_ref.model.weights import random_weights
@@ -250,10 +250,7 @@ def test_steps_that_cupy_captured_write_the_same(cupy_graphs: Any, dtype: str, h
 @pytest.mark.parametrize("kind", ["nf4-double", "int8"])
 def test_cupy_captures_steps_of_quantized_matrices(cupy_graphs: Any, kind: str) -> None:
     config = PegasusXConfig.preset("tiny", d_model=64, init_std=0.3)
-    weights = {
-        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
-        for name, tensor in random_weights(config).items()
-    }
+    weights = quantized_weights(config, 0, kind)
     model = PegasusXForConditionalGeneration(config, weights, backend_on_cpu("cupy", "float32"))
     assert written(model, [[7, 8, 9]]) == written(model, [[7, 8, 9]], cache_implementation="dynamic")
     assert [graph.launches for graph in cupy_graphs] == [8]

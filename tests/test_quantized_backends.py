@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pegasusx_numpy.quantized
 import pytest
-from backend_parameters import EVERYTHING, IN_FLOAT64, backend_on_cpu
+from backend_parameters import EVERYTHING, IN_FLOAT64, backend_on_cpu, quantized_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_chunks import small_chunks
@@ -22,7 +22,6 @@ from pegasusx_ref import DEMO_CHECKPOINT, PegasusTokenizer, PegasusXConfig, Pega
 from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.backend.quantized import KINDS
 from pegasusx_ref.model.loading import load_weights
-from pegasusx_ref.model.weights import random_weights
 
 HAS_KERNELS = pegasusx_numpy.quantized.kernels() is not None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="numba is not installed, or lacks AVX2 here")
@@ -132,13 +131,6 @@ def test_tables_agree(kind: str, backend: str, dtype: str) -> None:
         found = np.asarray(ops.to_numpy(ops.embed_tokens(ops.asarray(ids), ops.quantized(matrix), 8.0)))
         expected = matrix.dequantized().astype(np.float64)[ids] * 8
         assert_close(f"table {shape}", found, expected, OPERATIONS["embed_tokens"][dtype], abs(expected).max())
-
-
-def quantized_weights(config: PegasusXConfig, seed: int, kind: str) -> dict[str, Any]:
-    return {
-        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
-        for name, tensor in random_weights(config, seed).items()
-    }
 
 
 @pytest.mark.slow

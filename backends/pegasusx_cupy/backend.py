@@ -67,7 +67,8 @@ class CupyBackend(GoldenBackend):
                 f"backend 'cupy' computes in {dtype!r} from compute capability 8.0 on, and {self.device} has "
                 f"{capability / 10}: use dtype='float32', or the torch backend"
             )
-        self._in_tf32 = tf32 and dtype == "float32" and capability >= MIN_CAPABILITY
+        in_tf32 = tf32 and dtype == "float32" and capability >= MIN_CAPABILITY
+        self._core_arithmetics = ("tf32", dtype) if in_tf32 else (dtype,)  # the first that has a tile is used
         self._compute_dtype = numpy_dtype(dtype)
         self._residual_dtype = numpy_dtype(sum_dtype(dtype))
 
@@ -206,9 +207,8 @@ class CupyBackend(GoldenBackend):
         q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF = self._in_compute_dtype(
             q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF
         )
-        F = q_BHTF.shape[3]
-        arithmetic = "tf32" if self._in_tf32 and tile_for(F, "tf32") is not None else self.dtype
-        if not is_core_traced(blocks) and tile_for(F, arithmetic) is not None:
+        arithmetic = next((each for each in self._core_arithmetics if tile_for(q_BHTF.shape[3], each)), None)
+        if not is_core_traced(blocks) and arithmetic is not None:
             keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
             return (
                 kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks, arithmetic),

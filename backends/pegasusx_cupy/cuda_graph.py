@@ -10,6 +10,7 @@ from typing import Any
 import cupy
 
 from pegasusx_cupy.kernels import FEW
+from pegasusx_ref.backend.captured_steps import set_inputs
 from pegasusx_ref.errors import BackendError, reason
 
 _capturing = Lock()  # one thread at a time: all captures of a device share a stream
@@ -65,13 +66,7 @@ class CudaGraphStep:
                 remedy = "pass cache_implementation='dynamic', whose steps are not captured"
                 raise BackendError(f"CuPy cannot capture a step as a CUDA graph ({reason(error)}): {remedy}") from error
         graph, result = self._captured
-        for graph_input, argument in zip(self._inputs, arguments, strict=True):
-            if graph_input.shape != argument.shape:  # copying would broadcast it
-                raise ValueError(
-                    f"called with shape {argument.shape}: the graph was captured with {graph_input.shape}; "
-                    "compile another step for it"
-                )
-            graph_input[...] = argument
+        set_inputs(self._inputs, arguments)
         graph.launch()
         self._launched.record()
         return result

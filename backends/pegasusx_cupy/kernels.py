@@ -88,14 +88,20 @@ def global_attention(
     tiles = -(-G // tile.queries)
     num_parts = -(-(G + T) // PART_SIZE)
     inputs = map(contiguous_BTHF, (global_q_BHGF, k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF))
-    sums = cupy.empty((num_parts, B, G, H, F), dtype=sum_dtype(arithmetic))
-    largest, totals = (cupy.empty((num_parts, B, G, H), dtype=sum_dtype(arithmetic)) for _ in range(2))
-    arguments = (*inputs, bytes_of(key_mask_BT), sums, largest, totals, *int32(T, G, PART_SIZE, num_parts))
-    kernel((tiles * num_parts, H, B), (tile.threads,), arguments)
     context_BGHF = cupy.empty((B, G, H, F), dtype=k_BHTF.dtype)
+    parts = empty_parts(num_parts, context_BGHF, arithmetic)
+    arguments = (*inputs, bytes_of(key_mask_BT), *parts, *int32(T, G, PART_SIZE, num_parts))
+    kernel((tiles * num_parts, H, B), (tile.threads,), arguments)
     merge, _ = attention_kernel("merge_parts", arithmetic, F)
-    merge((B * G * H, 1, 1), (tile.threads,), (sums, largest, totals, context_BGHF, np.int32(num_parts)))
+    merge((B * G * H, 1, 1), (tile.threads,), (*parts, context_BGHF, np.int32(num_parts)))
     return context_BGHF.swapaxes(1, 2)
+
+
+def empty_parts(num_parts: int, context_BLHF: Any, arithmetic: str) -> list[Any]:
+    """Return arrays for what merge_parts.cuh merges: sums of values, largest scores, and sums of weights."""
+    B, L, H, F = context_BLHF.shape
+    shapes = [(num_parts, B, L, H, F), (num_parts, B, L, H), (num_parts, B, L, H)]
+    return [cupy.empty(shape, dtype=sum_dtype(arithmetic)) for shape in shapes]
 
 
 def layer_norm(x_BTD: Any, weight_D: Any, bias_D: Any, eps: float, dtype: str) -> Any:
@@ -192,19 +198,18 @@ def few_queries(q_BHLF: Any, k_BHXF: Any, v_BHXF: Any, visible: Any) -> Any:
     context_BLHF = cupy.empty((B, L, H, F), dtype=q_BHLF.dtype)
     if not context_BLHF.size:
         return context_BLHF.swapaxes(1, 2)
-    sums = cupy.empty((num_parts, B, L, H, F), dtype=sum_dtype(dtype))
-    largest, totals = (cupy.empty((num_parts, B, L, H), dtype=sum_dtype(dtype)) for _ in range(2))
+    parts = empty_parts(num_parts, context_BLHF, dtype) if num_parts > 1 else 3 * [np.intp(0)]
     k_BHXF, v_BHXF = map(vectors_of_features, (k_BHXF, v_BHXF))
     steps = [step // x.itemsize for x in (k_BHXF, v_BHXF) for step in x.strides[:3]]
     if visible is not None:
         steps += [0 if visible.shape[0] == 1 else visible.shape[1] * X, 0 if visible.shape[1] == 1 else X]
     addresses = np.intp(k_BHXF.data.ptr), np.intp(v_BHXF.data.ptr)
-    arguments = (contiguous_BTHF(q_BHLF), *addresses, bytes_of(visible), context_BLHF, sums, largest, totals)
+    arguments = (contiguous_BTHF(q_BHLF), *addresses, bytes_of(visible), context_BLHF, *parts)
     sizes = (*int32(L, X, part_size, num_parts), *map(np.int64, steps if visible is not None else [*steps, 0, 0]))
     kernel((num_parts * groups, H, B), (WARP,), (*arguments, *sizes))
     if num_parts > 1:
         merge, _ = few_queries_kernel("merge_parts", dtype, L, F)
-        merge((B * L * H, 1, 1), (THREADS,), (sums, largest, totals, context_BLHF, np.int32(num_parts)))
+        merge((B * L * H, 1, 1), (THREADS,), (*parts, context_BLHF, np.int32(num_parts)))
     return context_BLHF.swapaxes(1, 2)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pegasusx_ref.backend.captured_steps import set_inputs
 from pegasusx_torch.precision import process_settings
 
 
@@ -28,13 +29,7 @@ class CudaGraphStep:
                 self._inputs = [argument.clone() for argument in arguments]
                 self._captured = self._capture()
             graph, result = self._captured
-            for static_input, argument in zip(self._inputs, arguments, strict=True):
-                if static_input.shape != argument.shape:  # copying would broadcast it
-                    raise ValueError(
-                        f"called with shape {tuple(argument.shape)}: the graph was captured with "
-                        f"{tuple(static_input.shape)}; compile another step for it"
-                    )
-                static_input.copy_(argument)
+            set_inputs(self._inputs, arguments)
             graph.replay()
         return result
 

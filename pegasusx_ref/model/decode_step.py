@@ -59,12 +59,8 @@ class DynamicDecodeStep:
 
     def _logits(self, x_BLD: Array, visible: np.ndarray | None) -> Array:
         mask = None if visible is None else self._ops.asarray(visible)
-        logits_BLV, self._cache = self._decode()(x_BLD, mask, self._cache)
+        logits_BLV, self._cache = decode(self._ops, self._weights, self._config, self._source, x_BLD, mask, self._cache)
         return logits_BLV
-
-    def _decode(self) -> Callable[[Array, Array | None, DecoderCache | None], tuple[Array, DecoderCache]]:
-        """Return the decoder over the present source, which does not refer to this object."""
-        return partial(decode, self._ops, self._weights, self._config, self._source)
 
 
 def decode(
@@ -146,13 +142,13 @@ class StaticDecodeStep(DynamicDecodeStep):
 
         It does not refer to this object, which refers to it: caches and graphs are freed without the garbage collector.
         """
-        decode = self._decode()
+        run = partial(decode, self._ops, self._weights, self._config, self._source)
 
         def step(x_BLD: Array, slots_L: Array, visible: Array) -> Array:
             def at_slots(kv: DynamicKV | StaticKV) -> StaticKV:
                 return StaticKV(kv.array, slots_L)
 
             static = tuple(c._replace(self_k=at_slots(c.self_k), self_v=at_slots(c.self_v)) for c in cache.layers)
-            return decode(x_BLD, visible, DecoderCache(static, cache.length))[0]
+            return run(x_BLD, visible, DecoderCache(static, cache.length))[0]
 
         return self._ops.compile(step) if self._compiled else step

@@ -76,29 +76,28 @@ static void finish_copies() {
     emulator::copies[emulator::current].clear();
 }
 
-static void load_matrices(unsigned (&matrices)[4], const void* row) {
+// Show the address of a row to the warp; return those of all its threads.
+static const void* const* show_row(const void* row) {
     using namespace emulator;
     check_aligned(row, 16);
     row_addresses[current] = row;
     __syncwarp();
-    const int first = current / WARP * WARP, lane = current % WARP;
-    for (int m = 0; m < 4; ++m) matrices[m] = ((const unsigned*)row_addresses[first + 8 * m + lane / 4])[lane % 4];
+    return row_addresses + current / WARP * WARP;
+}
+
+static void load_matrices(unsigned (&matrices)[4], const void* row) {
+    const void* const* rows = show_row(row);
+    const int lane = emulator::current % emulator::WARP;
+    for (int m = 0; m < 4; ++m) matrices[m] = ((const unsigned*)rows[8 * m + lane / 4])[lane % 4];
     __syncwarp();
 }
 
 static void load_transposed_matrices(unsigned (&matrices)[4], const half_bits* row) {
-    using namespace emulator;
-    check_aligned(row, 16);
-    row_addresses[current] = row;
-    __syncwarp();
-    const int first = current / WARP * WARP, lane = current % WARP;
+    const void* const* rows = show_row(row);
+    const int lane = emulator::current % emulator::WARP, pair = 2 * (lane % 4), column = lane / 4;
     for (int m = 0; m < 4; ++m) {
-        half_bits pair[2];
-        for (int i = 0; i < 2; ++i) {
-            int r = 2 * (lane % 4) + i, column = lane / 4;
-            pair[i] = ((const half_bits*)row_addresses[first + 8 * m + r])[column];
-        }
-        matrices[m] = pair[0] | (unsigned)pair[1] << 16;
+        const half_bits *first = (const half_bits*)rows[8 * m + pair], *second = (const half_bits*)rows[8 * m + pair + 1];
+        matrices[m] = first[column] | (unsigned)second[column] << 16;
     }
     __syncwarp();
 }
@@ -110,42 +109,35 @@ static unsigned rounded_tf32(float value) {
     return value != value ? bits : (bits + 0x1000) & ~0x1fffu;  // to nearest, ties away from zero
 }
 
-static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    using namespace emulator;
-    const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    for (int i = 0; i < 6; ++i) {
-        if (mine[i] & 0x1fff && (mine[i] & 0x7f800000) != 0x7f800000) {
-            fprintf(stderr, "an operand is not rounded to TF32\n");
-            abort();
-        }
-        memcpy(&operands[current][i][0], &mine[i], 4);
+#define NUMBERS 1  // in 32 bits of an operand
+static void unpack(float* numbers, unsigned bits) {
+    if (bits & 0x1fff && (bits & 0x7f800000) != 0x7f800000) {
+        fprintf(stderr, "an operand is not rounded to TF32\n");
+        abort();
     }
-    __syncwarp();
-    const int first = current / WARP * WARP, lane = current % WARP;
-    for (int i = 0; i < 4; ++i) {
-        int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
-        for (int k = 0; k < 8; ++k)
-            c[i] += operands[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2][0] *
-                    operands[first + column * 4 + k % 4][4 + k / 4][0];
-    }
-    __syncwarp();
+    memcpy(numbers, &bits, 4);
 }
 #else
+#define NUMBERS 2
+static void unpack(float* numbers, unsigned bits) {
+    numbers[0] = number_of_half((half_bits)bits);
+    numbers[1] = number_of_half((half_bits)(bits >> 16));
+}
+#endif
+
 static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     using namespace emulator;
     const unsigned mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    for (int i = 0; i < 6; ++i) {
-        operands[current][i][0] = number_of_half((half_bits)mine[i]);
-        operands[current][i][1] = number_of_half((half_bits)(mine[i] >> 16));
-    }
+    for (int i = 0; i < 6; ++i) unpack(operands[current][i], mine[i]);
     __syncwarp();
-    const int first = current / WARP * WARP, lane = current % WARP;
+    const int first = current / WARP * WARP, lane = current % WARP, half = 4 * NUMBERS;
     for (int i = 0; i < 4; ++i) {
         int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
-        for (int k = 0; k < 16; ++k)
-            c[i] += operands[first + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2][k % 2] *
-                    operands[first + column * 4 + k % 8 / 2][4 + k / 8][k % 2];
+        for (int k = 0; k < 2 * half; ++k) {
+            const int thread = k % half / NUMBERS, number = k % NUMBERS;
+            c[i] += operands[first + row % 8 * 4 + thread][row / 8 + k / half * 2][number] *
+                    operands[first + column * 4 + thread][4 + k / half][number];
+        }
     }
     __syncwarp();
 }
-#endif

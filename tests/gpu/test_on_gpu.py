@@ -6,16 +6,14 @@ import numpy as np
 import ptx_instructions
 import pytest
 from agreement import check_logits_processors, check_model, check_operation, check_top_k
-from backend_parameters import DTYPES
+from backend_parameters import DTYPES, quantized_weights
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import Batch, Operation, batches, configs, operations, seeds
 from tolerances import MODEL, OPERATIONS, assert_close
 
 from pegasusx_ref import BackendError, PegasusXConfig, PegasusXForConditionalGeneration, available_backends, get_backend
-from pegasusx_ref.backend import QuantizedMatrix
 from pegasusx_ref.golden.global_local import block_bounds, global_local_attention
-from pegasusx_ref.model.weights import random_weights
 
 some = settings(max_examples=15, phases=(Phase.explicit, Phase.generate))  # shrinking takes minutes of a rented device
 
@@ -144,10 +142,7 @@ def test_captured_steps_give_the_same_tokens(backend: str, dtype: str, how: dict
 @pytest.mark.parametrize(("backend", "dtype"), EVERYTHING)
 def test_quantized_models_agree_and_their_steps_can_be_captured(backend: str, dtype: str, kind: str) -> None:
     config = PegasusXConfig.preset("tiny", d_model=64, init_std=0.3)
-    weights = {
-        name: QuantizedMatrix.quantize(tensor, kind) if tensor.ndim == 2 and "embed_global" not in name else tensor
-        for name, tensor in random_weights(config).items()
-    }
+    weights = quantized_weights(config, 0, kind)
     model = PegasusXForConditionalGeneration(config, weights, get_backend(backend, "cuda:0", dtype))
     golden = PegasusXForConditionalGeneration(config, model.state_dict(), get_backend("golden", dtype="float64"))
     ids = np.random.default_rng(0).integers(106, 256, (2, 50))
