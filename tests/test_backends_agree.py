@@ -148,7 +148,7 @@ def test_every_operation_has_a_strategy_and_a_tolerance() -> None:
     others = {"name", "version", "dtypes", "devices", "asarray", "to_numpy", "empty", "compile", "compiles"}
     others |= {"lay_out", "apply_in_chunks"}  # tested in test_chunking.py
     others |= {"workspace"}  # tested in test_workspace.py
-    others |= {"quantized"}  # tested in test_quantized_backends.py
+    others |= {"quantized", "for_quantized_model"}  # tested in test_quantized_backends.py
     assert set(OPERATIONS) == {name for name in vars(GoldenBackend) if not name.startswith("_")} - others
 
 

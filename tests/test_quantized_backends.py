@@ -185,6 +185,20 @@ def test_weights_stay_packed(kind: str, backend: str) -> None:
         np.testing.assert_array_equal(copy.encode(ids).last_hidden_state, model.encode(ids).last_hidden_state)
 
 
+@pytest.mark.parametrize("backend", IN_FLOAT64)
+def test_a_quantized_model_does_not_change_the_backend_of_others(backend: str) -> None:
+    """Compiled loops multiply its float32 matrices too, which rounds differently."""
+    config = PegasusXConfig.preset("tiny", d_model=256)
+    ops, weights = backend_on_cpu(backend, "float32"), quantized_weights(config, 0, "nf4")
+    rng = np.random.default_rng(0)
+    x, weight = (ops.asarray(rng.standard_normal(shape)) for shape in ((1, 1, 256), (4096, 256)))
+    before = ops.to_numpy(ops.linear(x, weight))
+    model = PegasusXForConditionalGeneration(config, weights, ops)
+    np.testing.assert_array_equal(ops.to_numpy(ops.linear(x, weight)), before)
+    if backend in ("numpy", "torch") and pegasusx_numpy.quantized.kernels():
+        assert (model.ops.to_numpy(model.ops.linear(x, weight)) != before).any()  # here they round differently
+
+
 def test_threads_share_a_quantized_model() -> None:
     """Only one of them has the compiled loops' threads; the results are the same."""
     matrix, x = matrix_of(0, (700, 640), "nf4"), np.random.default_rng(0).standard_normal((50, 1, 640), np.float32)

@@ -1,7 +1,8 @@
 """The golden operations at the CPU's speed: in chunks that fit its cache, on all its cores, without needless copies."""
 
 from collections.abc import Callable
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,14 +44,13 @@ class NumpyBackend(GoldenBackend):
 
     name = "numpy"
 
-    def __init__(self, device: str | int | None, dtype: str) -> None:
-        super().__init__(device, dtype)
-        self._is_quantized = False
+    _has_quantized = False
 
-    def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
-        """Return the matrix itself, and multiply vectors by compiled loops from now on."""
-        self._is_quantized = True
-        return matrix
+    def for_quantized_model(self) -> Self:
+        """Return a backend that multiplies vectors by compiled loops, whatever the matrix."""
+        backend = copy(self)
+        backend._has_quantized = True
+        return backend
 
     def apply_in_chunks(self, function: Callable[[np.ndarray], np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
         """Compute chunks of some hundred tokens on all cores."""
@@ -79,7 +79,7 @@ class NumpyBackend(GoldenBackend):
 
     def linear(self, x: np.ndarray, weight: Any, bias: np.ndarray | None = None) -> np.ndarray:
         """Compute output features on all cores; call the golden function for small products."""
-        if isinstance(weight, QuantizedMatrix) or (self._is_quantized and quantized.takes_vector(x, weight)):
+        if isinstance(weight, QuantizedMatrix) or (self._has_quantized and quantized.takes_vector(x, weight)):
             return quantized.linear(x, weight, bias)
         multiply = feed_forward.linear if x.size * len(weight) <= MIN_OPTIMIZED_MACS else linear
         return multiply(x, weight, bias)

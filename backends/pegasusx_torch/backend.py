@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ class TorchBackend:
         self._residual_dtype = torch.float32 if self._compute_dtype in HALF_PRECISION else self._compute_dtype
         self._source_lengths = SourceLengths()
         self._packed_weights = PackedWeights()
-        self._is_quantized = False
+        self._has_quantized = False
         self._code_pairs = quantized.code_pairs(self._device)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,9 +109,14 @@ class TorchBackend:
         dtype = self._residual_dtype if array.ndim == 1 else self._compute_dtype
         return as_tensor(array).to(self._device, dtype)
 
+    def for_quantized_model(self) -> Self:
+        """Return a backend that multiplies vectors on a CPU by the NumPy backend's loops, whatever the matrix."""
+        backend = copy(self)
+        backend._has_quantized = True
+        return backend
+
     def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
         """Copy codes and scales to the device."""
-        self._is_quantized = True
         return matrix.map(lambda array: torch.from_numpy(np.asarray(WritableView(array))).to(self._device))
 
     def to_numpy(self, array: Tensor) -> np.ndarray:
@@ -166,7 +172,7 @@ class TorchBackend:
         return layer_norm(x_BTD.to(self._residual_dtype), weight_D, bias_D, eps, self._compute_dtype)
 
     def linear(self, x: Tensor, weight: Tensor | QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
-        if isinstance(weight, QuantizedMatrix) or (self._is_quantized and quantized.takes_vector(x, weight)):
+        if isinstance(weight, QuantizedMatrix) or (self._has_quantized and quantized.takes_vector(x, weight)):
             return quantized.linear(x, weight, bias, self._code_pairs, self.linear).to(self._compute_dtype)
         with allow_tf32(self.tf32, self._device):
             if self._compute_dtype is torch.float16 and x.device.type == "cpu":

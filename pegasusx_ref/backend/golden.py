@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -69,6 +69,10 @@ class GoldenBackend:
         """Add an update to the residual stream."""
         total: np.ndarray = x + y
         return total
+
+    def for_quantized_model(self) -> Self:
+        """Return this backend."""
+        return self
 
     def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
         """Return the matrix itself."""

@@ -58,6 +58,9 @@ class Backend(Protocol):
     def asarray(self, array: np.ndarray) -> Array:
         """Copy an array to the device: floating point in the compute dtype, integers and booleans unchanged."""
 
+    def for_quantized_model(self) -> "Backend":
+        """Return the backend for a model that has quantized matrices: it may multiply the others differently."""
+
     def quantized(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
         """Copy a quantized matrix to the device; `linear` and `embed_tokens` take it in place of an array."""
 

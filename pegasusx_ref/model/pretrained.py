@@ -55,9 +55,10 @@ class PegasusXPreTrainedModel(ModuleMethods):
         generation_config: GenerationConfig | None = None,
     ) -> None:
         self.config = config
-        self.ops = ops
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         checked = inputs.weights(tensors, parameter_shapes(config, self.has_head))
+        has_quantized = any(isinstance(tensor, QuantizedMatrix) for tensor in checked.values())
+        self.ops = ops = ops.for_quantized_model() if has_quantized else ops
         self._tensors = {
             name: ops.quantized(tensor) if isinstance(tensor, QuantizedMatrix) else ops.asarray(tensor)
             for name, tensor in checked.items()
