@@ -38,7 +38,8 @@ def run_tests() -> dict[str, Any]:
     In several processes if pytest-xdist is there: most of their time is NVIDIA's compiler. Each test is printed when it
     has ended, so that the log of a run that is cut off says how far it came.
     """
-    command = [sys.executable, "-m", "pytest", "-v", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
+    command = [sys.executable, "-P", "-m", "pytest", "-v", "-ra", "--confcutdir", str(TESTS), str(TESTS / "gpu")]
+    command += ["-o", "addopts=--import-mode=importlib --strict-markers"]  # without the options of pytest-xdist
     if find_spec("xdist"):
         command += ["-n", str(min(16, usable_cores())), "--dist", "load", "-p", "no:benchmark"]
     summary = []

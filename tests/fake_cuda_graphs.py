@@ -3,6 +3,7 @@
 As on CUDA, Python does not run again: Python numbers become constants, and reading a value during capture is an error.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -63,13 +64,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
 
 class Stream:
+    def __init__(self, device: Any = None) -> None:
+        pass
+
     def wait_stream(self, other: "Stream") -> None:
         pass
 
 
 @contextmanager
-def record(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+def record(graph: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
     """Replaces `torch.cuda.graph`: results are NaN until the first replay."""
+    assert isinstance(stream, Stream), "torch's own stream belongs to the device that captured first"
+    assert not gc.isenabled(), "freeing a graph invalidates a capture"
     with Recorder(graph), pytest.MonkeyPatch.context() as patch:
         for module in (pegasusx_torch.attention, pegasusx_torch.normalization):
             patch.setattr(module, "may_read", lambda tensor: False)  # as on CUDA

@@ -1,5 +1,6 @@
 """Settings of the process that the torch backend changes or leaves alone, and what it makes of any array."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def test_each_thread_has_its_tf32_setting() -> None:
     from pegasusx_torch.precision import allow_tf32
 
     settings, seen, start = torch.backends.cuda.matmul, [], Barrier(4)
-    before = settings.allow_tf32
+    before = settings.fp32_precision
 
     def work(is_allowed: bool) -> None:
         start.wait()
@@ -38,19 +39,62 @@ def test_each_thread_has_its_tf32_setting() -> None:
                 sleep(1e-4)
                 with allow_tf32(not is_allowed, CUDA):  # a listener may run another model
                     sleep(1e-4)
-                seen.append(settings.allow_tf32 == is_allowed)
+                seen.append((settings.fp32_precision == "tf32") == is_allowed)
 
     in_threads(work, [True, False, True, False])
     assert seen == 40 * [True]
-    assert settings.allow_tf32 == before
+    assert settings.fp32_precision == before
 
 
 def test_the_tf32_setting_is_left_alone_on_a_cpu() -> None:
     from pegasusx_torch.precision import allow_tf32
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    with allow_tf32(not before, CPU):
-        assert torch.backends.cuda.matmul.allow_tf32 == before
+    before = torch.backends.cuda.matmul.fp32_precision
+    with allow_tf32(before != "tf32", CPU):
+        assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+PROGRAM = """
+import sys
+import torch
+from pegasusx_torch.precision import allow_tf32
+
+def read(setting):
+    try:
+        return setting()
+    except RuntimeError:
+        return "an error"
+
+def state():
+    settings = torch.backends.cuda.matmul
+    found = [settings.fp32_precision, torch.backends.fp32_precision]
+    return [*found, read(lambda: settings.allow_tf32), read(torch.get_float32_matmul_precision)]
+
+exec(sys.argv[1])
+before = state()
+for is_allowed in (True, False):
+    with allow_tf32(is_allowed, torch.device("cuda:0")):
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == is_allowed
+    assert state() == before, (state(), before)
+print(before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "pass",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_a_program_s_own_tf32_setting_is_restored(setting: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, setting], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("tf32" in done.stdout) is (setting != "pass")
 
 
 @pytest.mark.slow

@@ -13,6 +13,11 @@ from pegasusx_torch.linear import PackedWeights, float32_linear, is_faster_in_fl
 # Held where a setting of CUDA's that belongs to the process is changed. A listener inside may run another model.
 process_settings = RLock()
 
+PRODUCTS = torch.backends.cuda.matmul
+# Where a program has set the newer of torch's two settings, reading the older one, the only one of torch 2.8, fails.
+IS_OLDER = not hasattr(PRODUCTS, "fp32_precision")
+TF32_SETTING = "allow_tf32" if IS_OLDER else "fp32_precision"
+TF32_VALUES: dict[bool, object] = {True: True, False: False} if IS_OLDER else {True: "tf32", False: "ieee"}
 
 UNCHANGED = nullcontext()  # there is one, because operations on a CPU are many and short
 
@@ -32,14 +37,16 @@ def allow_tf32(is_allowed: bool, device: torch.device) -> AbstractContextManager
 
 @contextmanager
 def _tf32(is_allowed: bool) -> Iterator[None]:
-    settings = torch.backends.cuda.matmul
     with process_settings:
-        before = settings.allow_tf32
-        settings.allow_tf32 = is_allowed
+        before = getattr(PRODUCTS, TF32_SETTING)
+        if (before == TF32_VALUES[True]) == is_allowed:
+            yield
+            return
+        setattr(PRODUCTS, TF32_SETTING, TF32_VALUES[is_allowed])
         try:
             yield
         finally:
-            settings.allow_tf32 = before
+            setattr(PRODUCTS, TF32_SETTING, before)
 
 
 def linear_full_precision(x: Tensor, weight: Tensor, bias: Tensor | None, packed_weights: PackedWeights) -> Tensor:
