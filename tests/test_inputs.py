@@ -484,7 +484,7 @@ def test_outputs_are_found_by_name_and_by_position(model: Any, headless: Any) ->
     assert output["logits"] is output.logits is output[0] is output.to_tuple()[0]
     assert output["past_key_values"] is output.past_key_values is output[1]
     assert output["encoder_last_hidden_state"] is output.encoder_last_hidden_state is output[-1]
-    assert output["loss"] is output.loss is None
+    assert output.loss is output.get("loss") is None
     assert len(output.to_tuple()) == len(output[:]) == 3
 
     scored = model(SOURCE, labels=TARGET)
@@ -503,7 +503,7 @@ def test_positions_and_names_that_do_not_exist_are_errors(model: Any) -> None:
     output = model(SOURCE, decoder_input_ids=TARGET)
     with pytest.raises(IndexError):
         output[3]
-    for name in ("logit", "to_tuple", "__class__"):
+    for name in ("loss", "logit", "to_tuple", "__class__"):
         with pytest.raises(KeyError, match=name):
             output[name]
 
@@ -523,9 +523,7 @@ def test_optional_outputs_are_there_when_asked_for_and_only_then(either: Any) ->
             output_hidden_states="hidden" in asked,
             output_attentions="attentions" in asked,
         )
-        assert {name for name in optional if output[name] is not None} == {
-            name for name, kind in optional.items() if kind in asked
-        }
+        assert optional.keys() & output.keys() == {name for name, kind in optional.items() if kind in asked}
 
 
 @pytest.mark.parametrize("use_cache", [None, True, False])
@@ -547,9 +545,28 @@ def test_cache_of_another_dtype_is_an_error(model: Any) -> None:
 
 
 def test_a_whole_models_output_serves_as_encoder_outputs(model: Any) -> None:
-    output = model(SOURCE, decoder_input_ids=TARGET)
+    output = model(SOURCE, MASK, decoder_input_ids=TARGET)
     again = model(encoder_outputs=output, decoder_input_ids=TARGET)
-    assert np.array_equal(again.logits, output.logits)
+    assert np.array_equal(again.logits, output.logits)  # its mask too
+    assert np.array_equal(again.encoder_attention_mask, MASK)
+    other = np.ones_like(MASK)
+    again = model(encoder_outputs=output, attention_mask=other, decoder_input_ids=TARGET)
+    assert not np.allclose(again.logits, output.logits)
+    assert again.encoder_attention_mask is None
+
+
+def test_optional_outputs_of_another_encoder_are_passed_on(model: Any) -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    encoded = model.encode(SOURCE, MASK)
+    theirs = BaseModelOutput(encoded.last_hidden_state, hidden_states=("states",), attentions=("probs",))
+    output = model(encoder_outputs=theirs, attention_mask=MASK, decoder_input_ids=TARGET)
+    assert (output.encoder_hidden_states, output.encoder_attentions) == (("states",), ("probs",))
+    whole = model(encoder_outputs=output, decoder_input_ids=TARGET)
+    assert (whole.encoder_hidden_states, whole.encoder_attentions) == (("states",), ("probs",))
+    flags = {"return_dict_in_generate": True, "output_hidden_states": True, "max_new_tokens": 2}
+    written = model.generate(encoder_outputs=theirs, attention_mask=MASK, **flags)
+    assert (written.encoder_hidden_states, written.encoder_attentions) == (("states",), None)
 
 
 def test_outputs_know_which_fields_they_hold(model: Any) -> None:
@@ -558,6 +575,10 @@ def test_outputs_know_which_fields_they_hold(model: Any) -> None:
     assert "loss" not in output
     assert "nonsense" not in output
     assert output == output
+    assert list(output) == output.keys() == [name for name, _ in output.items()]
+    assert len(output) == len(output.values()) == 3
+    assert {**output}.keys() == dict(output).keys() == {"logits", "past_key_values", "encoder_last_hidden_state"}
+    assert output.get("loss", 7) == output.get("nonsense", 7) == 7
 
 
 def test_a_seed_below_zero_is_an_error() -> None:

@@ -1,5 +1,7 @@
 """One run of encoder and decoder: arguments are checked before anything is computed, outputs come from the trace."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from pegasusx_ref.model.decoder import decoder
 from pegasusx_ref.model.encoder import Encoded, encoder
 from pegasusx_ref.model.kv_cache import DecoderCache
 from pegasusx_ref.model.layers import embed
-from pegasusx_ref.model.outputs import EncoderOutput, Recorded, recording
+from pegasusx_ref.model.outputs import EncoderOutput, Recorded, WantedOutputs
 from pegasusx_ref.model.weights import Weights
 
 
@@ -24,7 +26,7 @@ class Source(NamedTuple):
     tokens: Array  # token ids (B, T); scaled embeddings without positions, or the encoder's output (B, T, D)
     mask_BT: Array | None
     ids_BT: np.ndarray | None = None  # the token ids on the host, if ids were given
-    is_encoded: bool = False
+    outputs: EncoderOutput | None = None  # the encoder's, if the caller passed them
 
 
 def check_source(
@@ -45,11 +47,11 @@ def check_source(
         tokens = _check_tokens(config, "input_ids", input_ids, "inputs_embeds", inputs_embeds)
         ids_BT = None if input_ids is None else tokens
         return Source(ops.asarray(tokens), _check_mask(ops, attention_mask, tokens), ids_BT)
-    states = inputs.encoder_states(encoder_outputs)
-    tokens_BTD = ops.asarray(inputs.hidden_states("encoder_outputs", states, config.d_model))
-    if attention_mask is None:
-        attention_mask = getattr(encoder_outputs, "attention_mask", None)
-    return Source(tokens_BTD, _check_mask(ops, attention_mask, tokens_BTD), is_encoded=True)
+    outputs = EncoderOutput.of(encoder_outputs)
+    states_BTD = inputs.hidden_states("encoder_outputs", outputs.last_hidden_state, config.d_model)
+    mask_BT = _check_mask(ops, outputs.attention_mask if attention_mask is None else attention_mask, states_BTD)
+    outputs = replace(outputs, last_hidden_state=states_BTD, attention_mask=on_host(ops, mask_BT))
+    return Source(ops.asarray(states_BTD), mask_BT, outputs=outputs)
 
 
 def check_labels(config: PegasusXConfig, labels: Any, decoder_input_ids: Any) -> tuple[np.ndarray, Any]:
@@ -66,7 +68,7 @@ def check_labels(config: PegasusXConfig, labels: Any, decoder_input_ids: Any) ->
 
 def run_encoder(ops: Backend, weights: Weights, config: PegasusXConfig, source: Source) -> Encoded:
     """Run the encoder, unless the caller passed its output."""
-    if source.is_encoded:
+    if source.outputs is not None:
         return Encoded(source.tokens, None, source.mask_BT)
     x_BTD = embed(ops, weights, config, "encoder", source.tokens, start=0)
     return Encoded(*encoder(ops, weights.at("encoder"), config, x_BTD, source.mask_BT), source.mask_BT)
@@ -77,13 +79,54 @@ def encode(
     weights: Weights,
     config: PegasusXConfig,
     source: Source,
-    hidden_states: bool,
-    attentions: bool,
+    wanted: WantedOutputs,
 ) -> EncoderOutput:
     """Run the encoder alone and collect its outputs."""
-    with recording(hidden_states, attentions) as trace:
+    with wanted.recording() as trace:
         encoded = run_encoder(ops, weights, config, source)
-    return _encoder_output(ops, config, encoded, Recorded(ops, trace), hidden_states, attentions)
+    return encoder_output(ops, config, source, encoded, trace, wanted)
+
+
+def wanted_outputs(output_hidden_states: Any, output_attentions: Any) -> WantedOutputs:
+    """Check the arguments that ask for optional outputs."""
+    hidden_states = inputs.flag("output_hidden_states", output_hidden_states)
+    return WantedOutputs(hidden_states, inputs.flag("output_attentions", output_attentions))
+
+
+def encoder_output(
+    ops: Backend,
+    config: PegasusXConfig,
+    source: Source,
+    encoded: Encoded,
+    trace: Mapping[str, Array],
+    wanted: WantedOutputs,
+) -> EncoderOutput:
+    """Collect the encoder's outputs, or return those that the caller passed.
+
+    Args:
+        ops: the backend.
+        config: the model's configuration.
+        source: what was encoded.
+        encoded: of `run_encoder`.
+        trace: tensors that were recorded meanwhile, by name.
+        wanted: the optional outputs.
+    """
+    if source.outputs is not None:
+        return source.outputs
+    tokens_BTD, globals_BGD = ops.to_numpy(encoded.tokens_BTD), ops.to_numpy(encoded.globals_BGD)
+    output = EncoderOutput(tokens_BTD, global_hidden_state=globals_BGD, attention_mask=on_host(ops, encoded.mask_BT))
+    recorded, layers = Recorded(ops, trace), config.encoder_layers
+    if wanted.hidden_states:
+        output.hidden_states = (*recorded.layers("encoder.layers.{}.tokens.input", layers), tokens_BTD)
+        output.global_hidden_states = (*recorded.layers("encoder.layers.{}.globals.input", layers), globals_BGD)
+    if wanted.attentions:
+        output.attentions = recorded.encoder_attentions(layers)
+    return output
+
+
+def on_host(ops: Backend, mask_BT: Array | None) -> np.ndarray | None:
+    """Copy a mask to the host, if there is one."""
+    return None if mask_BT is None else ops.to_numpy(mask_BT)
 
 
 def forward(
@@ -113,8 +156,7 @@ def forward(
         InputError: arguments that the model cannot take, or that do not fit each other.
     """
     # All checks come before the encoder, which may take minutes.
-    output_hidden_states = inputs.flag("output_hidden_states", output_hidden_states)
-    output_attentions = inputs.flag("output_attentions", output_attentions)
+    wanted = wanted_outputs(output_hidden_states, output_attentions)
     is_cache_wanted = config.use_cache if use_cache is None else inputs.flag("use_cache", use_cache)
     inputs.exactly_one(decoder_input_ids=decoder_input_ids, decoder_inputs_embeds=decoder_inputs_embeds)
     targets = ops.asarray(
@@ -129,7 +171,7 @@ def forward(
     start = 0 if past_key_values is None else past_key_values.length
     visible = visible_targets(ops, decoder_attention_mask, B, L, start)
 
-    with recording(output_hidden_states, output_attentions) as trace:
+    with wanted.recording() as trace:
         encoded = run_encoder(ops, weights, config, source)
         x_BLD = embed(ops, weights, config, "decoder", targets, start)
         hidden_BLD, cache = decoder(
@@ -137,21 +179,19 @@ def forward(
         )
 
     recorded, layers = Recorded(ops, trace), config.decoder_layers
-    if isinstance(encoder_outputs, EncoderOutput):
-        encoder_output = encoder_outputs
-    else:
-        encoder_output = _encoder_output(ops, config, encoded, recorded, output_hidden_states, output_attentions)
+    output = encoder_output(ops, config, source, encoded, trace, wanted)
     fields: dict[str, Any] = {
-        "encoder_last_hidden_state": encoder_output.last_hidden_state,
-        "encoder_hidden_states": encoder_output.hidden_states,
-        "encoder_attentions": encoder_output.attentions,
+        "encoder_last_hidden_state": output.last_hidden_state,
+        "encoder_hidden_states": output.hidden_states,
+        "encoder_attentions": output.attentions,
+        "encoder_attention_mask": output.attention_mask,
     }
     if is_cache_wanted:
         fields["past_key_values"] = cache
-    if output_hidden_states:
+    if wanted.hidden_states:
         states = recorded.layers("decoder.layers.{}.input", layers)
         fields["decoder_hidden_states"] = (*states, ops.to_numpy(hidden_BLD))
-    if output_attentions:
+    if wanted.attentions:
         fields["decoder_attentions"] = tuple(recorded.layers("decoder.layers.{}.self_attn.probs", layers))
         fields["cross_attentions"] = tuple(recorded.layers("decoder.layers.{}.encoder_attn.probs", layers))
     return hidden_BLD, fields
@@ -195,24 +235,3 @@ def _check_past(ops: Backend, config: PegasusXConfig, past: DecoderCache, source
             f"call needs {config.decoder_layers} of {sorted(expected)} (batch, heads, source tokens, features "
             "a head): it belongs to another source or model"
         )
-
-
-def _encoder_output(
-    ops: Backend, config: PegasusXConfig, encoded: Encoded, recorded: Recorded, hidden_states: bool, attentions: bool
-) -> EncoderOutput:
-    to_numpy, layers = ops.to_numpy, config.encoder_layers
-    output = EncoderOutput(
-        last_hidden_state=to_numpy(encoded.tokens_BTD),
-        attention_mask=None if encoded.mask_BT is None else to_numpy(encoded.mask_BT),
-    )
-    if encoded.globals_BGD is None:
-        return output
-    output.global_hidden_state = to_numpy(encoded.globals_BGD)
-    if hidden_states:
-        tokens = recorded.layers("encoder.layers.{}.tokens.input", layers)
-        globals_ = recorded.layers("encoder.layers.{}.globals.input", layers)
-        output.hidden_states = (*tokens, output.last_hidden_state)
-        output.global_hidden_states = (*globals_, output.global_hidden_state)
-    if attentions:
-        output.attentions = recorded.encoder_attentions(layers)
-    return output

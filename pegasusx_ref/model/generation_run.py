@@ -9,9 +9,9 @@ from pegasusx_ref.errors import InputError, shown
 from pegasusx_ref.generation import Callbacks, GenerationConfig, SearchRecord, Streamer, search
 from pegasusx_ref.model.config import PegasusXConfig
 from pegasusx_ref.model.decode_step import DynamicDecodeStep, StaticDecodeStep
-from pegasusx_ref.model.forward import Source, check_source, run_encoder
-from pegasusx_ref.model.outputs import GenerateOutput
-from pegasusx_ref.model.step_outputs import RecordedSteps, WantedOutputs
+from pegasusx_ref.model.forward import Source, check_source, encoder_output, run_encoder
+from pegasusx_ref.model.outputs import GenerateOutput, WantedOutputs
+from pegasusx_ref.model.step_outputs import RecordedSteps
 from pegasusx_ref.model.weights import Weights
 from pegasusx_ref.tracing import TRACE_POINTS, wanted
 
@@ -65,10 +65,14 @@ class GenerationRun(NamedTuple):
         """
         source, config = self.check_source(), self.config
         model, layers = (self.ops, self.weights, self.model_config), self.model_config.decoder_layers
-        outputs = WantedOutputs.of(config)
+        outputs = optional_outputs(config)
+        fields: dict[str, Any] = {}
         with outputs.recording() as trace:
             encoded = run_encoder(*model, source)
-        fields = outputs.of_encoder(self.ops, self.model_config, trace, encoded.tokens_BTD, self.source[3])
+        if any(outputs):
+            output = encoder_output(self.ops, self.model_config, source, encoded, trace, outputs)
+            fields["encoder_hidden_states"] = output.hidden_states if outputs.hidden_states else None
+            fields["encoder_attentions"] = output.attentions if outputs.attentions else None
         source_ids = source.ids_BT
         del source, trace  # embeddings of a long input are large
         if is_static:
@@ -93,6 +97,12 @@ class GenerationRun(NamedTuple):
         return GenerateOutput(sequences=ids, sequences_scores=scores, **fields)
 
 
+def optional_outputs(config: GenerationConfig) -> WantedOutputs:
+    """Return which optional outputs the settings ask for."""
+    is_output = config.return_dict_in_generate
+    return WantedOutputs(is_output and config.output_hidden_states, is_output and config.output_attentions)
+
+
 def cache_kind(
     ops: Backend, model_config: PegasusXConfig, config: GenerationConfig, cache_implementation: str | None
 ) -> tuple[bool, bool]:
@@ -111,7 +121,7 @@ def cache_kind(
         raise InputError(
             f"cache_implementation={shown(cache_implementation)} is unknown: pass one of {', '.join(CACHES)}"
         )
-    if any(WantedOutputs.of(config)):
+    if any(optional_outputs(config)):
         return False, False  # over static caches, attention has places for tokens that are still to come
     inside = [name for name in TRACE_POINTS if name.startswith("decoder.layer")]
     is_traced = any(wanted(name.format(i=i)) for name in inside for i in range(model_config.decoder_layers))

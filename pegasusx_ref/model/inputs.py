@@ -129,17 +129,6 @@ def hidden_states(name: str, values: Any, width: int) -> np.ndarray:
     return _native(x_BTD)
 
 
-def encoder_states(outputs: Any) -> Any:
-    """Return the encoder's last hidden state from any form of encoder outputs.
-
-    Args:
-        outputs: an output of `encode` or of a model (also transformers'), a tuple, or the states themselves.
-    """
-    for name in ("encoder_last_hidden_state", "last_hidden_state"):
-        outputs = getattr(outputs, name, outputs)
-    return outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs
-
-
 def same_batch(**batches: int) -> None:
     """Check that several arguments have the same batch size.
 

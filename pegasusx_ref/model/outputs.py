@@ -1,9 +1,9 @@
 """The outputs of a model, with transformers' field names; optional ones are taken from the trace. [spec 16]"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -16,21 +16,39 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(eq=False)
 class ModelOutput:
-    """Named results, as in transformers: by attribute, by name, and by position among those that are not None."""
+    """Named results, as in transformers: attributes, and an ordered dictionary of those that are not None.
+
+    Its values are found by name and by position.
+    """
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and values, in order."""
+        return [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) is not None]
+
+    def keys(self) -> list[str]:
+        """Return the names, in order."""
+        return [name for name, _ in self.items()]
+
+    def values(self) -> list[Any]:
+        """Return the values, in order."""
+        return [value for _, value in self.items()]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the fields that are not None, in order."""
-        return tuple(value for f in fields(self) if (value := getattr(self, f.name)) is not None)
+        """Return the values, in order."""
+        return tuple(self.values())
 
-    def __contains__(self, name: object) -> bool:
-        return getattr(self, name, None) is not None if isinstance(name, str) else False
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value by its name, or the default if it is None or there is no such name."""
+        return dict(self.items()).get(name, default)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in {f.name for f in fields(self)}:
-            raise KeyError(key)
-        return getattr(self, key)
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.items())
 
 
 @dataclass(eq=False)
@@ -53,6 +71,23 @@ class EncoderOutput(ModelOutput):
     global_hidden_state: np.ndarray | None = None
     attention_mask: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, outputs: Any) -> Self:
+        """Read what a caller passes as encoder outputs.
+
+        Args:
+            outputs: an output of `encode` or of a model (also transformers'), a tuple that begins with the states, or
+                the states themselves.
+        """
+        if isinstance(outputs, cls):
+            return outputs
+        prefix = "encoder_" if hasattr(outputs, "encoder_last_hidden_state") else ""
+        if hasattr(outputs, f"{prefix}last_hidden_state"):
+            names = ("last_hidden_state", "hidden_states", "attentions", "attention_mask")
+            found: dict[str, Any] = {name: getattr(outputs, prefix + name, None) for name in names}
+            return cls(**found)
+        return cls(outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs)
+
 
 @dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
@@ -67,6 +102,7 @@ class Seq2SeqModelOutput(ModelOutput):
         encoder_last_hidden_state: (B, T, D).
         encoder_hidden_states: see `EncoderOutput.hidden_states`.
         encoder_attentions: see `EncoderOutput.attentions`.
+        encoder_attention_mask: see `EncoderOutput.attention_mask`.
     """
 
     last_hidden_state: np.ndarray
@@ -77,6 +113,7 @@ class Seq2SeqModelOutput(ModelOutput):
     encoder_last_hidden_state: np.ndarray | None = None
     encoder_hidden_states: Arrays | None = None
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
+    encoder_attention_mask: np.ndarray | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -97,6 +134,7 @@ class Seq2SeqLMOutput(ModelOutput):
     encoder_last_hidden_state: np.ndarray | None = None
     encoder_hidden_states: Arrays | None = None
     encoder_attentions: tuple[dict[str, Any], ...] | None = None
+    encoder_attention_mask: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -139,6 +177,18 @@ HIDDEN_STATES = ("*.layers.*.input", "decoder.layer_norm")
 ATTENTIONS = ("*.probs",)
 
 
+class WantedOutputs(NamedTuple):
+    """Which optional outputs a call returns."""
+
+    hidden_states: bool
+    attentions: bool
+
+    def recording(self) -> AbstractContextManager[dict[str, Any]]:
+        """Record their trace points; without any, no listener is installed."""
+        patterns = (*(HIDDEN_STATES if self.hidden_states else ()), *(ATTENTIONS if self.attentions else ()))
+        return record(*patterns) if patterns else nullcontext({})
+
+
 class Recorded:
     """Collects the optional outputs from recorded trace points. [spec 16.6]
 
@@ -164,9 +214,3 @@ class Recorded:
         while (name := f"{place}.local.{len(local)}.probs") in self._trace:
             local.append(self._ops.to_numpy(self._trace[name]))
         return {"global": self._ops.to_numpy(self._trace[f"{place}.global.probs"]), "local": local}
-
-
-def recording(hidden_states: bool, attentions: bool) -> AbstractContextManager[dict[str, Any]]:
-    """Record the trace points of the requested optional outputs; without any, no listener is installed."""
-    patterns = (*(HIDDEN_STATES if hidden_states else ()), *(ATTENTIONS if attentions else ()))
-    return record(*patterns) if patterns else nullcontext({})

@@ -20,7 +20,7 @@ from pegasusx_ref.files.reading import as_path
 from pegasusx_ref.generation.config import GenerationConfig
 from pegasusx_ref.model import inputs
 from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.model.forward import check_source, encode
+from pegasusx_ref.model.forward import check_source, encode, wanted_outputs
 from pegasusx_ref.model.loading import load_weights
 from pegasusx_ref.model.module_methods import ModuleMethods
 from pegasusx_ref.model.outputs import EncoderOutput
@@ -216,9 +216,8 @@ class PegasusXPreTrainedModel(ModuleMethods):
             InputError: ids, mask or embeddings that the model cannot take.
         """
         source = check_source(self.ops, self.config, input_ids, attention_mask, inputs_embeds)
-        states = inputs.flag("output_hidden_states", output_hidden_states)
-        attentions = inputs.flag("output_attentions", output_attentions)
-        return encode(self.ops, self.weights, self.config, source, states, attentions)
+        wanted = wanted_outputs(output_hidden_states, output_attentions)
+        return encode(self.ops, self.weights, self.config, source, wanted)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and model.safetensors, which transformers loads bit for bit.

@@ -1,57 +1,12 @@
-"""The optional outputs of the encoder and of every decode step of `generate`. [spec 16]"""
+"""The optional outputs of every decode step of `generate`. [spec 16]"""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.backend import Array, Backend
-from pegasusx_ref.generation import GenerationConfig, NextLogits
-from pegasusx_ref.model.config import PegasusXConfig
-from pegasusx_ref.model.outputs import Arrays, Recorded, recording
-
-
-class WantedOutputs(NamedTuple):
-    """Which optional outputs `generate` returns."""
-
-    hidden_states: bool
-    attentions: bool
-
-    @classmethod
-    def of(cls, config: GenerationConfig) -> Self:
-        """Take them from the settings."""
-        is_output = config.return_dict_in_generate
-        return cls(is_output and config.output_hidden_states, is_output and config.output_attentions)
-
-    def recording(self) -> AbstractContextManager[dict[str, Any]]:
-        """Record their trace points."""
-        return recording(self.hidden_states, self.attentions)
-
-    def of_encoder(
-        self, ops: Backend, config: PegasusXConfig, trace: Mapping[str, Any], tokens_BTD: Array, encoder_outputs: Any
-    ) -> dict[str, Any]:
-        """Collect the fields of the encoder.
-
-        Args:
-            ops: the backend.
-            config: the model's configuration.
-            trace: recorded tensors by name.
-            tokens_BTD: the encoder's output.
-            encoder_outputs: the caller's, if the encoder did not run; its own optional outputs are passed on.
-        """
-        recorded, layers = Recorded(ops, trace), config.encoder_layers
-        found: dict[str, Any] = {}
-        if self.hidden_states and encoder_outputs is None:
-            states = recorded.layers("encoder.layers.{}.tokens.input", layers)
-            found["encoder_hidden_states"] = (*states, ops.to_numpy(tokens_BTD))
-        elif self.hidden_states:
-            found["encoder_hidden_states"] = getattr(encoder_outputs, "hidden_states", None)
-        if self.attentions and encoder_outputs is None:
-            found["encoder_attentions"] = recorded.encoder_attentions(layers)
-        elif self.attentions:
-            found["encoder_attentions"] = getattr(encoder_outputs, "attentions", None)
-        return found
+from pegasusx_ref.generation import NextLogits
+from pegasusx_ref.model.outputs import Arrays, Recorded, WantedOutputs
 
 
 class RecordedSteps:
