@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
-from pegasusx_ref.checkpoint.hub import HubOptions
+from pegasusx_ref.checkpoint.hub import HubOptions, check_options
 from pegasusx_ref.checkpoint.settings import is_integer
 from pegasusx_ref.demo import DEMO_CHECKPOINT
 from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, shown
@@ -14,6 +14,7 @@ from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.generation.config import settings_names
 from pegasusx_ref.model import PegasusXForConditionalGeneration
 from pegasusx_ref.model.config import PegasusXConfig
+from pegasusx_ref.model.inputs import either_spelling
 from pegasusx_ref.tokenizer import PegasusTokenizer
 from pegasusx_ref.tokenizer.batching import BatchEncoding, list_of_texts
 from pegasusx_ref.tokenizer.foreign import ForeignTokenizer
@@ -245,6 +246,8 @@ def pipeline(
     quantization: str | None = None,
     quantize_embedding: bool = False,
     quantization_config: Any = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
     **hub: Unpack[HubOptions],
 ) -> SummarizationPipeline:
     """Load a model and its tokenizer for summarization.
@@ -259,18 +262,23 @@ def pipeline(
         dtype: see `from_pretrained`.
         torch_dtype: the older spelling of `dtype`.
         device_map: the documentation's spelling of `device`.
-        quantization: see `from_pretrained`, also for the next two.
+        quantization: see `from_pretrained`, also for the next four.
         quantize_embedding: quantize the embedding tables too.
         quantization_config: the documentation's spelling of `quantization`.
+        load_in_4bit: an older spelling of it.
+        load_in_8bit: likewise.
         hub: see `HubOptions`.
 
     Raises:
-        InputError: another task, or a model without a tokenizer.
+        InputError: another task, a model without a tokenizer, or two spellings of one argument.
         CheckpointError: the folder is missing, corrupt, or belongs to another model.
         BackendError: the backend, the device or the dtype is not available, or is not the model's.
     """
     if not isinstance(task, str) or task != SummarizationPipeline.task:
         raise InputError(f"task={shown(task)} is not supported: pass 'summarization'")
+    check_options(hub, "pipeline")
+    dtype = either_spelling(dtype=dtype, torch_dtype=torch_dtype)
+    device = either_spelling(device=device, device_map=device_map)
     if model is None:
         warnings.warn(
             "no model was given: using the embedded checkpoint, which can only write the one-line synopsis of a Debian "
@@ -283,9 +291,9 @@ def pipeline(
             raise InputError("a model was given without its tokenizer: pass tokenizer=, or the checkpoint folder")
         if backend not in (None, model.ops.name):
             raise InputError(f"backend={shown(backend)}, but the model was loaded with backend {model.ops.name!r}")
-        if quantization is not None or quantize_embedding or quantization_config is not None:
+        if any((quantization, quantize_embedding, quantization_config, load_in_4bit, load_in_8bit)):
             raise InputError("a loaded model cannot be quantized: pass its folder, or quantize it with from_pretrained")
-        loaded = model.to(device=device if device is not None else device_map, dtype=dtype or torch_dtype)
+        loaded = model.to(device=device, dtype=dtype)
     else:
         tokenizer = model if tokenizer is None else tokenizer
         loaded = PegasusXForConditionalGeneration.from_pretrained(
@@ -293,11 +301,11 @@ def pipeline(
             backend or "numpy",
             device,
             dtype,
-            torch_dtype=torch_dtype,
-            device_map=device_map,
             quantization=quantization,
             quantize_embedding=quantize_embedding,
             quantization_config=quantization_config,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
             **hub,
         )
     if isinstance(tokenizer, str | Path):

@@ -9,8 +9,7 @@ import numpy as np
 from pegasusx_ref.backend import GoldenBackend
 from pegasusx_ref.golden import embedding, feed_forward, normalization
 from pegasusx_ref.golden.attention import softmax
-from pegasusx_ref.golden.global_local import Blocks, see_globals
-from pegasusx_ref.tracing import scope, tap
+from pegasusx_ref.tracing import tap
 
 Round = Callable[[np.ndarray], np.ndarray]
 
@@ -139,27 +138,3 @@ class SimulatedBackend(GoldenBackend):
             probs = exponentials / self._of_softmax(exponentials.sum(axis=-1, keepdims=True))
         probs = tap("probs", self._result(self._of_softmax(probs)))
         return tap("context", self._result(self._multiply(probs, v_BHXF)))
-
-    def global_local_attention(
-        self,
-        q_BHTF: Any,
-        k_BHTF: Any,
-        v_BHTF: Any,
-        global_q_BHGF: Any,
-        global_k_BHGF: Any,
-        global_v_BHGF: Any,
-        key_mask_BT: Any,
-        blocks: Blocks,
-    ) -> tuple[Any, Any]:
-        contexts = []
-        for n, (start, stop) in enumerate(blocks):
-            keys = np.concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
-            values = np.concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
-            visible = see_globals(None if key_mask_BT is None else key_mask_BT[:, start:stop], global_k_BHGF)
-            with scope(f"local.{n}"):
-                contexts.append(self.attention(q_BHTF[:, :, start:stop], keys, values, visible))
-        keys = np.concatenate([global_k_BHGF, k_BHTF], axis=2)
-        values = np.concatenate([global_v_BHGF, v_BHTF], axis=2)
-        with scope("global"):
-            found = self.attention(global_q_BHGF, keys, values, see_globals(key_mask_BT, global_k_BHGF))
-        return np.concatenate(contexts, axis=2), found

@@ -9,7 +9,7 @@ from backend_parameters import random_model
 
 from pegasusx_ref import PegasusXConfig
 from pegasusx_ref.golden.attention import attention, merge_heads, softmax, split_heads
-from pegasusx_ref.golden.global_local import see_globals
+from pegasusx_ref.golden.global_local import prepend_globals
 from pegasusx_ref.tracing import scope
 from pegasusx_ref.verification import from_backend, verify
 from pegasusx_ref.verification.checking.masked_scores import MASKED
@@ -129,13 +129,13 @@ def seen_places(bug: str, start: int, stop: int) -> np.ndarray:
 @pytest.mark.parametrize("is_shown", [True, False])
 @pytest.mark.parametrize("bug", NEIGHBOURS)
 def test_blocks_that_see_more_keys_are_diagnosed(monkeypatch: pytest.MonkeyPatch, bug: str, is_shown: bool) -> None:
-    def local(q: Any, k: Any, v: Any, global_k: Any, global_v: Any, mask: Any, blocks: Any) -> np.ndarray:
-        contexts = []
+    def local(q: Any, k: Any, v: Any, global_k: Any, global_v: Any, mask: Any, blocks: Any, _: Any) -> np.ndarray:
+        G, contexts = global_k.shape[2], []
         for n, (start, stop) in enumerate(blocks):
             places = seen_places(bug, start, stop)
             keys, values = (np.concatenate([g, x[:, :, places]], axis=2) for g, x in ((global_k, k), (global_v, v)))
             with scope(f"local.{n}"):
-                contexts.append(attention(q[:, :, start:stop], keys, values, see_globals(mask[:, places], global_k)))
+                contexts.append(attention(q[:, :, start:stop], keys, values, prepend_globals(mask[:, places], G)))
         return np.concatenate(contexts, axis=2)
 
     with monkeypatch.context() as patch:

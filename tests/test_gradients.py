@@ -131,6 +131,8 @@ def test_targets_are_made_from_labels_and_a_bias_of_logits_has_a_gradient() -> N
     [
         ({"labels": LABELS + 256}, r"labels\[0, 0\] is \d+: token ids of this model lie in \[0, 256\)"),
         ({"labels": np.full((2, 6), -100)}, "labels are -100 everywhere"),
+        ({"labels": None}, "pass labels: none is given"),
+        ({"input_ids": None}, "pass input_ids: none is given"),
         ({"labels": LABELS[:, :3]}, r"labels have shape \(2, 3\), but the target has \(2, 6\)"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5: expected a number from 0 to 1"),
         ({"label_smoothing": "much"}, "label_smoothing='much': expected a number from 0 to 1"),

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pegasusx_ref import InputError, PegasusXConfig, PegasusXForConditionalGeneration, PegasusXModel, record
+from pegasusx_ref import (
+    GenerationConfig,
+    InputError,
+    PegasusXConfig,
+    PegasusXForConditionalGeneration,
+    PegasusXModel,
+    record,
+)
 
 CONFIG = PegasusXConfig.preset("tiny")
 V, D = CONFIG.vocab_size, CONFIG.d_model
@@ -466,7 +473,7 @@ def test_unknown_keyword_is_a_type_error_that_names_it(model: Any, headless: Any
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("num_beam", "; did you mean 'num_beams'?"), ("seeds", "; did you mean 'seed'?"), ("decoder_input_ids", "")],
+    [("num_beam", "; did you mean 'num_beams'?"), ("seeds", "; did you mean 'seed'?"), ("pixel_values", "")],
 )
 def test_generate_names_an_unknown_argument_and_suggests_the_nearest_one(model: Any, name: str, hint: str) -> None:
     with pytest.raises(TypeError) as caught:
@@ -542,6 +549,22 @@ def test_cache_of_another_dtype_is_an_error(model: Any) -> None:
     message = message_of(lambda: single(SOURCE, decoder_input_ids=TARGET, past_key_values=past))
     assert "float64" in message
     assert "float32" in message
+
+
+def test_transformers_spellings_of_arguments(model: Any) -> None:
+    expected = model.generate(SOURCE, MASK, max_new_tokens=3).tolist()
+    assert model.generate(inputs=SOURCE, attention_mask=MASK, max_new_tokens=3).tolist() == expected
+    message = message_of(lambda: model.generate(SOURCE, inputs=SOURCE))
+    assert message.endswith("are two spellings of one argument: pass input_ids alone")
+    message = message_of(lambda: model.generate(SOURCE, GenerationConfig(max_new_tokens=3)))
+    assert "not attention_mask: pass generation_config=" in message
+
+
+def test_outputs_are_no_plain_tuples(either: Any) -> None:
+    output = either(SOURCE, decoder_input_ids=TARGET, return_dict=True)
+    assert isinstance(output.to_tuple(), tuple)
+    message = message_of(lambda: either(SOURCE, decoder_input_ids=TARGET, return_dict=False))
+    assert message == "return_dict=False is not supported: call to_tuple() of the output"
 
 
 def test_a_whole_models_output_serves_as_encoder_outputs(model: Any) -> None:

@@ -64,7 +64,7 @@ def test_the_error_names_token_layer_and_damaged_weight(backend: str, dtype: str
             "the logits of token 1 are not finite in rows [0, 1] of the batch (of 2): "
             f"the first tensor that is not finite is {point}; weight {weight} is not finite, "
         )
-        assert str(error.value).endswith("the checkpoint is damaged: get it again")
+        assert str(error.value).endswith("the checkpoint is damaged: download or copy it again")
         assert ("try dtype='float32'; if that fails too" in str(error.value)) == (dtype == "float16")
 
 

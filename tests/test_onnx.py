@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_one_clear_error(onnx: Any, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"port.onnx: not runnable on these inputs"):
         from_onnx(path, MAP, CONFIG, NAMES)(INPUTS | {"input_ids": np.full((2, 5), 999)})
     with pytest.raises(
-        InputError, match=r"inputs: 'input_idz' is none of input_ids, .*; the nearest name: 'input_ids'"
+        InputError, match=r"inputs: 'input_idz' is not one of input_ids, .*; the nearest name: 'input_ids'"
     ):
         from_onnx(path, MAP, CONFIG, {"input_idz": "tokens"})
     path.write_bytes(path.read_bytes()[:-100])

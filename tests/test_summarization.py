@@ -213,6 +213,7 @@ def test_the_documentations_spellings_of_dtype_and_device(wordy_folder: Path) ->
         "float64"
     )
     assert pipeline(model=wordy_folder, device_map="auto", dtype="float32", backend="numpy").model.device == "cpu"
+    assert repr(pipeline(model=wordy_folder, load_in_4bit=True).model).endswith("weights in fp4>")
 
 
 def test_a_model_comes_with_its_tokenizer(
@@ -256,6 +257,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: PegasusT
         ({"backend": "abacus"}, BackendError, "backend 'abacus' is not installed"),
         ({"dtype": "float12"}, BackendError, "does not compute in 'float12'"),
         ({"device": "cuda:0"}, BackendError, "not on 'cuda:0'"),
+        ({"trainable": True}, TypeError, r"pipeline\(\) got an unexpected keyword argument 'trainable'"),
+        (
+            {"dtype": "float32", "torch_dtype": "float64"},
+            InputError,
+            "dtype='float32' and torch_dtype='float64' are two",
+        ),
+        (
+            {"device": "cpu", "device_map": "auto"},
+            InputError,
+            "device='cpu' and device_map='auto' .* pass device alone",
+        ),
     ],
     ids=str,
 )

@@ -304,6 +304,11 @@ def test_wrong_uses_are_named(tmp_path: Path) -> None:
         module.set_dropout(attention_dropout=1.5)
     with pytest.raises(InputError, match="labels have shape"):
         module(BATCH["input_ids"], decoder_input_ids=[[1], [2]], labels=BATCH["labels"])
+    with pytest.raises(InputError, match="pass decoder_input_ids: none is given"):
+        module(BATCH["input_ids"])
+    encoded = reference(CONFIG, 0, "float64").encode(BATCH["input_ids"])
+    with pytest.raises(InputError, match=r"has type EncoderOutput: pass the result of this module's encode\(\)"):
+        module(encoder_outputs=encoded, labels=BATCH["labels"])
     with pytest.raises(InputError, match="batch sizes differ"):
         module(BATCH["input_ids"][:1], labels=BATCH["labels"])
     with pytest.raises(InputError, match="label_smoothing=2"):

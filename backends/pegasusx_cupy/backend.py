@@ -17,8 +17,8 @@ from pegasusx_ref.backend.arrays import numpy_dtype
 from pegasusx_ref.errors import BackendError, shown
 from pegasusx_ref.golden.attention import mask_scores, softmax
 from pegasusx_ref.golden.embedding import position_frequencies
-from pegasusx_ref.golden.global_local import Blocks, see_globals
-from pegasusx_ref.tracing import scope, tap, wanted
+from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.tracing import tap, wanted
 
 
 def without_half_precision(array: Any) -> Any:
@@ -214,19 +214,9 @@ class CupyBackend(GoldenBackend):
                 kernels.local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks, arithmetic),
                 kernels.global_attention(global_q_BHGF, *keys_and_values, key_mask_BT, arithmetic),
             )
-
-        def attend(queries: Any, start: int, stop: int) -> Any:
-            k_BHXF = np.concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
-            v_BHXF = np.concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
-            mask = None if key_mask_BT is None else key_mask_BT[:, start:stop]
-            return self.attention(queries, k_BHXF, v_BHXF, see_globals(mask, global_k_BHGF))
-
-        contexts = []
-        for n, (start, stop) in enumerate(blocks):
-            with scope(f"local.{n}"):
-                contexts.append(attend(q_BHTF[:, :, start:stop], start, stop))
-        with scope("global"):
-            return np.concatenate(contexts, axis=2), attend(global_q_BHGF, 0, q_BHTF.shape[2])
+        return super().global_local_attention(
+            q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, blocks
+        )
 
     def _in_compute_dtype(self, *arrays: Any) -> list[Any]:
         """Return arrays in the compute dtype, which a listener may have replaced by others."""

@@ -94,7 +94,23 @@ class GoldenBackend:
     layer_norm = staticmethod(normalization.layer_norm)
     activation = staticmethod(feed_forward.activation)
     attention = staticmethod(attention.attention)
-    global_local_attention = staticmethod(global_local.global_local_attention)
+
+    def global_local_attention(
+        self,
+        q_BHTF: Any,
+        k_BHTF: Any,
+        v_BHTF: Any,
+        global_q_BHGF: Any,
+        global_k_BHGF: Any,
+        global_v_BHGF: Any,
+        key_mask_BT: Any,
+        blocks: global_local.Blocks,
+    ) -> tuple[Any, Any]:
+        """Let each block attend by this backend's `attention`."""
+        return global_local.global_local_attention(
+            q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, blocks, self.attention
+        )
+
     log_softmax = staticmethod(head.log_softmax)
     cross_entropy = staticmethod(head.cross_entropy)
     stable_top_k = staticmethod(top_k.stable_top_k)

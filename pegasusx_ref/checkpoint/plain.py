@@ -26,5 +26,5 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
 
 
 def is_same(value: Any, other: Any) -> bool:
-    """Compare two settings; objects and arrays of other libraries, which may compare in any way, are no same ones."""
+    """Compare two settings; objects and arrays of other libraries may compare in any way, and never count as equal."""
     return isinstance(value, (*PLAIN, list, dict)) and bool(value == other)

@@ -80,7 +80,7 @@ def convert(
     _check_destination(folder)
     flax = flax_file(as_path(source))
     if flax is None and config is not None:
-        raise InputError(f"config={shown(config)} is for Flax checkpoints: {source} is none")
+        raise InputError(f"config={shown(config)} is for Flax checkpoints, and {source} is not one: leave it out")
     found = _checkpoint(source, hub) if flax is None else flax_checkpoint(flax, config)
     others = source_tokenizer(source, hub) if tokenizer is None else given_tokenizer(tokenizer, found.config, hub)
     check_no_other(folder, others)

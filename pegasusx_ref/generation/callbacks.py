@@ -19,7 +19,7 @@ class Callbacks:
     Attributes:
         logits_processor: functions (ids, scores) -> scores, which run after the processors of the settings.
         stopping_criteria: functions (ids, None) -> booleans.
-        prefix_allowed_tokens_fn: (number of the source, ids) -> the ids that may follow.
+        prefix_allowed_tokens_fn: (number of the source, or of the sample, ids) -> the ids that may follow.
         tokenizer: decodes ids, for stop_strings.
     """
 

@@ -42,7 +42,8 @@ class GenerationConfig:
     """Generation settings, with the names of transformers' generation_config.json. [spec 12.1]
 
     Values are checked when `generate` uses them. Numbers of NumPy and torch become numbers of Python. None is the
-    default; for the start, end and padding tokens it means none.
+    default; for the start, end and padding tokens it means none. Change settings with `updated`: in a copy of
+    `dataclasses.replace` all settings count as given, and replace a model's own.
 
     Attributes:
         max_length: maximum number of tokens, including the start token; None to use max_new_tokens.

@@ -47,13 +47,16 @@ WITHOUT_EFFECT = {
 }
 # Further arguments of transformers' `generate`, likewise.
 NEUTRAL_ARGUMENTS: dict[str, Any] = {
-    "inputs": None,
     "synced_gpus": False,
     "assistant_model": None,
     "assistant_tokenizer": None,
     "negative_prompt_ids": None,
     "negative_prompt_attention_mask": None,
     "custom_generate": None,
+    "decoder_input_ids": None,
+    "decoder_attention_mask": None,
+    "past_key_values": None,
+    "labels": None,
 }
 ARGUMENTS_WITHOUT_EFFECT = {"trust_remote_code", "use_model_defaults"}
 MAX_UNKNOWN = 20  # entries of a file that are compared with known names

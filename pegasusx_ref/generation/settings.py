@@ -36,7 +36,7 @@ def settings_of_call(
     Args:
         defaults: the model's own settings.
         given: generation_config of the call, see `as_generation_config`; only settings that were given count.
-        arguments: settings that were passed by name; they come first, None is none.
+        arguments: settings that were passed by name; they come first, None counts as missing.
         other_arguments: the names of `generate`'s other arguments, to suggest.
         vocab_size: V of the model.
 
@@ -94,8 +94,7 @@ def _supported(arguments: Mapping[str, Any], other_arguments: set[str]) -> dict[
             found[name] = value
         elif name in NEUTRAL or name in NEUTRAL_ARGUMENTS:
             if has_effect(name, plain(value)):
-                hint = ": pass input_ids" if name == "inputs" else ": leave it out"
-                raise ConfigError(f"generate() does not support {name}={shown(value)}{hint}")
+                raise ConfigError(f"generate() does not support {name}={shown(value)}: leave it out")
         elif name not in WITHOUT_EFFECT | ARGUMENTS_WITHOUT_EFFECT:
             close = get_close_matches(name, names | other_arguments, 1, cutoff=0.8)
             hint = "".join(f"; did you mean {match!r}?" for match in close)

@@ -87,7 +87,7 @@ def allow_only(
     Args:
         ids: tokens so far (N, n), the start token first.
         scores: of the next token (N, V), modified in place.
-        allowed: from the number of the source and its ids (n,) to the ids that may follow.
+        allowed: from the number of the source, or of the sample, and its ids (n,) to the ids that may follow.
         beams: rows of a source.
         ops: the backend of the scores.
 

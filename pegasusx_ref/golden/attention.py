@@ -83,7 +83,7 @@ def attention(
 
     A masked key gets the lowest finite score, so its weight is exactly 0 if any key of the row is unmasked. A query
     whose keys are all masked averages over all X keys evenly, as in HF; no real token's result depends on such a query.
-    A query whose unmasked scores all overflow, or one of them upwards, gets NaN.
+    A query gets NaN if all its unmasked scores are -inf, or any of them is +inf.
 
     Args:
         q_BHLF: queries (B, H, L, F).

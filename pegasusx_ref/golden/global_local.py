@@ -1,6 +1,8 @@
 """Block-local attention with global tokens: the index map, the local queries, the global queries. [spec 7, 8]"""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from pegasusx_ref.golden.attention import attention, attention_backward
 from pegasusx_ref.tracing import scope
 
 Blocks = list[tuple[int, int]]
+Attend = Callable[..., Any]  # `attention`, or another implementation of it
 
 
 def block_bounds(num_tokens: int, block_size: int, staggered: bool) -> Blocks:
@@ -39,6 +42,7 @@ def local_attention(
     global_v_BHGF: np.ndarray,
     key_mask_BT: np.ndarray | None,
     blocks: Blocks,
+    attend: Attend = attention,
 ) -> np.ndarray:
     """Let every token attend to the global tokens and to the tokens of its own block. [spec 7.1]
 
@@ -50,20 +54,21 @@ def local_attention(
         global_v_BHGF: values of the global tokens (B, H, G, F).
         key_mask_BT: True where a token is real (B, T); None means everywhere.
         blocks: (start, stop) of each block, from `block_bounds`.
+        attend: computes `attention`.
 
     Returns:
         Attended values (B, H, T, F); the rows of padding tokens are computed like any other.
 
     Source: arXiv 2208.04347 section 3.1; HF `compute_local_attention_representations`.
     """
-    contexts = []
+    num_globals, contexts = global_k_BHGF.shape[2], []
     for n, (start, stop) in enumerate(blocks):
         q_BHSF = q_BHTF[:, :, start:stop]
         k_BHXF = np.concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
         v_BHXF = np.concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
         block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
         with scope(f"local.{n}"):
-            contexts.append(attention(q_BHSF, k_BHXF, v_BHXF, see_globals(block_mask_BS, global_k_BHGF)))
+            contexts.append(attend(q_BHSF, k_BHXF, v_BHXF, prepend_globals(block_mask_BS, num_globals)))
     return np.concatenate(contexts, axis=2)
 
 
@@ -74,6 +79,7 @@ def global_attention(
     global_k_BHGF: np.ndarray,
     global_v_BHGF: np.ndarray,
     key_mask_BT: np.ndarray | None,
+    attend: Attend = attention,
 ) -> np.ndarray:
     """Let every global token attend to all global tokens and to all tokens. [spec 7.2]
 
@@ -84,6 +90,7 @@ def global_attention(
         global_k_BHGF: keys of the global tokens (B, H, G, F).
         global_v_BHGF: values of the global tokens (B, H, G, F).
         key_mask_BT: True where a token is real (B, T); None means everywhere.
+        attend: computes `attention`.
 
     Returns:
         Attended values of the global tokens (B, H, G, F).
@@ -93,22 +100,21 @@ def global_attention(
     k_BHXF = np.concatenate([global_k_BHGF, k_BHTF], axis=2)
     v_BHXF = np.concatenate([global_v_BHGF, v_BHTF], axis=2)
     with scope("global"):
-        return attention(global_q_BHGF, k_BHXF, v_BHXF, see_globals(key_mask_BT, global_k_BHGF))
+        return attend(global_q_BHGF, k_BHXF, v_BHXF, prepend_globals(key_mask_BT, global_k_BHGF.shape[2]))
 
 
-def see_globals(key_mask_BX: np.ndarray | None, global_k_BHGF: np.ndarray) -> np.ndarray | None:
+def prepend_globals(key_mask_BX: np.ndarray | None, num_globals: int) -> np.ndarray | None:
     """Prepend the global tokens, which are never masked, to a mask of tokens. [spec 7.3]
 
     Args:
         key_mask_BX: True where a token is real (B, X), or None.
-        global_k_BHGF: keys of the global tokens (B, H, G, F), for their number G.
+        num_globals: G.
 
     Returns:
         The keys that every query may attend to (B, 1, G + X), or None without a mask.
     """
     if key_mask_BX is None:
         return None
-    num_globals = global_k_BHGF.shape[2]
     return np.pad(key_mask_BX, ((0, 0), (num_globals, 0)), constant_values=True)[:, None]
 
 
@@ -121,6 +127,7 @@ def global_local_attention(
     global_v_BHGF: np.ndarray,
     key_mask_BT: np.ndarray | None,
     blocks: Blocks,
+    attend: Attend = attention,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the local and the global part of the encoder's attention, the operation that backends replace. [spec 7.4]
 
@@ -133,6 +140,7 @@ def global_local_attention(
         global_v_BHGF: values of the global tokens (B, H, G, F).
         key_mask_BT: True where a token is real (B, T); None means everywhere.
         blocks: (start, stop) of each block, from `block_bounds`.
+        attend: computes `attention`; a backend without a faster operation passes its own.
 
     Returns:
         Attended values of the tokens (B, H, T, F) and of the global tokens (B, H, G, F).
@@ -141,8 +149,8 @@ def global_local_attention(
     """
     keys_and_values = (k_BHTF, v_BHTF, global_k_BHGF, global_v_BHGF)
     return (
-        local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks),
-        global_attention(global_q_BHGF, *keys_and_values, key_mask_BT),
+        local_attention(q_BHTF, *keys_and_values, key_mask_BT, blocks, attend),
+        global_attention(global_q_BHGF, *keys_and_values, key_mask_BT, attend),
     )
 
 
@@ -188,7 +196,7 @@ def global_local_attention_backward(
             k_BHXF,
             v_BHXF,
             global_probs_BHGX,
-            see_globals(key_mask_BT, global_k_BHGF),
+            prepend_globals(key_mask_BT, G),
         )
     grad_q_BHTF = np.empty_like(q_BHTF)
     for n, (start, stop) in enumerate(blocks):
@@ -201,7 +209,7 @@ def global_local_attention_backward(
                 k_BHXF[:, :, seen],
                 v_BHXF[:, :, seen],
                 local_probs[n],
-                see_globals(block_mask_BS, global_k_BHGF),
+                prepend_globals(block_mask_BS, G),
             )
         grad_k_BHXF[:, :, seen] += grad_seen_k
         grad_v_BHXF[:, :, seen] += grad_seen_v

@@ -144,7 +144,7 @@ def quantize_absmax(
     """Quantize the scales of a matrix to 8 bits, less their mean. [spec 18.6]
 
     The nearest code is found in a table of 65,536 equal cells, whose every number gets the code nearest to the cell's
-    middle. Next to the midpoint of two codes it is the other one than that of the number itself.
+    middle. Near the midpoint of two codes the result may be the farther one.
 
     Args:
         absmax: the scales, float32 (M,).
@@ -261,6 +261,6 @@ def linear_int8(
     inverse = 1 / np.where(row_absmax == 0, 1, row_absmax) * np.float32(127)
     x_codes = np.rint(np.where(columns, 0, rounded) * inverse[:, None]).astype(np.int64)
     products = (x_codes @ codes.T.astype(np.int64)).astype(np.float32)
-    y = products * (row_absmax[:, None] * absmax) * np.float32(6.200124e-05)  # 1 / 127^2
+    y = products * (row_absmax[:, None] * absmax) * np.float32(6.200124e-05)  # theirs: 1 / 127^2 = 6.2000124e-05
     y = (y if bias is None else y + bias).astype(x.dtype)
     return y + x[:, columns] @ dequantize_int8(codes[:, columns], absmax).astype(x.dtype).T

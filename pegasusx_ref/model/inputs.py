@@ -144,7 +144,7 @@ def same_batch(**batches: int) -> None:
 
 
 def exactly_one(**arguments: Any) -> None:
-    """Check that exactly one of several alternative arguments is given.
+    """Check that exactly one of some alternative arguments is given.
 
     Args:
         arguments: values by argument name.
@@ -155,7 +155,24 @@ def exactly_one(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
         found = " and ".join(given) + " are given" if given else "none is given"
-        raise InputError(f"pass exactly one of {', '.join(arguments)}: {found}")
+        alternatives = "exactly one of " if len(arguments) > 1 else ""
+        raise InputError(f"pass {alternatives}{', '.join(arguments)}: {found}")
+
+
+def either_spelling(**arguments: Any) -> Any:
+    """Return the argument that is given, of several spellings of one; None if none is.
+
+    Args:
+        arguments: values by argument name.
+
+    Raises:
+        InputError: several are given.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if len(given) > 1:
+        found = " and ".join(f"{name}={shown(value)}" for name, value in given.items())
+        raise InputError(f"{found} are two spellings of one argument: pass {next(iter(given))} alone")
+    return next(iter(given.values()), None)
 
 
 def random_seed(value: Any) -> int | None:
@@ -189,6 +206,16 @@ def flag(name: str, value: Any) -> bool:
         return bool(value)
     except Exception:
         raise InputError(f"{name}={shown(value)} must be True or False") from None
+
+
+def return_dict(value: Any) -> None:
+    """Check the argument of this name, which transformers has: outputs are no plain tuples here.
+
+    Raises:
+        InputError: neither True nor None.
+    """
+    if value is not None and value is not True:
+        raise InputError(f"return_dict={shown(value)} is not supported: call to_tuple() of the output")
 
 
 def weights(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def explained(
     remedy = f"try dtype={wider!r}" if wider else "check the size of the weights and of the input"
     weight = next((name for name, tensor in tensors.items() if not is_finite(ops, tensor)), None)
     if weight is not None:
-        damaged = "the checkpoint is damaged: get it again"
+        damaged = "the checkpoint is damaged: download or copy it again"
         remedy = f"{remedy}; if that fails too, {damaged}" if ops.dtype == "float16" else damaged
         remedy = f"weight {weight} is not finite, {remedy}"
     return NumericsError(f"{error}: {cause}; {remedy}")

@@ -44,6 +44,7 @@ class PegasusXModel(PegasusXPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        return_dict: bool | None = None,
     ) -> Seq2SeqModelOutput:
         """Run encoder and decoder.
 
@@ -59,12 +60,14 @@ class PegasusXModel(PegasusXPreTrainedModel):
             use_cache: whether to return past_key_values; the configuration's value where None.
             output_hidden_states: whether to return the input of every layer too.
             output_attentions: whether to return the attention probabilities too.
+            return_dict: True or None; an output's `to_tuple` returns a tuple.
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
 
         Source: HF `PegasusXModel.forward`.
         """
+        inputs.return_dict(return_dict)
         hidden_BLD, output = forward(
             self.ops,
             self.weights,
@@ -104,6 +107,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        return_dict: bool | None = None,
     ) -> Seq2SeqLMOutput:
         """Run encoder, decoder and head.
 
@@ -120,12 +124,14 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             use_cache: see `PegasusXModel`; with labels False where None.
             output_hidden_states: see `PegasusXModel`.
             output_attentions: see `PegasusXModel`.
+            return_dict: see `PegasusXModel`.
 
         Raises:
             InputError: arguments that the model cannot take, or that do not fit each other.
 
         Source: HF `PegasusXForConditionalGeneration.forward`.
         """
+        inputs.return_dict(return_dict)
         if labels is not None:
             labels, shifted = check_labels(self.config, labels, decoder_input_ids)
             decoder_input_ids = shifted if decoder_inputs_embeds is None else decoder_input_ids
@@ -183,6 +189,8 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
         """
         from pegasusx_ref.model.gradients import loss_and_gradients  # here: most users never need its files
 
+        inputs.exactly_one(input_ids=input_ids)
+        inputs.exactly_one(labels=labels)
         labels_BL, decoder_input_ids = check_labels(self.config, labels, decoder_input_ids)
         label_smoothing = inputs.label_smoothing(label_smoothing)
         if self.ops.dtype not in ("float32", "float64"):
@@ -243,7 +251,8 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             logits_processor: functions (ids, scores) -> scores that change the scores of the next token (N, V). They
                 get arrays of the backend, so with torch the processors of transformers qualify.
             stopping_criteria: functions (ids, None) that return True for texts that end (N,), likewise.
-            prefix_allowed_tokens_fn: a function (number of the source, ids (n,)) that returns the ids that may follow.
+            prefix_allowed_tokens_fn: a function (number of the source, ids (n,)) that returns the ids that may follow;
+                with several samples of a source it gets the number of the sample.
             tokenizer: the model's, for stop_strings.
             seed: of the random numbers; the same seed generates the same texts.
             return_dict_in_generate: return a `GenerateOutput` with the scores of the texts and of their tokens.
@@ -254,7 +263,7 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
                 tokens are the same.
             settings: the attributes of `GenerationConfig`: max_new_tokens, num_beams, length_penalty, …; a setting that
                 is missing or None is taken from generation_config, then from generation_config.json, without that file
-                from config.json.
+                from config.json. Also `inputs`, another spelling of input_ids.
 
         Returns:
             int64 ids (B R, L), R = num_return_sequences, the start token first, rows that end early filled up.
@@ -265,6 +274,9 @@ class PegasusXForConditionalGeneration(PegasusXPreTrainedModel):
             NumericsError: logits that are not finite; the message names the first token, the first layer, the remedy.
             TypeError: a name that is not a setting.
         """
+        input_ids = inputs.either_spelling(input_ids=input_ids, inputs=settings.pop("inputs", None))
+        if hasattr(attention_mask, "num_beams"):
+            raise InputError("the second argument is a generation config, not attention_mask: pass generation_config=")
         if return_dict_in_generate is not None:
             settings["return_dict_in_generate"] = inputs.flag("return_dict_in_generate", return_dict_in_generate)
         arguments = set(inspect.signature(self.generate).parameters) - {"settings"}

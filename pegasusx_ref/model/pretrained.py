@@ -124,7 +124,7 @@ class PegasusXPreTrainedModel(ModuleMethods):
             quantize_embedding: quantize the embedding tables too.
             quantization_config: the documentation's spelling of `quantization`: a `BitsAndBytesConfig`, also that of
                 transformers, or its dictionary. Its bnb_4bit_compute_dtype is used where no `dtype` is given. Half
-                precision is a wish then: a backend without it computes in float32, with a warning.
+                precision is only preferred then: a backend without it computes in float32, with a warning.
             load_in_4bit: an older spelling of `quantization_config`; it means "fp4".
             load_in_8bit: likewise "int8".
             trainable: return a torch module that trains, of backend "torch" (`to_torch_module`): its parameters are
@@ -135,16 +135,17 @@ class PegasusXPreTrainedModel(ModuleMethods):
             CheckpointError: the folder or a file in it is missing, corrupt, belongs to another model, or is quantized
                 otherwise; or a number that is quantized is not finite.
             ConfigError: config.json does not describe a valid PEGASUS-X model.
-            InputError: an unknown quantization.
+            InputError: an unknown quantization, or two spellings of one argument.
             BackendError: the backend, the device or the dtype is not available.
         """
+        dtype = inputs.either_spelling(dtype=dtype, torch_dtype=torch_dtype)
+        device = inputs.either_spelling(device=device, device_map=device_map)
         requested = Quantization.requested(
             quantization, quantize_embedding, quantization_config, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit
         )
         folder, adapter = locate(name, "model", hub)
         config = PegasusXConfig.from_pretrained(folder)
-        dtype = dtype if dtype is not None else torch_dtype
-        ops = _backend(backend, device if device is not None else device_map, dtype, config, requested)
+        ops = _backend(backend, device, dtype, config, requested)
         tensors, config = load_weights(folder, config, cls.has_head, adapter)
         tensors = quantize_weights(tensors, requested, cls.has_head, folder)
         generation_config = GenerationConfig.from_pretrained(folder, config)
@@ -269,7 +270,7 @@ class PegasusXPreTrainedModel(ModuleMethods):
         }
 
     def num_parameters(self) -> int:
-        """Count the parameters, tied ones once; a bias of the logits is none."""
+        """Count the parameters, tied ones once, without a bias of the logits."""
         return sum(int(np.prod(tensor.shape)) for name, tensor in self._tensors.items() if name != LOGITS_BIAS)
 
 
@@ -284,7 +285,7 @@ def _backend(
     try:
         return get_backend(name, device=device, dtype=dtype)
     except BackendError:
-        if quantization is None or not quantization.is_wish or dtype_name(dtype) not in ("bfloat16", "float16"):
+        if quantization is None or not quantization.may_use_float32 or dtype_name(dtype) not in ("bfloat16", "float16"):
             raise
         ops = get_backend(name, device=device, dtype="float32")
         warnings.warn(

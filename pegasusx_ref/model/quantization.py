@@ -23,14 +23,14 @@ class Quantization(NamedTuple):
         embedding: whether the embedding tables are quantized too.
         skipped: see `llm_int8_skip_modules`.
         compute_dtype: what the model computes in where no other dtype is given.
-        is_wish: whether it computes in float32 where the backend has no half precision.
+        may_use_float32: whether the model computes in float32 where the backend has no half precision.
     """
 
     kind: str
     embedding: bool = False
     skipped: Sequence[str] = ()
     compute_dtype: Any = None
-    is_wish: bool = False
+    may_use_float32: bool = False
 
     @classmethod
     def requested(

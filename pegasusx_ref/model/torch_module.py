@@ -123,6 +123,7 @@ class PegasusXTorchModule(nn.Module):
         smoothing = inputs.label_smoothing(smoothing)
         if labels is not None:
             labels_BL, decoder_input_ids = check_labels(config, labels, decoder_input_ids)
+        inputs.exactly_one(decoder_input_ids=decoder_input_ids)
         ids_BL = inputs.token_ids("decoder_input_ids", decoder_input_ids, config.vocab_size)
         B, L = ids_BL.shape
         check_label_shape(labels_BL, (B, L))
@@ -134,6 +135,9 @@ class PegasusXTorchModule(nn.Module):
             weights, x_BTD, x_BLD = self._embedded(encoder=source.tokens, decoder=ops.asarray(ids_BL))
             encoded = self._encoded(weights, x_BTD, source.mask_BT)
         else:
+            if not isinstance(encoder_outputs, Encoded):
+                kind = type(encoder_outputs).__name__
+                raise InputError(f"encoder_outputs has type {kind}: pass the result of this module's encode()")
             encoded = encoder_outputs
             inputs.same_batch(encoder=encoded.tokens_BTD.shape[0], decoder=B)
             weights, x_BLD = self._embedded(decoder=ops.asarray(ids_BL))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ def verify(
     collector = FindingCollector(diagnoses)
     checker = Checker(shown, valid, differences, arithmetic, collector.add, keeps_padding=gradients)
     with np.errstate(invalid="ignore", over="ignore"):  # what follows from NaN is NaN
-        with listen(checker), record("*" if gradients else "no tensor") as forward:
+        recorded: AbstractContextManager[dict[str, Any]] = record("*") if gradients else nullcontext({})
+        with listen(checker), recorded as forward:
             if places is None:
                 model(**arrays)
             else:

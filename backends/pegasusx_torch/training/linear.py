@@ -36,7 +36,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of x, weight and bias, see chapter 19.6.
+        """Compute the gradients of x, weight and bias, see chapter 19.4.
 
         Args:
             ctx: see `forward`.

@@ -39,8 +39,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def check_options(hub: Mapping[str, Any]) -> None:
+def check_options(hub: Mapping[str, Any], function: str = "from_pretrained") -> None:
     """Check the options.
+
+    Args:
+        hub: the options.
+        function: that got them as its other keywords.
 
     Raises:
         TypeError: an unknown one.
@@ -48,7 +52,7 @@ def check_options(hub: Mapping[str, Any]) -> None:
     """
     for name, value in hub.items():
         if name not in _TYPES:
-            raise TypeError(f"from_pretrained() got an unexpected keyword argument {shown(name)}")
+            raise TypeError(f"{function}() got an unexpected keyword argument {shown(name)}")
         if not isinstance(value, _TYPES[name]):
             kinds = " or ".join("None" if t is type(None) else t.__name__ for t in _TYPES[name])
             raise InputError(f"{name}={shown(value)} must be {kinds}")

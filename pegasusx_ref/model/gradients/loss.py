@@ -49,7 +49,7 @@ def loss_and_gradients(
     ops = GoldenBackend(None, str(next(iter(tensors.values())).dtype))
     weights = Weights(tie_embeddings(tensors))
     with record() as trace:
-        hidden_BLD, _ = forward(ops, weights, config, *batch.values(), labels=labels_BL, use_cache=False)
+        hidden_BLD, _ = forward(ops, weights, config, **batch, labels=labels_BL, use_cache=False)
         tap("lm_head", lm_head(ops, weights, hidden_BLD))
     gradients: dict[str, np.ndarray] = {}
     backward(Place(config, weights, trace, gradients), batch, labels_BL, label_smoothing)

@@ -48,7 +48,7 @@ def from_onnx(
         raise ExtraError(f"ONNX models need {error.name}: pip install 'pegasusx-ref[onnx]'") from None
     for name in inputs or {}:
         if name not in INPUTS:
-            raise InputError(f"inputs: {shown(name)} is none of {', '.join(INPUTS)}{nearest(name, INPUTS)}")
+            raise InputError(f"inputs: {shown(name)} is not one of {', '.join(INPUTS)}{nearest(name, INPUTS)}")
     mappings, ours = read_mapping(mapping), {theirs: name for name, theirs in (inputs or {}).items()}
     with reading(path, "an ONNX model", InputError):
         model = onnx.load(path, load_external_data=False)

@@ -150,6 +150,9 @@ class Estimate:
     def __getitem__(self, key: Any) -> "Estimate":
         return self.map(lambda array: array[key])
 
+    def __array_function__(self, function: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        return concatenate(*args, **kwargs) if function is np.concatenate else NotImplemented
+
 
 def concatenate(parts: Sequence[Estimate], axis: int) -> Estimate:
     """Concatenate estimates along an axis."""

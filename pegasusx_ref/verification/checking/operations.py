@@ -1,20 +1,21 @@
 """The golden operations on estimates: each computes its result and the rounding error that it may have. [spec 16]"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pegasusx_ref.backend import GoldenBackend, QuantizedMatrix
 from pegasusx_ref.backend.quantized import dense
-from pegasusx_ref.golden import embedding, feed_forward, head, normalization
+from pegasusx_ref.golden import embedding, feed_forward, global_local, head, normalization
 from pegasusx_ref.golden.attention import softmax
-from pegasusx_ref.golden.global_local import Blocks, see_globals
-from pegasusx_ref.tracing import scope, tap
+from pegasusx_ref.golden.global_local import Blocks
+from pegasusx_ref.tracing import tap
 from pegasusx_ref.verification.checking import error_bounds, propagation
 from pegasusx_ref.verification.checking.arithmetics import Arithmetic
 from pegasusx_ref.verification.checking.error_bounds import THIRD, Errors, rounding_errors
-from pegasusx_ref.verification.checking.estimate import Estimate, Origin, concatenate, first_doubt
+from pegasusx_ref.verification.checking.estimate import Estimate, Origin, first_doubt
 from pegasusx_ref.verification.checking.propagation import Variance
 
 LOWEST = np.finfo(np.float64).min  # a masked score of the golden functions
@@ -218,7 +219,7 @@ class CheckingOperations(GoldenBackend):
         found: Estimate = tap("context", context)
         return found
 
-    def global_local_attention(  # type: ignore[override]
+    def global_local_attention(
         self,
         q_BHTF: Any,
         k_BHTF: Any,
@@ -228,20 +229,11 @@ class CheckingOperations(GoldenBackend):
         global_v_BHGF: Any,
         key_mask_BT: np.ndarray | None,
         blocks: Blocks,
-    ) -> tuple[Estimate, Estimate]:
-        golden_k, num_globals = global_k_BHGF.value, global_k_BHGF.shape[2]
-        contexts = []
-        for n, (start, stop) in enumerate(blocks):
-            keys = concatenate([global_k_BHGF, k_BHTF[:, :, start:stop]], axis=2)
-            values = concatenate([global_v_BHGF, v_BHTF[:, :, start:stop]], axis=2)
-            block_mask_BS = None if key_mask_BT is None else key_mask_BT[:, start:stop]
-            with scope(f"local.{n}"):
-                visible = see_globals(block_mask_BS, golden_k)
-                contexts.append(self.attention(q_BHTF[:, :, start:stop], keys, values, visible, num_globals))
-        keys, values = concatenate([global_k_BHGF, k_BHTF], axis=2), concatenate([global_v_BHGF, v_BHTF], axis=2)
-        with scope("global"):
-            found = self.attention(global_q_BHGF, keys, values, see_globals(key_mask_BT, golden_k), num_globals)
-        return concatenate(contexts, axis=2), found
+    ) -> tuple[Any, Any]:
+        attend = partial(self.attention, num_apart=global_k_BHGF.shape[2])
+        return global_local.global_local_attention(
+            q_BHTF, k_BHTF, v_BHTF, global_q_BHGF, global_k_BHGF, global_v_BHGF, key_mask_BT, blocks, attend
+        )
 
     def log_softmax(self, logits: Any) -> np.ndarray:
         return head.log_softmax(self.to_numpy(logits))
