@@ -33,7 +33,6 @@ def library(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
     # Most kernels run for a shorter time than the compiler; it fuses from -O2 on.
     fused = ["-O2", "-ffp-contract=fast", "-mfma"] if "--fmad=true" in options else ["-O1", "-ffp-contract=off"]
     command = [str(COMPILER), "-std=c++17", *fused, "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    command += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
     command += [*defines, "-DEACH_KERNEL=" + " ".join(f"KERNEL({name})" for name in names)]
     command += [f'-DKERNELS="{folder / "kernels.cu"}"', "-I", str(EMULATOR)]
     command += [str(EMULATOR / "launch.cpp"), "-o", str(folder / "kernels.so")]
@@ -52,7 +51,9 @@ def launch(
     backwards: bool = False,
 ) -> None:
     """Run a kernel with the arguments that CuPy passes: arrays, and NumPy's scalars of the parameters' types."""
-    values = [np.array(each.ctypes.data if isinstance(each, np.ndarray) else each) for each in arguments]
+    values = [
+        np.array(each.__array_interface__["data"][0] if isinstance(each, np.ndarray) else each) for each in arguments
+    ]
     assert all(each.flags.c_contiguous for each in arguments if isinstance(each, np.ndarray))
     assert all(number > 0 for number in grid), "CUDA refuses an empty grid"
     assert max(grid[1:]) <= 65535, "CUDA refuses more thread blocks in y and z"

@@ -6,9 +6,6 @@
 // Shared memory is NaN when a thread block starts.
 
 #pragma once
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -36,23 +33,47 @@ static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 constexpr int STACK = 1 << 18, WARP = 32, MAX_THREADS = 1024;
 
-// A fiber is made once and runs the kernel for a thread of each later block. Switches are jumps between stacks:
-// swapcontext is a system call for each, which takes most of the time, and is needed only to enter a new stack.
+// Go on where another fiber stopped: the registers that a function keeps are on its stack. setjmp and swapcontext take
+// most of a test's time. (x86-64)
+extern "C" void switch_stacks(char** stopped, char* resumed);
+asm(R"(
+.text
+switch_stacks:
+    push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+    ret
+)");
+
+// A fiber is made once and runs the kernel for a thread of each later block.
 struct Fiber {
-    ucontext_t context;
     std::unique_ptr<char[]> stack;
-    jmp_buf position;
+    char* position;
     bool is_done;
     long arrival;  // the generation of the block's barrier that the thread waits for; -1: it does not
 };
 static std::vector<Fiber> fibers;
-static ucontext_t starter;
-static jmp_buf scheduler;
-static int current;
+static char* scheduler;
+static int current, first_of_warp, size_of_warp, step;
 static void (*kernel)();
 
-static void jump(jmp_buf from, jmp_buf to) {
-    if (!_setjmp(from)) _longjmp(to, 1);
+static bool can_run(int thread);
+
+static void resume(int thread, char** stopped) {
+    current = thread;
+    threadIdx = {thread, 0, 0};
+    switch_stacks(stopped, fibers[thread].position);
+}
+
+// Let the next thread of the warp run, or the scheduler find one.
+static void give_way() {
+    const int stopped = current;
+    const int next = first_of_warp + (stopped - first_of_warp + size_of_warp + step) % size_of_warp;
+    if (next != stopped && can_run(next))
+        resume(next, &fibers[stopped].position);
+    else
+        switch_stacks(&fibers[stopped].position, scheduler);
 }
 
 struct Barrier {
@@ -68,7 +89,7 @@ struct Barrier {
         long arrival = generation;
         ++arrived;
         open();
-        while (arrival == generation) jump(fibers[current].position, scheduler);
+        while (arrival == generation) give_way();
     }
     bool is_closed_for(long arrival) const { return arrival == generation; }
     void leave() {
@@ -81,36 +102,40 @@ static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP];
 static double exchanged[2][MAX_THREADS];
 static bool turns[MAX_THREADS];
 
+static bool can_run(int thread) {
+    return !fibers[thread].is_done && !block_barrier.is_closed_for(fibers[thread].arrival);
+}
+
 static void run_fiber() {
     for (;;) {
-        jump(fibers[current].position, scheduler);
         kernel();
         fibers[current].is_done = true;
         block_barrier.leave();
         warp_barriers[current / WARP].leave();
+        switch_stacks(&fibers[current].position, scheduler);
     }
 }
 
-static void start(Fiber& fiber) {
+// Prepare a stack as `switch_stacks` leaves it: six registers, then where to go on.
+static void prepare(Fiber& fiber) {
     fiber.stack.reset(new char[STACK]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK;
-    makecontext(&fiber.context, run_fiber, 0);
-    if (!_setjmp(scheduler)) swapcontext(&starter, &fiber.context);
+    void** top = (void**)((size_t)(fiber.stack.get() + STACK) / 16 * 16) - 2;
+    *top = (void*)run_fiber;
+    fiber.position = (char*)(top - 6);
 }
 
 // Run the threads of a warp in turns until each is done or waits at the block's barrier.
 static void run_warp(int warp, int num_threads, bool backwards) {
-    const int first = warp * WARP, size = num_threads - first < WARP ? num_threads - first : WARP;
+    first_of_warp = warp * WARP;
+    size_of_warp = num_threads - first_of_warp < WARP ? num_threads - first_of_warp : WARP;
+    step = backwards ? -1 : 1;
     for (bool is_running = true; is_running;) {
         is_running = false;
-        for (int i = 0; i < size; ++i) {
-            current = first + (backwards ? size - 1 - i : i);
-            threadIdx = {current, 0, 0};
-            if (fibers[current].is_done || block_barrier.is_closed_for(fibers[current].arrival)) continue;
+        for (int i = 0; i < size_of_warp; ++i) {
+            const int thread = first_of_warp + (backwards ? size_of_warp - 1 - i : i);
+            if (!can_run(thread)) continue;
             is_running = true;
-            jump(scheduler, fibers[current].position);
+            resume(thread, &scheduler);
         }
     }
 }
@@ -133,9 +158,9 @@ static void launch(void (*function)(), Dim3 grid, int num_threads, bool backward
     kernel = function;
     gridDim = grid;
     blockDim = {num_threads, 1, 1};
-    for (current = (int)fibers.size(); current < num_threads; ++current) {
+    while ((int)fibers.size() < num_threads) {
         fibers.emplace_back();
-        start(fibers.back());
+        prepare(fibers.back());
     }
     for (int z = 0; z < grid.z; ++z)
         for (int y = 0; y < grid.y; ++y)
