@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from pegasusx_ref.checkpoint.hub import HubOptions, check_options
 from pegasusx_ref.checkpoint.settings import is_integer
-from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.demo import DEMO_CHECKPOINT, NO_MODEL
 from pegasusx_ref.errors import CheckpointError, InputError, InputTypeError, shown
 from pegasusx_ref.generation import GenerationConfig
 from pegasusx_ref.generation.config import settings_names
@@ -280,11 +280,7 @@ def pipeline(
     dtype = either_spelling(dtype=dtype, torch_dtype=torch_dtype)
     device = either_spelling(device=device, device_map=device_map)
     if model is None:
-        warnings.warn(
-            "no model was given: using the embedded checkpoint, which can only write the one-line synopsis of a Debian "
-            "package",
-            stacklevel=2,
-        )
+        warnings.warn(NO_MODEL, stacklevel=2)
         model = DEMO_CHECKPOINT
     if isinstance(model, PegasusXForConditionalGeneration):
         if tokenizer is None:

@@ -56,6 +56,14 @@ def test_golden_and_numpy_are_always_available(name: str) -> None:
     assert (backend.name, backend.device, backend.dtype) == (name, "cpu", "float64")
 
 
+def test_an_error_of_a_dtype_names_the_backends_that_compute_in_it() -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(BackendError, match=r"\): choose backend (cupy or )?torch$"):
+        get_backend("numpy", dtype="bfloat16")
+    with pytest.raises(BackendError, match=r"are converted on load\)$"):
+        get_backend("numpy", dtype="float12")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -96,6 +96,10 @@ def saved_run() -> None:
     run(*ARGUMENTS)
 
 
+def not_json() -> None:
+    Path("train.jsonl").write_text("{document\n" * 3)
+
+
 def csv_of_other_columns() -> None:
     with Path("train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "title"), ("a", "b")])
@@ -133,6 +137,7 @@ WRONG: list[tuple[Callable[[], object], tuple[object, ...], str]] = [
     (lambda: None, ("--device", "cuda:7"), "backend 'torch' has no device 'cuda:7'"),
     (lambda: None, ("--out", "train.jsonl"), "train.jsonl: Not a directory"),
     (lambda: None, ("--dropout", 1.5), "Invalid value for '--dropout'"),
+    (not_json, (), "train.jsonl: no row has a text in the columns 'document' and 'summary' (row 1: not JSON"),
 ]
 
 
@@ -154,6 +159,12 @@ def test_missing_packages_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     assert extra in error_line(*ARGUMENTS, "--no-progress", *options)
+    assert not Path("run").exists()  # so that the next try does not find a run
+
+
+def test_resuming_nothing_begins_a_run_and_resuming_a_complete_one_says_so() -> None:
+    assert "Note: run: there is no run to resume: a new one begins" in run(*ARGUMENTS, "--resume").stderr
+    assert "steps, all of which are done" in run(*ARGUMENTS, "--resume").stderr
 
 
 @pytest.mark.slow

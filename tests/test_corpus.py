@@ -278,7 +278,7 @@ def test_a_table_is_continued_by_text_not_by_place(tmp_path: Path, summarizer: S
     out = tmp_path / "out"
     first = summarize_corpus([tmp_path / "a.jsonl"], out, summarizer, shard_rows=2, limit=3)
     assert (first.total, first.done, first.resumed) == (8, 3, 0)
-    with pytest.raises(InputError, match="has 2 shards already: resume their run, or name another folder"):
+    with pytest.raises(InputError, match="holds a table already: continue it with --resume, or name another folder"):
         summarize_corpus([tmp_path / "a.jsonl"], out, summarizer)
     write_jsonl(tmp_path / "a.jsonl", [rows[6], *rows[::-1]])  # in another order, with one more
     second = summarize_corpus([tmp_path / "a.jsonl"], out, summarizer, resume=True)
@@ -361,16 +361,19 @@ def test_the_command_writes_a_table_and_says_what_failed(tmp_path: Path, monkeyp
     result = run("corpus", "a.jsonl", "--out", "table", "--limit", 2, *short)
     assert (result.exit_code, result.stdout) == (0, "table\n")
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("documents: 2 in ")
-    assert lines[1:] == [
+    assert lines[0].startswith("Note: no model was given: using the embedded checkpoint")
+    assert lines[1].startswith("documents: 2 in ")
+    assert lines[2:] == [
         "Note: documents without a summary: 1 of 2 (column error)",
         "Note: documents left: 1; the same command with --resume continues",
     ]
     result = run("corpus", "a.jsonl", "--out", "table", "--resume", "--no-progress", *short)
     assert (result.exit_code, result.stdout) == (0, "table\n")
-    (line,) = result.stderr.splitlines()
+    (_, line) = result.stderr.splitlines()
     assert line.startswith("Note: tokens dropped beyond the model's length: ")
     assert len(table("table")) == 3
+    result = run("corpus", "a.jsonl", "--out", "another", "--resume", "--no-progress", "--limit", 1, *short)
+    assert "Note: another had none of these documents: nothing was resumed" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -385,7 +388,7 @@ def test_the_command_writes_a_table_and_says_what_failed(tmp_path: Path, monkeyp
         (("a.jsonl", "--out", "a.jsonl"), "a.jsonl"),
         (("a.jsonl", "--out", "table", "--model", "nowhere/at/all"), "nowhere/at/all"),
         (("a.jsonl", "--out", "table", "--backend", "other"), "other"),
-        (("nosuch://y", "--out", "table"), "nosuch://y: not an address of fsspec"),
+        (("nosuch://y", "--out", "table"), "nosuch://y: not an address that fsspec can open here"),
         (("a.jsonl", "--out", "table", "--num-beams", "0"), "0 is not in the range x>=1"),
     ],
 )

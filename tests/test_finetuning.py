@@ -334,7 +334,7 @@ def test_a_run_resumes_with_its_own_settings_only(folder: Path, model_folder: Pa
     run.save()
     with pytest.raises(InputError, match=r"own: is not empty: resume the run in it \(--resume\), or name a new"):
         start(folder, "own", model_folder)
-    with pytest.raises(InputError, match=r"its run has accumulate=2, not 1: resume it with its own settings, or name"):
+    with pytest.raises(InputError, match="its run has accumulate=2, not 1; seed=0, not 1: resume it with its own"):
         start(folder, "own", model_folder, replace(SHORT, accumulate=1, seed=1), resume=True)
     with pytest.raises(InputError, match="its run has checksum="), warnings.catch_warnings(action="ignore"):
         Finetuning(folder / "train.jsonl", run.out, model_folder, settings=SHORT, resume=True)

@@ -174,6 +174,15 @@ def test_a_folder_of_something_else_is_called_what_it_is(tmp_path: Path, kind: s
     assert len(found) < 300 + len(str(tmp_path))
 
 
+def test_a_fine_tuning_run_leads_to_its_checkpoints(tmp_path: Path) -> None:
+    fill(tmp_path / "model", ["state.safetensors", "log.csv"])
+    for name in ("last", "best"):
+        SMALL.save_pretrained(tmp_path / "model" / name)
+    assert f"its folders hold checkpoints ('best', 'last'): pass one, such as {tmp_path}/model/best" in failure(
+        tmp_path / "model"
+    )
+
+
 @pytest.mark.parametrize("name", ["flax_model.msgpack", "checkpoint_500000", "params.msgpack"])
 def test_flax_weights_lead_to_the_conversion(tmp_path: Path, name: str) -> None:
     fill(tmp_path / "model", [name])

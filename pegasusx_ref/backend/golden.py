@@ -22,7 +22,10 @@ class GoldenBackend:
 
     def __init__(self, device: str | int | None, dtype: str) -> None:
         if device not in (None, "auto", "cpu", 0):
-            raise BackendError(f"backend {self.name!r} runs on device 'cpu' only, not on {shown(device)}")
+            raise BackendError(
+                f"backend {self.name!r} runs on device 'cpu' only, not on {shown(device)}: choose a backend that does, "
+                "torch or cupy"
+            )
         self.device = "cpu"
         self.dtype = dtype
 

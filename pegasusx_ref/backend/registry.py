@@ -71,9 +71,11 @@ def get_backend(
     device = "cpu" if isinstance(device, int) and device == -1 else device  # as in transformers
     dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
+        others = [other for other in backend_names() if dtype in _declared_dtypes(other)]
+        remedy = f": choose backend {' or '.join(others)}" if others else ""
         raise BackendError(
             f"backend {name!r} does not compute in {shown(dtype)}: it declares {', '.join(backend_class.dtypes)} "
-            "(weights stored in another dtype are converted on load)"
+            f"(weights stored in another dtype are converted on load){remedy}"
         )
     with _foreign_code(f"backend {name!r} cannot be created", (KeyboardInterrupt, TypeError)):
         backend: Backend = backend_class(device=device, dtype=dtype, **options)
@@ -117,6 +119,15 @@ def _announced() -> dict[str, list["EntryPoint"]]:
             for point in points:
                 found.setdefault(point.name, []).append(point)
     return found
+
+
+def _declared_dtypes(name: str) -> Sequence[str]:
+    """Return the dtypes of a backend's class; none if it cannot be loaded."""
+    try:
+        dtypes: Sequence[str] = _load(name).dtypes
+    except BackendError:
+        return ()
+    return dtypes
 
 
 def _load(name: str) -> Any:

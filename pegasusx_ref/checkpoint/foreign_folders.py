@@ -4,6 +4,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from pegasusx_ref.checkpoint.file_names import CONFIG
 from pegasusx_ref.errors import shown
 
 MAX_ENTRIES = 10_000
@@ -45,6 +46,10 @@ def foreign_content(folder: Path) -> str | None:
     steps = sorted((int(match[1]), name) for name in names if (match := STEP.fullmatch(name)))
     if steps:
         return f"it holds the checkpoints of a training run: pass one, such as {folder / steps[-1][1]}"
+    if parts := [name for name in names if (folder / name / CONFIG).is_file()]:
+        return (
+            f"its folders hold checkpoints ({', '.join(map(shown, parts[:3]))}): pass one, such as {folder / parts[0]}"
+        )
     for pattern, kind in KINDS:
         found = [name for name in names if re.fullmatch(pattern, name, re.DOTALL) and not TRAINING.fullmatch(name)]
         if found:

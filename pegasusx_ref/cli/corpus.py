@@ -23,7 +23,7 @@ from pegasusx_ref.corpus import (
     summarize_corpus,
 )
 from pegasusx_ref.corpus.engine import this_process
-from pegasusx_ref.demo import DEMO_CHECKPOINT
+from pegasusx_ref.demo import DEMO_CHECKPOINT, NO_MODEL
 
 
 @click.command("corpus", cls=Command)
@@ -122,6 +122,8 @@ def corpus_command(
         raise click.UsageError(f"--{option} is of Ray: pass --engine ray, or leave it out")
     load: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype, "quantization": quantization}
     load |= {"quantize_embedding": quantize_embedding, **options.hub_options(folder, revision)}
+    if folder is None:
+        note(NO_MODEL)
     summarizer = Summarizer(
         folder or DEMO_CHECKPOINT,
         text_column=column,
@@ -153,6 +155,8 @@ def corpus_command(
     if shown:
         earlier = f", {done.resumed} done before" if done.resumed else ""
         message(f"documents: {done.done} in {done.seconds:.1f} s{earlier}, {rates(done)}")
+    if resume and not done.resumed:
+        note(f"{out} had none of these documents: nothing was resumed")
     if done.num_dropped:
         note(f"tokens dropped beyond the model's length: {done.num_dropped} (column num_dropped)")
     if done.failed:

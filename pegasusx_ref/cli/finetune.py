@@ -85,7 +85,8 @@ def finetune_command(
 ) -> None:
     """Train a model on pairs of a document and its summary, in the file TRAIN: .jsonl, .csv or .parquet.
 
-    Writes the checkpoints best and last, log.csv and the state of the run to --out, and prints the checkpoints' paths.
+    Writes the checkpoints last and, with --eval, best, log.csv and the state of the run to --out, and prints the
+    checkpoints' paths.
     Ctrl-C and SIGTERM save the run after the current step; --resume continues it bit for bit, also after kill -9.
     `torchrun -m pegasusx_ref finetune` trains on several devices. Without --model, the embedded checkpoint is trained.
     """
@@ -106,6 +107,8 @@ def finetune_command(
         **options.hub_options(folder, revision),
     )
     is_first = run.workers.rank == 0
+    if resume and is_first and run.saved_step < 0:
+        note(f"{out}: there is no run to resume: a new one begins")
     with deferred_signals(run.stop) as received:
         train_with_progress(run, shown and is_first)
     if is_first:
@@ -129,7 +132,9 @@ def train_with_progress(run: "Finetuning", shown: bool) -> None:
     """
     if shown:
         held_out = f", {len(run.held_out)} to evaluate" if run.held_out else ""
-        start = f"from step {run.step}" if run.step else f"{100 * run.padding:.1f} % of the source tokens are padding"
+        start = f"{100 * run.padding:.1f} % of the source tokens are padding"
+        if run.step:
+            start = f"from step {run.step}" if run.step < run.num_steps else "all of which are done"
         message(f"{len(run.examples)} pairs{held_out}, {run.num_steps} steps, {start}")
     with progress_bars(shown) as bars:
         bar = bars.add_task("training", total=run.num_steps, completed=run.step)

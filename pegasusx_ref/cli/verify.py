@@ -12,7 +12,7 @@ from pegasusx_ref.backend.registry import backend_names, get_backend
 from pegasusx_ref.checkpoint.location import locate
 from pegasusx_ref.cli.candidates import build_candidate
 from pegasusx_ref.cli.commands import INPUT_FILE, OUTPUT_FILE, Command
-from pegasusx_ref.cli.messages import UsageError
+from pegasusx_ref.cli.messages import UsageError, note
 from pegasusx_ref.cli.options import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -138,16 +138,17 @@ def verify_command(
     Each operation is recomputed in float64 from the implementation's own tensors, and the difference is compared with
     the rounding error of that operation. The tensors that fail are listed in the order of execution. rho is the largest
     ratio of a row's error to its expected rounding error: at most 3 in a correct implementation. A tensor fails if rho
-    exceeds 6 or one element its bound; error, sigma and bound are those of the worst element. "wide" are tensors with a
-    larger tolerance, because the implementation does not show all inputs of their operation; "blind" are those that
-    cannot be checked, because rounding would hide all but gross errors. FILE is read as one document. The exit code is
-    0 if no tensor fails, except for known differences; 1 if one does, or with --strict if the implementation does not
-    show exactly the tensors of the run.
+    exceeds 6 or one element its bound, and is listed as "warn" if rho exceeds 3; error, sigma and bound are those of
+    the worst element. "wide" are tensors with a larger tolerance, because the implementation does not show all inputs
+    of their operation; "blind" are those that cannot be checked, because rounding would hide all but gross errors. FILE
+    is read as one document. The exit code is 0 if no tensor fails, except for known differences; 1 if one does, or with
+    --strict if the implementation does not show exactly the tensors of the run.
     """
     check_sources(file, dump, batch, suggestion, given_options())
     rows_kept, plain = numbers(rows), get_arithmetic(dtype.dtype)
     if dump is None and dtype._replace(name=plain.name) != plain:
-        raise UsageError(f"--dtype {dtype.name} is for a --dump: {against} computes in {', '.join(DTYPES)} here")
+        dtypes = DTYPES if against == "transformers" else get_backend(against).dtypes
+        raise UsageError(f"--dtype {dtype.name} is for a --dump: {against} computes in {', '.join(dtypes)} here")
     if dump is None and mapping is not None:
         raise UsageError(f"--map {mapping} maps the names of a dump: add --dump FILE")
     if gradients and dump is suggestion is None and against != "transformers":
@@ -187,6 +188,8 @@ def verify_command(
     description, parts = f"{against} in {dtype.name}: {count}, layer", (config.encoder_layers, config.decoder_layers)
     with layer_progress(description, *parts, shown=shown, of=Estimate):
         report = verify(reference, candidate, inputs, dtype, read_lists(known), layers, rows_kept, gradients)
+    if dump is None and against == "transformers" and not (known or report.passed):
+        note("differences of transformers that are known: --known transformers tells them from others")
     subject = f"{against} in {dtype.name}, {name.resolve().name}"
     raise SystemExit(show_report(report, subject, strict, everything, as_json, html, junit))
 

@@ -97,7 +97,7 @@ class Documents:
         return [name]
 
     def _expand_address(self, name: str) -> list[str]:
-        with reading(name, "an address of fsspec", InputError):
+        with reading(name, "an address that fsspec can open here", InputError):
             system, path = file_system(name)
             if glob.has_magic(path):
                 files = [each for each in sorted(system.glob(path)) if system.isfile(each)]

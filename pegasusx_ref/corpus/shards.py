@@ -52,7 +52,7 @@ class Shards:
         self.schema = pyarrow.schema(fields, {METADATA: json.dumps(self.settings).encode()})
         existing = self._existing()
         if existing and not resume:
-            raise InputError(f"{folder} has {len(existing)} shards already: resume their run, or name another folder")
+            raise InputError(f"{folder} holds a table already: continue it with --resume, or name another folder")
         self._next = max(existing, default=-1) + 1
         self.done = Counter(key for number in existing for key in self._keys(number))
 

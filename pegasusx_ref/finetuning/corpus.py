@@ -68,9 +68,10 @@ def read_corpus(path: str | Path, source_column: str, target_column: str) -> Cor
             else:
                 pairs.append(Pair(place, row[source_column], row[target_column]))
     if not pairs:
+        remedy = "name the columns that hold the texts" if "column" in first else "write pairs into it"
         raise InputError(
             f"{path}: no row has a text in the columns {shown(source_column)} and {shown(target_column)}"
-            f"{f' ({first})' if first else ', because it has no rows'}: name the columns that hold the texts"
+            f"{f' ({first})' if first else ', because it has no rows'}: {remedy}"
         )
     return Corpus(str(path), pairs, num_skipped, first)
 

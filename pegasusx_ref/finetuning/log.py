@@ -26,7 +26,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
-        self._tensorboard = tensorboard_writer(folder / "tensorboard", step + 1) if tensorboard else None
+        self._tensorboard = summary_writer()(str(folder / "tensorboard"), purge_step=step + 1) if tensorboard else None
         self.path = folder / "log.csv"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.path.exists() else []
         write_text(self.path, ",".join(COLUMNS) + "\n" + "".join(lines[1 : step + 1]))
@@ -48,8 +48,8 @@ class Log:
             self._tensorboard.close()
 
 
-def tensorboard_writer(folder: Path, next_step: int) -> Any:
-    """Return a writer of TensorBoard's files, which replaces the steps from `next_step` on.
+def summary_writer() -> Any:
+    """Return the class that writes TensorBoard's files.
 
     Raises:
         ExtraError: tensorboard is not installed.
@@ -58,7 +58,7 @@ def tensorboard_writer(folder: Path, next_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ExtraError("TensorBoard's log needs tensorboard: pip install tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=next_step)
+    return SummaryWriter
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from pegasusx_ref.files.writing import locking, replacing_all
 from pegasusx_ref.finetuning.batches import Example, Order, digest, encode_pairs
 from pegasusx_ref.finetuning.corpus import read_corpus
 from pegasusx_ref.finetuning.evaluation import evaluate, rouge_scorer
-from pegasusx_ref.finetuning.log import Log
+from pegasusx_ref.finetuning.log import Log, summary_writer
 from pegasusx_ref.finetuning.settings import Settings
 from pegasusx_ref.finetuning.state import State, read_state, write_state
 from pegasusx_ref.finetuning.trainer import Trainer, load_module
@@ -75,8 +75,10 @@ class Finetuning:
     ) -> None:
         self.out, settings = as_path(out), settings or Settings()
         self.workers, self._tensorboard = Workers(), tensorboard
-        if not resume and os.path.lexists(self.out) and any(self.out.iterdir()):
+        if not resume and os.path.lexists(self.out) and any(path.name != LOCK for path in self.out.iterdir()):
             raise InputError(f"{self.out}: is not empty: resume the run in it (--resume), or name a new folder")
+        if tensorboard:
+            summary_writer()  # fails before the run
         if evaluation is not None and settings.eval_summaries:
             rouge_scorer()  # fails before the run
         self.module = load_module(model, settings, self.workers.device(device), hub)

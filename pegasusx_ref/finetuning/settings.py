@@ -44,7 +44,8 @@ class Settings:
         max_source_tokens: longer documents are truncated; the model's maximum if None.
         max_target_tokens: longer summaries are truncated; 256, or the model's maximum, if None.
         optimizer: "adafactor" or "adamw".
-        learning_rate: the highest; 0.003 for Adafactor, which multiplies it by a tensor's size, 0.0001 for AdamW.
+        learning_rate: the highest; 0.003 for Adafactor, which multiplies it by a tensor's root mean square, 0.0001
+            for AdamW.
         warmup_steps: during which the learning rate rises from 0; a tenth of the steps, at most 1,000, if None.
         schedule: after the warm-up "constant", "linear" to 0, or "inverse-sqrt": by the square root of the step.
         steps: updates of the weights.

@@ -65,12 +65,15 @@ def read_state(path: Path, settings: Mapping[str, Any], module: nn.Module, optim
         if metadata["format"] != str(FORMAT):
             raise ValueError(f"the format is not {FORMAT}")
         state = State(**json.loads(metadata["state"]))
-    for name, value in settings.items():
-        if (before := state.settings.get(name)) != value:
-            raise InputError(
-                f"{path.parent}: its run has {name}={shown(before)}, not {shown(value)}: resume it with its own "
-                "settings, or name another folder"
-            )
+    changed = [
+        f"{name}={shown(before)}, not {shown(value)}"
+        for name, value in settings.items()
+        if (before := state.settings.get(name)) != value
+    ]
+    if changed:
+        raise InputError(
+            f"{path.parent}: its run has {'; '.join(changed)}: resume it with its own settings, or name another folder"
+        )
     with reading(path, "the state of this model", CheckpointError), torch.no_grad():
         copied = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
         names = [name for name, _ in module.named_parameters()]

@@ -57,7 +57,7 @@ def explained(error: Exception, name: str, cache: Path, revision: str) -> Failur
     if isinstance(error, OSError) and error.filename is not None:
         what = f"the cache cannot be written ({error.filename}: {reason(error)})"
         return Failure(what, "set HF_HOME or cache_dir to a folder of yours")
-    what = f"{endpoint} cannot be reached or broke off ({reason(error)})"
+    what = f"there is no such folder here, and {endpoint} cannot be reached or broke off ({reason(error)})"
     return Failure(what, "check the network, then try again: complete files and parts of files are kept")
 
 

@@ -8,17 +8,17 @@ from pegasusx_ref.generation import GenerationConfig
 
 
 class LengthRule(float):
-    """A length penalty by which another number than the length to its power is meant; beam search uses length**penalty.
-
-    Args:
-        penalty: the number.
-        divisor: from the number of generated tokens and the penalty to what divides the score.
-    """
+    """A length penalty that stands for another divisor than the length to its power, length**penalty in beam search."""
 
     _divisor: Callable[[int, float], float]
 
     def __new__(cls, penalty: float, divisor: Callable[[int, float], float]) -> "LengthRule":
-        """Keep the divisor beside the number."""
+        """Keep the divisor beside the number.
+
+        Args:
+            penalty: the number.
+            divisor: from the number of generated tokens and the penalty to what divides the score.
+        """
         rule = super().__new__(cls, penalty)
         rule._divisor = divisor
         return rule
