@@ -182,6 +182,12 @@ def test_verify_checks_a_dump(dump: Path) -> None:
     assert run("--dump", dump, "--dtype", "tf32").exit_code == 0
     assert run("--against", "numpy", "--dtype", "F32_F32_F32", "--tokens", 5, "--no-progress").exit_code == 0
     assert run("--dump", dump, "--dtype", "float64").exit_code == 1
+    assert run("--dump", dump, "--inputs", dump).exit_code == 0  # the same ids
+    np.savez(dump.parent / "other.npz", input_ids=np.array([[300, 400, 1]]), decoder_input_ids=np.array([[0, 600]]))
+    result = run("--dump", dump, "--inputs", dump.parent / "other.npz")
+    assert (result.exit_code, "other.npz hold different input_ids: keep one" in result.stderr) == (2, True)
+    result = run("--dump", dump, "--dtype", "fp32")
+    assert "--dtype fp32 is not known: pass float32, or another" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,6 @@ def test_verify_checks_a_dump(dump: Path) -> None:
         (("--dump", "none.npz"), "none.npz: no such file"),
         (("--dump", "{dump}", "--map", "none.toml"), "none.toml: no such file; the maps that come with this package"),
         (("{dump}", "--dump", "{dump}"), "holds the tensors of a run and cannot be combined with"),
-        (("--dump", "{dump}", "--inputs", "{dump}"), "both hold input_ids, decoder_input_ids: keep one"),
         (
             ("--suggest-inputs", "x.npz", "--strict", "--dump", "{dump}"),
             "checks nothing and cannot be combined with --dump",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from backend_parameters import random_model, rounded
 
-from pegasusx_ref import PegasusXConfig, PegasusXForConditionalGeneration, listen
+from pegasusx_ref import DEMO_CHECKPOINT, PegasusXConfig, PegasusXForConditionalGeneration, listen
 from pegasusx_ref.golden.attention import split_heads
 from pegasusx_ref.golden.embedding import sinusoidal_positions
 from pegasusx_ref.golden.global_local import Blocks, block_bounds
@@ -22,6 +22,7 @@ from pegasusx_ref.verification.diagnosis.diagnose import diagnose
 from pegasusx_ref.verification.diagnosis.error_sizes import LOW_PRECISION_POSITIONS
 from pegasusx_ref.verification.diagnosis.failed_operation import FailedOperation, LayerContext
 from pegasusx_ref.verification.diagnosis.known_bugs import KNOWN_BUGS
+from pegasusx_ref.verification.diagnosis.mask_bugs import NO_PADDING_MASK
 from pegasusx_ref.verification.verdicts import Failure
 
 pytestmark = [pytest.mark.slow, pytest.mark.unwatched]
@@ -406,6 +407,29 @@ def test_any_usual_mask_passes_and_a_wrong_one_is_diagnosed(hidden: float) -> No
     wrong = np.where(ahead, (q * np.float32(8**-0.5)) @ k.swapaxes(2, 3), np.float32(hidden))
     report = verify(model, tensors | {name: wrong}, INPUTS, "float32")
     assert [d.mistake for d in report.diagnoses] == ["the causal mask lets each token see the next one"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lengths", [(29, 13), (24, 3), (17, 9)])
+def test_without_the_mask_of_the_source_only_scores_are_wrong(dtype: str, lengths: tuple[int, int]) -> None:
+    """What follows from them is computed from the candidate's own rows of padding."""
+    inputs = {name: np.repeat(INPUTS[name], 2, axis=0) for name in ("input_ids", "decoder_input_ids")}
+    inputs["attention_mask"] = np.arange(29) < np.array(lengths)[:, None]
+    candidate = from_backend(random_model(CONFIGS["published"], 0, "numpy", dtype))
+    tensors = candidate({name: array for name, array in inputs.items() if name != "attention_mask"})
+    report = verify(random_model(CONFIGS["published"], 0), tensors, inputs, dtype)
+    assert {check.name.rpartition(".")[2] for check in report.table if check.verdict == "fail"} == {"scores"}
+    assert [finding.diagnoses[0].mistake for finding in report.findings] == [NO_PADDING_MASK]
+
+
+def test_in_float64_rounding_is_no_effect_of_a_bug() -> None:
+    """BLAS rounds the products of some rows otherwise than those of all, where there are more than a few."""
+    mask = np.arange(70) < np.array([[70], [15]])
+    inputs = {"input_ids": _rng.integers(106, 6000, (2, 70)), "decoder_input_ids": _rng.integers(106, 6000, (2, 4))}
+    candidate = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, dtype="float64")
+    golden = PegasusXForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, "golden", dtype="float64")
+    report = verify(golden, from_backend(candidate)(inputs), inputs | {"attention_mask": mask}, "float64")
+    assert [finding.diagnoses[0].mistake for finding in report.findings] == [NO_PADDING_MASK]
 
 
 @pytest.mark.parametrize("name", ["encoder.layers.0.tokens.activation", "encoder.layers.0.self_attn.local.0.scores"])

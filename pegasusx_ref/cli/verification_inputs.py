@@ -132,11 +132,11 @@ def inputs_of_dump(
         names: of the arrays that a run takes.
 
     Raises:
-        UsageError: both files hold an array, or none holds the ids.
+        UsageError: the files hold different arrays of a name, or none holds the ids.
     """
     inputs = {name: candidate[name] for name in names if name in candidate}
-    if twice := [name for name in inputs if name in given]:
-        raise UsageError(f"--dump {dump} and --inputs {batch} both hold {', '.join(twice)}: keep one")
+    if twice := [name for name in inputs if name in given and not np.array_equal(inputs[name], given[name])]:
+        raise UsageError(f"--dump {dump} and --inputs {batch} hold different {', '.join(twice)}: keep one")
     return check_ids(inputs | dict(given), dump, "add it to the dump, or pass a file of ids and masks as --inputs FILE")
 
 

@@ -46,12 +46,15 @@ def parse_arithmetic(option: str, value: str) -> Arithmetic:
         return get_arithmetic(value)
     except InputError as error:
         base, names = value.split(",")[0].strip(), {name.lower(): name for name in (*ARITHMETICS, *ALIASES)}
+        names |= SHORT_NAMES
         if base in names.values():
             raise UsageError(str(error).replace("arithmetic=", f"{option} ", 1)) from None
         near = get_close_matches(base.lower(), names, n=1)
         some = names[near[0]] if near else ", ".join((*DTYPES, "tf32"))
         raise UsageError(f"{option} {value} is not known: pass {some}, or another name that --help lists") from None
 
+
+SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 map_option = click.option(
     "--map",

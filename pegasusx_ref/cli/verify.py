@@ -92,7 +92,7 @@ from pegasusx_ref.verification.coverage import suggested_inputs
     "suggestion",
     type=OUTPUT_FILE,
     metavar="FILE",
-    help="Write ids and masks that can show every kind of fault (safetensors or npz), and check nothing.",
+    help="Write ids and masks that show what padding behind the tokens can show (safetensors or npz); check nothing.",
 )
 @click.option(
     "--gradients",

@@ -80,7 +80,7 @@ def blind_spots(config: PegasusXConfig, source_mask_BT: np.ndarray, target_mask_
 
 
 def suggested_inputs(config: PegasusXConfig, seed: int = 0, gradients: bool = False) -> dict[str, np.ndarray]:
-    """Draw ids and masks of a batch that can show every kind of fault. [spec 16.20]
+    """Draw ids and masks of a batch that shows all that padding behind the tokens can show. [spec 16.20]
 
     Args:
         config: of the model.

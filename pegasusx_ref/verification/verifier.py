@@ -103,7 +103,7 @@ def verify(
         return diagnose(failure, arithmetic, context, before, others)
 
     collector = FindingCollector(diagnoses)
-    checker = Checker(shown, valid, differences, arithmetic, collector.add, keeps_padding=gradients)
+    checker = Checker(shown, valid, differences, arithmetic, collector.add)
     with np.errstate(invalid="ignore", over="ignore"):  # what follows from NaN is NaN
         recorded: AbstractContextManager[dict[str, Any]] = record("*") if gradients else nullcontext({})
         with listen(checker), recorded as forward:

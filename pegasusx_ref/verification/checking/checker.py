@@ -32,7 +32,6 @@ class Checker:
         known: differences that are expected.
         arithmetic: what the candidate computes in.
         on_failure: called with each wrong tensor.
-        keeps_padding: go on with the candidate's own rows of padding, which have gradients, not with expected ones.
     """
 
     def __init__(
@@ -42,10 +41,8 @@ class Checker:
         known: Sequence[KnownDifference],
         arithmetic: Arithmetic,
         on_failure: Callable[[Failure], None],
-        keeps_padding: bool = False,
     ) -> None:
         self._tensors, self._valid, self._arithmetic, self._on_failure = tensors, valid, arithmetic, on_failure
-        self._keeps_padding = keeps_padding
         self.checks: list[Check] = []
         self.missing: list[str] = []
         self.rows: dict[str, RowErrors] = {}
@@ -92,8 +89,9 @@ class Checker:
         elif not is_scores and max(candidate.max(initial=0.0), -candidate.min(initial=0.0)) > CLIP:
             candidate = np.clip(candidate, -CLIP, CLIP)
         shown = candidate if can_be.all() else np.where(can_be, candidate, np.nan)
-        if self._keeps_padding:  # masked scores stay as they are
-            shown = np.where(valid[..., None] | ~np.isfinite(own) | (shown == LOWEST), shown, own)
+        if not valid.all():  # a candidate without a mask attends to its own rows of padding; masked scores stay masked
+            is_usable = np.isfinite(own) & (np.abs(own) <= CLIP) & (shown != LOWEST)
+            shown = np.where(valid[..., None] | ~is_usable, shown, own)
         return Estimate(shown, estimate.clean, names=(name,), expected=expected)
 
     def _assume(self, name: str, estimate: Estimate) -> Estimate | None:

@@ -11,6 +11,7 @@ from pegasusx_ref.verification.verdicts import WARN, Failure
 
 TINY = 1e-300
 NUM_SAMPLED = 4  # rows that a bug of attention must explain before all are computed: the worst ones, and as many others
+ROUNDING = 8 * np.finfo(np.float64).eps
 MAX_GROWTH = 100.0  # of an error, where a bug makes scores larger
 
 
@@ -83,10 +84,15 @@ def fit_error(failure: Failure, arithmetic: Arithmetic, wrong: np.ndarray) -> tu
         return None
     found, wrong = np.where(seen, found, 0.0), np.where(seen, wrong, 0.0)
     value = np.where(seen & should_be_seen, value, wrong)  # the mask itself was compared above
+    # Both are computed in float64, the variant perhaps for some rows alone: rounding is no effect of the bug.
+    is_rounding = np.abs(wrong - value) <= ROUNDING * np.abs(wrong).max(axis=1, keepdims=True)
+    value = np.where(is_rounding, wrong, value)
     # A wrong value that is larger than the right one also has larger rounding errors.
     sizes = ratio((wrong**2).sum(axis=1, keepdims=True), (value**2).sum(axis=1, keepdims=True))
     variance = variance * np.maximum(1.0, np.where(has_right_shape, sizes, 1.0))
-    # A key that is not masked but should be is padding, whose rows are not the candidate's own.
+    # A key that should be masked has the rounding errors of the row's others, and may be the expected row of padding.
+    of_others = ratio(np.where(should_be_seen, variance, 0.0).sum(axis=1), should_be_seen.sum(axis=1))
+    variance = np.where(should_be_seen, variance, of_others[:, None])
     variance += (arithmetic.result * wrong) ** 2 * np.where(should_be_seen, 1 / 3, 100.0)
     if (
         has_right_shape
