@@ -13,6 +13,7 @@ from backend_parameters import random_model, rounded
 from pegasusx_ref import DEMO_CHECKPOINT, PegasusXConfig, PegasusXForConditionalGeneration, listen
 from pegasusx_ref.golden.attention import split_heads
 from pegasusx_ref.golden.embedding import sinusoidal_positions
+from pegasusx_ref.golden.feed_forward import linear
 from pegasusx_ref.golden.global_local import Blocks, block_bounds
 from pegasusx_ref.golden.normalization import layer_norm
 from pegasusx_ref.verification import from_backend, verify
@@ -464,6 +465,17 @@ def test_positions_that_restart_are_not_low_precision() -> None:
     assert report.first_failure is not None
     bug = "positions start again after 256 tokens"
     assert (report.first_failure.name, [d.mistake for d in report.diagnoses]) == ("encoder.embeddings", [bug])
+
+
+def test_an_encoder_output_that_is_normalized_again_is_diagnosed() -> None:
+    model = random_model(CONFIGS["published"], 0)
+    tensors = dict(from_backend(random_model(CONFIGS["published"], 0, "numpy", "float32"))(INPUTS))
+    place = "decoder.layers.0.encoder_attn"
+    weight, bias = (model.weights[f"{place}_layer_norm.{part}"] for part in ("weight", "bias"))
+    again = layer_norm(tensors["encoder.layer_norm"], weight, bias, CONFIGS["published"].layer_norm_eps)
+    wrong = linear(again, model.weights[f"{place}.k_proj.weight"])
+    report = verify(model, tensors | {f"{place}.k_proj": wrong}, INPUTS, "float32")
+    assert report.diagnoses[0].mistake == "the encoder's output is normalized again, as queries are"
 
 
 def test_keys_used_as_values_are_diagnosed_in_blocks() -> None:

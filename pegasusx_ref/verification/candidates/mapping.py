@@ -64,7 +64,10 @@ def add_tensors(mapped: MappedTensors, tensors: Mapping[str, Any], group: list[L
     if not optional:
         some = ", ".join(shown(name) for name in list(tensors)[:3]) or "none at all"
         more = ", …" if len(tensors) > 3 else ""
-        raise InputError(f"mapping: {group[0]} matches no tensor of the candidate, which has {some}{more}")
+        raise InputError(
+            f"mapping: {group[0]} matches no tensor of the candidate, which has {some}{more}: correct the name, or set "
+            "optional = true"
+        )
 
 
 def find_tensors(mapped: MappedTensors, tensors: Mapping[str, Any], line: Line) -> Iterator[tuple[str, Source]]:

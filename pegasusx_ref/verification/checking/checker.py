@@ -167,7 +167,8 @@ class Checker:
             note=note or (self._tensors.notes.get(name, "") if is_wrong else ""),
             largest_error=compared.largest_error,
         )
-        return check._replace(rho=INF, error=INF, end_to_end=INF) if note == NOT_FINITE else check
+        is_infinite = note == NOT_FINITE or check.error == HUGE  # a score that is masked on one side only
+        return check._replace(rho=INF, error=INF, end_to_end=INF) if is_infinite else check
 
     def _narrow(self, estimate: Estimate, candidate: np.ndarray, valid: np.ndarray, is_wrong: bool) -> None:
         """Keep the arithmetics in which a tensor passes; one that passes in the given one passes in coarser ones."""

@@ -85,11 +85,13 @@ def wrong_inputs(op: FailedOperation) -> RowVariants:
         return linear(rows(other), weight, bias)
 
     found: RowVariants = {f"its input is {name}": partial(of, other) for name, other in other_inputs(op).items()}
-    norm = parameter_place(own_input(op.name))
+    cross = re.search(r"(.*encoder_attn)\.[kv]_proj$", op.name)  # the encoder's output is normalized already
+    norm = f"{cross[1]}_layer_norm" if cross else parameter_place(own_input(op.name))
     if norm.endswith("layer_norm") and is_input_shown(op):
         scale, shift = (op.layer.weights[f"{norm}.{part}"] for part in ("weight", "bias"))
         eps = op.layer.config.layer_norm_eps
-        found["its input is normalized twice"] = lambda rows: of(layer_norm(x, scale, shift, eps), rows)
+        bug = "the encoder's output is normalized again, as queries are" if cross else "its input is normalized twice"
+        found[bug] = lambda rows: of(layer_norm(x, scale, shift, eps), rows)
     return found
 
 
