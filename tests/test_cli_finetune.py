@@ -137,7 +137,7 @@ WRONG: list[tuple[Callable[[], object], tuple[object, ...], str]] = [
     (lambda: None, ("--device", "cuda:7"), "backend 'torch' has no device 'cuda:7'"),
     (lambda: None, ("--out", "train.jsonl"), "train.jsonl: Not a directory"),
     (lambda: None, ("--dropout", 1.5), "Invalid value for '--dropout'"),
-    (not_json, (), "train.jsonl: no row has a text in the columns 'document' and 'summary' (row 1: not JSON"),
+    (not_json, (), "line 1 column 2 (char 1))): write pairs into it"),
 ]
 
 

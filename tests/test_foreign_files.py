@@ -177,10 +177,16 @@ def test_a_folder_of_something_else_is_called_what_it_is(tmp_path: Path, kind: s
 def test_a_fine_tuning_run_leads_to_its_checkpoints(tmp_path: Path) -> None:
     fill(tmp_path / "model", ["state.safetensors", "log.csv"])
     for name in ("last", "best"):
-        SMALL.save_pretrained(tmp_path / "model" / name)
+        PegasusXForConditionalGeneration.from_random(SMALL).save_pretrained(tmp_path / "model" / name)
     assert f"its folders hold checkpoints ('best', 'last'): pass one, such as {tmp_path}/model/best" in failure(
         tmp_path / "model"
     )
+
+
+def test_a_folder_without_weights_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    fill(tmp_path / "model", ["tf_model.h5"])
+    SMALL.save_pretrained(tmp_path / "model" / "onnx")
+    assert "TensorFlow weights" in failure(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["flax_model.msgpack", "checkpoint_500000", "params.msgpack"])

@@ -46,7 +46,10 @@ def foreign_content(folder: Path) -> str | None:
     steps = sorted((int(match[1]), name) for name in names if (match := STEP.fullmatch(name)))
     if steps:
         return f"it holds the checkpoints of a training run: pass one, such as {folder / steps[-1][1]}"
-    if parts := [name for name in names if (folder / name / CONFIG).is_file()]:
+    parts = [
+        name for name in names if (folder / name / CONFIG).is_file() and any((folder / name).glob("*.safetensors"))
+    ]
+    if parts:
         return (
             f"its folders hold checkpoints ({', '.join(map(shown, parts[:3]))}): pass one, such as {folder / parts[0]}"
         )

@@ -58,17 +58,18 @@ def read_corpus(path: str | Path, source_column: str, target_column: str) -> Cor
     check_readable(path)
     columns = (source_column, target_column)
     pairs: list[Pair] = []
-    num_skipped, first = 0, ""
+    num_skipped, first, has_rows = 0, "", False
     with reading(path, f"a {path.suffix} file of pairs", InputError), open_regular(path) as file:
         for place, row in TABLES[path.suffix](file, columns):
             problem = row if isinstance(row, str) else _problem(row, columns)
+            has_rows |= not isinstance(row, str)
             if isinstance(row, str) or problem:
                 num_skipped += 1
                 first = first or f"row {place}: {problem}"
             else:
                 pairs.append(Pair(place, row[source_column], row[target_column]))
     if not pairs:
-        remedy = "name the columns that hold the texts" if "column" in first else "write pairs into it"
+        remedy = "name the columns that hold the texts" if has_rows else "write pairs into it"
         raise InputError(
             f"{path}: no row has a text in the columns {shown(source_column)} and {shown(target_column)}"
             f"{f' ({first})' if first else ', because it has no rows'}: {remedy}"
