@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_parameters import reference
+from backend_parameters import random_model, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from padded_batch import INPUTS
@@ -97,6 +97,26 @@ def test_parameters_may_be_stored_in_float32() -> None:
     assert get_arithmetic("bfloat16").stored == "bfloat16"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_residual_stream_can_be_held_to_float32(dtype: str) -> None:
+    """As in our backends: in the dtype itself it passes otherwise."""
+    strict = f"{dtype}, residual=float32"
+    report = simulated(dtype, CONFIG, 0, INPUTS, strict)
+    assert report.first_failure is not None
+    assert report.first_failure.name == "encoder.embeddings"  # a scale of 1 leaves rows of the table as they are
+    wrong = {check.operation for check in report.table if check.verdict == "fail"}
+    assert wrong <= {"embed_tokens", "add_positions", "add", "linear"}
+    assert simulated(dtype, CONFIG, 0, INPUTS, dtype).passed
+
+
+def test_our_half_precision_has_a_residual_stream_in_float32() -> None:
+    """In bfloat16 a CPU's products round it."""
+    pytest.importorskip("torch")
+    tensors = from_backend(random_model(CONFIG, 0, "torch", "float16"))(INPUTS)
+    golden = reference(CONFIG, 0, "float16")
+    assert verify(golden, tensors, INPUTS, "float16, residual=float32").passed
+
+
 def test_other_names_stand_for_the_same_arithmetic() -> None:
     for name, same in ALIASES.items():
         assert get_arithmetic(name)._replace(name="") == ARITHMETICS[same]._replace(name="")
@@ -109,7 +129,10 @@ def test_other_names_stand_for_the_same_arithmetic() -> None:
     [
         ("int8", "arithmetic='int8' is not known: pass one of float64, float32, tf32"),
         (None, "arithmetic=None is not known"),
-        ("float32, softmax=int8", "'softmax=int8' is not known: pass softmax= or parameters= with one of float64"),
+        (
+            "float32, softmax=int8",
+            "'softmax=int8' is not known: pass softmax=, parameters= or residual= with one of float64",
+        ),
         ("float32, sums=float16", "'sums=float16' is not known"),
         ("float32,", "'' is not known"),
     ],

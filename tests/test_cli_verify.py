@@ -130,7 +130,7 @@ def test_verify_keeps_an_older_report_if_it_cannot_run(tmp_path: Path) -> None:
         (["--dtype", "BFloat16"], "--dtype BFloat16 is not known: pass bfloat16, or"),
         (
             ["--dtype", "float32, sum=float16"],
-            "--dtype 'float32, sum=float16': 'sum=float16' is not known: pass softmax= or parameters= with one of ",
+            "--dtype 'float32, sum=float16': 'sum=float16' is not known: pass softmax=, parameters= or ",
         ),
         (["--known", "nowhere.txt"], "nowhere.txt: cannot be read: No such file or directory"),
         (["--layers", "encoder.99"], "layers: 'encoder.99': the model has the encoder layers 0 to 2"),

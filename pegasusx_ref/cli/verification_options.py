@@ -28,7 +28,7 @@ def arithmetic_option(name: str) -> Callable[[Any], Any]:
         metavar="NAME",
         callback=lambda _, __, value: parse_arithmetic(name, value),
         help=f"What the implementation computes in: {', '.join(ARITHMETICS)}; settings may follow, such as "
-        "'bfloat16, softmax=bfloat16, parameters=float32'.",
+        "'bfloat16, softmax=bfloat16, parameters=float32, residual=float32'.",
     )
 
 

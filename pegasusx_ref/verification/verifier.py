@@ -54,7 +54,8 @@ def verify(
         inputs: input_ids (B, T), attention_mask (B, T), decoder_input_ids (B, L), decoder_attention_mask (B, L); the
             masks are optional.
         arithmetic: what the candidate computes in: "float64", "float32", "tf32", "bfloat16", "float16", a name of JAX
-            or cuBLAS such as "BF16_BF16_F32", with settings: "bfloat16, softmax=bfloat16, parameters=float32".
+            or cuBLAS such as "BF16_BF16_F32", with settings: "bfloat16, softmax=bfloat16, parameters=float32", or
+            residual=float32.
         known: differences that do not fail: lines such as "encoder.embeddings: float32 positions, error < 1e-4", a
             file of them, or the name of a list that comes with this package, "transformers" or "flax".
         layers: names of the only layers to check, such as "encoder.0" and "decoder.2-4", which start from the

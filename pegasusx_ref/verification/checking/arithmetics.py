@@ -24,6 +24,7 @@ class Arithmetic(NamedTuple):
         parameters: of weights where they are used, if they are stored in a finer dtype than results; otherwise 0.
         dtype: of results.
         stored: the dtype in which parameters are stored.
+        residual: of results that belong to the residual stream, and of the logits: as `result`, or finer.
     """
 
     name: str
@@ -35,10 +36,16 @@ class Arithmetic(NamedTuple):
     parameters: float
     dtype: str
     stored: str
+    residual: float
+
+    def of_residual(self) -> "Arithmetic":
+        """Return the arithmetic of operations whose results belong to the residual stream, and of the logits."""
+        tiny = min(self.tiny, TINY) if self.residual < self.result else self.tiny
+        return self._replace(result=self.residual, tiny=tiny)
 
 
 def _arithmetic(name: str, dtype: str, operand: float, total: float, result: float, tiny: float) -> Arithmetic:
-    return Arithmetic(name, operand, total, result, tiny, total, 0.0, dtype, dtype)
+    return Arithmetic(name, operand, total, result, tiny, total, 0.0, dtype, dtype, result)
 
 
 # The names of JAX (DotAlgorithmPreset: operands, sums) stand for products of float32 arrays, as on a TPU. In x3, x6 and
@@ -74,14 +81,15 @@ ALIASES = {
     "CUBLAS_COMPUTE_16F": "F16_F16_F16",
 }
 DTYPES = {"float64": FLOAT64, "float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
-SETTINGS = ("softmax", "parameters")
+SETTINGS = ("softmax", "parameters", "residual")
 
 
 def get_arithmetic(name: str | Arithmetic) -> Arithmetic:
     """Return the arithmetic of a name such as "bfloat16, softmax=bfloat16, parameters=float32". [spec 16.19]
 
     Args:
-        name: a key of `ARITHMETICS` or `ALIASES`, and settings: the dtype inside a softmax, and that of the parameters.
+        name: a key of `ARITHMETICS` or `ALIASES`, and settings: the dtype inside a softmax, that of the parameters, and
+            that of the residual stream with the logits.
 
     Raises:
         InputError: the name, a setting or its dtype is unknown.
@@ -96,11 +104,13 @@ def get_arithmetic(name: str | Arithmetic) -> Arithmetic:
         what, _, dtype = (part.strip() for part in setting.partition("="))
         if what not in SETTINGS or dtype not in DTYPES:
             raise InputError(
-                f"arithmetic={shown(name)}: {shown(setting)} is not known: pass softmax= or parameters= with one of "
-                f"{', '.join(DTYPES)}"
+                f"arithmetic={shown(name)}: {shown(setting)} is not known: pass softmax=, parameters= or residual= "
+                f"with one of {', '.join(DTYPES)}"
             )
         if what == "softmax":
             found = found._replace(softmax=DTYPES[dtype])
+        elif what == "residual":
+            found = found._replace(residual=DTYPES[dtype])
         else:
             rounded = found.result if DTYPES[dtype] < DTYPES[found.dtype] else 0.0
             found = found._replace(parameters=rounded, stored=dtype)
@@ -109,7 +119,7 @@ def get_arithmetic(name: str | Arithmetic) -> Arithmetic:
 
 def is_coarser(one: Arithmetic, other: Arithmetic) -> bool:
     """Return whether no roundoff of an arithmetic is smaller than the other's: what passes there passes here."""
-    parts = ("operand", "sum", "result", "tiny", "softmax", "parameters")
+    parts = ("operand", "sum", "result", "tiny", "softmax", "parameters", "residual")
     return all(getattr(one, part) >= getattr(other, part) for part in parts)
 
 

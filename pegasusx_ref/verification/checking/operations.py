@@ -89,7 +89,7 @@ class CheckingOperations(GoldenBackend):
 
         def errors(a: Arithmetic) -> Errors:
             # The product is rounded, and the scale may be.
-            return rounding_errors(a, value, (0 if scale == 1 else 2) + is_quantized + bool(a.parameters))
+            return rounding_errors(a.of_residual(), value, (0 if scale == 1 else 2) + is_quantized + bool(a.parameters))
 
         settings = {"ids": ids_BT, "table": table, "scale": scale, "matrix": table_VD if is_quantized else None}
         origin = Origin("embed_tokens", (), settings, lambda: value, errors)
@@ -100,7 +100,7 @@ class CheckingOperations(GoldenBackend):
         positions_TD = embedding.sinusoidal_positions(start, T, D)
 
         def errors(a: Arithmetic, x: np.ndarray, y: np.ndarray) -> Errors:
-            return error_bounds.position_errors(a, positions_TD, y, start + T - 1)
+            return error_bounds.position_errors(a.of_residual(), positions_TD, y, start + T - 1)
 
         x = self.exact(x_BTD)
         return self._apply("add_positions", lambda x: x + positions_TD, errors, lambda _, of_x: of_x, x, start=start)
@@ -119,7 +119,10 @@ class CheckingOperations(GoldenBackend):
 
         return self._apply("layer_norm", golden, errors, inherited, x, **settings)
 
-    def linear(self, x: Any, weight: Any, bias: np.ndarray | None = None) -> Estimate:
+    def linear_full_precision(self, x: Any, weight: Any, bias: np.ndarray | None = None) -> Estimate:
+        return self.linear(x, weight, bias, is_residual=True)
+
+    def linear(self, x: Any, weight: Any, bias: np.ndarray | None = None, is_residual: bool = False) -> Estimate:
         # The numbers of a quantized matrix, code times scale, may be rounded to the candidate's precision.
         matrix = weight if isinstance(weight, QuantizedMatrix) else None
         weight, x = dense(weight, self.dtype), self.exact(x)
@@ -128,15 +131,13 @@ class CheckingOperations(GoldenBackend):
             return feed_forward.linear(x, weight, bias)
 
         def errors(a: Arithmetic, x: np.ndarray, y: np.ndarray) -> Errors:
-            rounded = (matrix is not None) + bool(a.parameters)
+            rounded, a = (matrix is not None) + bool(a.parameters), a.of_residual() if is_residual else a
             return error_bounds.product_errors(a, x, weight.T, y, rounded, bias=bias)
 
         def inherited(_: np.ndarray, of_x: np.ndarray) -> np.ndarray:
             return propagation.through_product(x.value, weight.T, of_x, None)
 
         return self._apply("linear", golden, errors, inherited, x, weight=weight, bias=bias, matrix=matrix)
-
-    linear_full_precision = linear
 
     def activation(self, x: Any, name: str) -> Estimate:  # type: ignore[override]
         def errors(a: Arithmetic, x: np.ndarray, y: np.ndarray) -> Errors:
@@ -152,7 +153,7 @@ class CheckingOperations(GoldenBackend):
 
     def add(self, x: Any, y: Any) -> Estimate:  # type: ignore[override]
         def errors(a: Arithmetic, x: np.ndarray, y: np.ndarray, total: np.ndarray) -> Errors:
-            return rounding_errors(a, total)
+            return rounding_errors(a.of_residual(), total)
 
         def inherited(_: np.ndarray, *variances: np.ndarray | None) -> np.ndarray:
             return sum((variance for variance in variances if variance is not None), np.zeros(()))

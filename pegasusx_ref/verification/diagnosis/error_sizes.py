@@ -89,7 +89,8 @@ def size_of_rounding(failure: Failure, arithmetic: Arithmetic) -> str | None:
     squares = np.where(seen, (failure.candidate - value) ** 2, 0.0)
     ratios: dict[str, float] = {}
     for other in ARITHMETICS.values():
-        coarse = other._replace(result=max(other.result, arithmetic.result))
+        result, residual = max(other.result, arithmetic.result), max(other.residual, arithmetic.residual)
+        coarse = other._replace(result=result, residual=residual)
         if other.sum < arithmetic.sum or coarse[1:4] <= arithmetic[1:4] or (other.operand and not is_product):
             continue
         variance = np.where(seen, origin.errors(coarse).variance, 0.0)
