@@ -114,7 +114,10 @@ WRONG_MAPPINGS: dict[str, tuple[Any, str]] = {
     "no trace point": ({"encoder.layer.0.fc1": "x"}, r"'encoder.layer.0.fc1' is not a trace point; the nearest"),
     "no trace point near": ({"logits": "x"}, r"'logits' is not a trace point; see pegasusx_ref.TRACE_POINTS"),
     "a typing error": ({"lm_heed": "x"}, r"'lm_heed' is not a trace point; the nearest name: 'lm_head'"),
-    "nothing of that name": ({"lm_head": "y"}, r"lm_head = 'y' matches no tensor of the candidate, which has 'x'$"),
+    "nothing of that name": (
+        {"lm_head": "y"},
+        r"lm_head = 'y' matches no tensor of the candidate, which has 'x': cor",
+    ),
     "not a line": ({"lm_head": 3}, r"lm_head = 3: expected a name, or \{name = …"),
     "an unknown step": ({"lm_head": {"name": "x", "flip": [0]}}, r"'flip' is not a step: pass one of concat, "),
     "a step's typing error": ({"lm_head": {"name": "x", "reshap": [0]}}, r"'reshap' is not a step; .*: 'reshape'$"),

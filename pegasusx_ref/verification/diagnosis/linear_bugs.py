@@ -85,13 +85,14 @@ def wrong_inputs(op: FailedOperation) -> RowVariants:
         return linear(rows(other), weight, bias)
 
     found: RowVariants = {f"its input is {name}": partial(of, other) for name, other in other_inputs(op).items()}
-    cross = re.search(r"(.*encoder_attn)\.[kv]_proj$", op.name)  # the encoder's output is normalized already
-    norm = f"{cross[1]}_layer_norm" if cross else parameter_place(own_input(op.name))
-    if norm.endswith("layer_norm") and is_input_shown(op):
-        scale, shift = (op.layer.weights[f"{norm}.{part}"] for part in ("weight", "bias"))
-        eps = op.layer.config.layer_norm_eps
-        bug = "the encoder's output is normalized again, as queries are" if cross else "its input is normalized twice"
-        found[bug] = lambda rows: of(layer_norm(x, scale, shift, eps), rows)
+    norms = {"its input is normalized twice": parameter_place(own_input(op.name))}
+    if match := re.search(r"(.*encoder_attn)\.[kv]_proj$", op.name):
+        norms["the encoder's output is normalized again, as queries are"] = f"{match[1]}_layer_norm"
+    for bug, norm in norms.items():
+        if norm.endswith("layer_norm") and is_input_shown(op):
+            scale, shift = (op.layer.weights[f"{norm}.{part}"] for part in ("weight", "bias"))
+            twice = layer_norm(x, scale, shift, op.layer.config.layer_norm_eps)
+            found[bug] = partial(of, twice)
     return found
 
 
