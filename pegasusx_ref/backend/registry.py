@@ -71,7 +71,7 @@ def get_backend(
     device = "cpu" if isinstance(device, int) and device == -1 else device  # as in transformers
     dtype = dtype_name(dtype)
     if dtype not in backend_class.dtypes:
-        others = [other for other in backend_names() if dtype in _declared_dtypes(other)]
+        others = [other for other in backend_names() if dtype in declared_dtypes(other)]
         remedy = f": choose backend {' or '.join(others)}" if others else ""
         raise BackendError(
             f"backend {name!r} does not compute in {shown(dtype)}: it declares {', '.join(backend_class.dtypes)} "
@@ -121,7 +121,7 @@ def _announced() -> dict[str, list["EntryPoint"]]:
     return found
 
 
-def _declared_dtypes(name: str) -> Sequence[str]:
+def declared_dtypes(name: str) -> Sequence[str]:
     """Return the dtypes of a backend's class; none if it cannot be loaded."""
     try:
         dtypes: Sequence[str] = _load(name).dtypes

@@ -9,7 +9,7 @@ import numpy as np
 
 from pegasusx_ref.backend import Backend, QuantizedMatrix
 from pegasusx_ref.backend.arrays import numpy_dtype
-from pegasusx_ref.backend.registry import dtype_name, get_backend
+from pegasusx_ref.backend.registry import declared_dtypes, dtype_name, get_backend
 from pegasusx_ref.checkpoint import PREFIX, write_checkpoint
 from pegasusx_ref.checkpoint.bitsandbytes import form_of
 from pegasusx_ref.checkpoint.file_names import CONFIG, GENERATION
@@ -282,14 +282,12 @@ def _backend(
     if dtype is None and quantization is not None:
         dtype = quantization.compute_dtype
     dtype = "float32" if dtype is None else dtype
-    try:
+    is_exact = quantization is None or not quantization.may_use_float32
+    if is_exact or dtype_name(dtype) not in ("bfloat16", "float16") or dtype_name(dtype) in declared_dtypes(name):
         return get_backend(name, device=device, dtype=dtype)
-    except BackendError:
-        if quantization is None or not quantization.may_use_float32 or dtype_name(dtype) not in ("bfloat16", "float16"):
-            raise
-        ops = get_backend(name, device=device, dtype="float32")
-        warnings.warn(
-            f"backend {name!r} does not compute in {dtype_name(dtype)}: the quantized model computes in float32",
-            stacklevel=3,
-        )
-        return ops
+    ops = get_backend(name, device=device, dtype="float32")
+    warnings.warn(
+        f"backend {name!r} does not compute in {dtype_name(dtype)}: the quantized model computes in float32",
+        stacklevel=3,
+    )
+    return ops
